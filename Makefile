@@ -1,0 +1,80 @@
+# Everything a person types. Each target first makes the environment it needs; the second time that is instant.
+#
+#   PYTHON            the Python to build the environment with (default: the first one here from 3.11 on)
+#   ARGS              passed on: `make up ARGS="--workers 2"`, `make test ARGS="tests/unit -k oip"`
+#   UV_TORCH_BACKEND  uv's own: `UV_TORCH_BACKEND=cpu make demo` installs torch without its CUDA libraries, where that
+#                     build can be reached: less than a tenth of the download
+.DEFAULT_GOAL := help
+.PHONY: help demo up test lint format clean environment constraints java
+SHELL := bash
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := local,cpu,demo,test
+# The environment is made anew when what it holds is declared anew, wherever the checkout came from.
+WANTED := $(shell cat pyproject.toml constraints.txt | cksum | tr -d ' ')
+STAMP := $(VENV)/made-of-$(WANTED)
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(python) -c "$(NEW_ENOUGH)" 2>/dev/null && echo $(python))))
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: environment java ## two real models: uploaded, gated, served by HTTP and from Kafka; ends by itself
+	@$(BIN)/aiaas demo $(ARGS)
+
+up: environment java ## the whole platform on this machine, until Ctrl-C
+	@$(BIN)/aiaas up $(ARGS)
+
+test: lint java ## lint, then every test suite on a real Kafka and a real Redis
+	@echo "make test: running the test suites"
+	@$(BIN)/pytest $(ARGS)
+
+lint: environment ## ruff, mypy (strict) and the import contracts
+	@echo "make lint: ruff, mypy, import-linter"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: environment ## rewrite the code as ruff wants it
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+clean: ## remove what these commands made here: environment, caches, local data
+	@echo "make clean: removing $(VENV), .aiaas, build output and caches"
+	@rm -rf $(VENV) .aiaas build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+constraints: environment ## pin the newest versions that fit pyproject.toml
+	@$(BIN)/uv pip compile --upgrade --universal --all-extras --python-version 3.11 --no-annotate --no-header --quiet \
+		-o constraints.txt pyproject.toml
+
+environment: $(STAMP)
+
+$(STAMP): | python
+	@echo "make: building the environment in $(VENV) (once; some gigabytes, mostly torch)"
+	@"$(PYTHON)" -m venv $(VENV) || { \
+		echo "make: '$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv; then make again." >&2; \
+		exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv && \
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[$(EXTRAS)]' || { \
+		echo "make: installing failed, see above. The package index must be reachable; then make again." >&2; \
+		exit 1; }
+	@rm -f $(VENV)/made-of-* && touch $@
+
+.PHONY: python
+python:
+	@test -n "$(PYTHON)" || { \
+		echo "make: no Python 3.11 or newer is here. Install one (Debian: apt-get install python3 python3-venv)," \
+			"or name one: make PYTHON=/path/to/python3." >&2; \
+		exit 1; }
+	@"$(PYTHON)" -c "$(NEW_ENOUGH)" || { echo "make: $(PYTHON) is older than Python 3.11." >&2; exit 1; }
+
+# A warning, not an error: the local stack then runs on the embedded broker, and says so again.
+java:
+	@test -n "$$AIAAS_KAFKA_BOOTSTRAP_SERVERS" || { command -v mvn && java --version; } >/dev/null 2>&1 || \
+		echo "make: no JDK (17 or newer) and Maven here, so the embedded in-memory broker takes Apache Kafka's place." \
+			"On Debian and Ubuntu: apt-get install openjdk-17-jdk-headless maven." >&2

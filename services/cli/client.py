@@ -1,0 +1,142 @@
+"""The gateway's HTTP, as the commands need it: paths and errors in one place, answers as they came.
+
+Synchronous, since a command does one thing at a time. Every wait is bounded; nothing is retried, except by whoever
+follows something over time (`follow.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Self
+from urllib.parse import quote
+
+import httpx
+import typer
+
+from services.cli.errors import NotTried, Refused
+from services.cli.where import gateway_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from types import TracebackType
+
+Url = Annotated[
+    str | None, typer.Option("--url", envvar="AIAAS_GATEWAY_URL", help="The gateway; by default the stack's that runs.")
+]
+"""The option of every command that talks to the gateway."""
+
+_CONNECT_TIMEOUT_S = 5.0
+_ANSWER_TIMEOUT_S = 30.0
+_UNAUTHORIZED = 401
+
+
+class Gateway:
+    """One gateway. Methods raise `NotTried` when nothing answers, `Refused` when it answers with an error."""
+
+    def __init__(self, url: str | None = None) -> None:
+        self.url = gateway_url(url)
+        key = os.environ.get("AIAAS_API_KEY")
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(_ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: tuple[type[BaseException], BaseException, TracebackType]) -> None:
+        self._http.close()
+
+    def models(self) -> list[dict[str, Any]]:
+        """All models, each with its versions."""
+        answer: list[dict[str, Any]] = self._json("GET", "/v2/repository/models")
+        return answer
+
+    def versions(self, model: str) -> dict[str, Any]:
+        """A model with its versions."""
+        return self._map("GET", f"{_model(model)}/versions")
+
+    def version(self, model: str, number: int) -> dict[str, Any]:
+        """A version: its state, its variants with what was measured, and why others were rejected."""
+        return self._map("GET", f"{_model(model)}/versions/{number}")
+
+    def upload(self, model: str, content: Iterable[bytes], byte_size: int, version: int | None) -> dict[str, Any]:
+        """Stream an ONNX file of `byte_size` bytes to the gateway; returns when it is in the log."""
+        return self._map(
+            "POST",
+            f"{_model(model)}/versions",
+            params={"format": "onnx", **({"version": version} if version is not None else {})},
+            content=content,
+            headers={"content-type": "application/octet-stream", "content-length": str(byte_size)},
+        )
+
+    def change(self, model: str, what: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Append a decision on a model to the log: `rollback`, `traffic`, `retire`, `versions/{v}/promote`, …"""
+        return self._map("POST", f"{_model(model)}/{what}", **({"json": body} if body is not None else {}))
+
+    def metadata(self, model: str, version: int | None = None) -> dict[str, Any]:
+        """A model's inputs and outputs, as the Open Inference Protocol describes them."""
+        return self._map("GET", _served(model, version))
+
+    def infer(
+        self, model: str, version: int | None, body: bytes, header_length: int, *, timeout_s: float, wait: bool = True
+    ) -> dict[str, Any]:
+        """An inference in the protocol's binary form, answered in JSON; without `wait`, where to ask for the answer."""
+        headers = {
+            "content-type": "application/octet-stream",
+            "inference-header-content-length": str(header_length),
+            **({} if wait else {"prefer": "respond-async"}),
+        }
+        patience = httpx.Timeout(timeout_s + _ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+        return self._map("POST", f"{_served(model, version)}/infer", content=body, headers=headers, timeout=patience)
+
+    def request(self, model: str, request_id: str) -> dict[str, Any]:
+        """The state of a request, and its result once it has one."""
+        return self._map("GET", f"{_served(model)}/requests/{quote(request_id, safe='')}")
+
+    def cancel(self, model: str, request_id: str) -> dict[str, Any]:
+        """Cancel a request; the state that it then has, which is another if the answer was faster."""
+        return self._map("DELETE", f"{_served(model)}/requests/{quote(request_id, safe='')}")
+
+    def _map(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self._json(method, path, **options)
+        return answer
+
+    def _json(self, method: str, path: str, **options: Any) -> Any:
+        with _reached(self.url):
+            response = self._http.request(method, path, **options)
+        if response.is_error:
+            raise _refusal(response)
+        return response.json()
+
+
+def _model(name: str) -> str:
+    return f"/v2/repository/models/{quote(name, safe='')}"
+
+
+def _served(name: str, version: int | None = None) -> str:
+    return f"/v2/models/{quote(name, safe='')}" + (f"/versions/{version}" if version is not None else "")
+
+
+@contextmanager
+def _reached(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.TransportError, httpx.InvalidURL) as err:
+        raise NotTried(
+            f"No gateway answers at {url} ({err or type(err).__name__}): `aiaas up` starts a platform here, "
+            "--url or AIAAS_GATEWAY_URL names another."
+        ) from err
+
+
+def _refusal(response: httpx.Response) -> Refused | NotTried:
+    """The gateway's sentence; whatever else answered, say so."""
+    if response.status_code == _UNAUTHORIZED:
+        return NotTried("The gateway wants an API key that it knows: set AIAAS_API_KEY.")
+    try:
+        message = str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        message = f"{response.url} answered {response.status_code} and no reason: is that a gateway?"
+    return Refused(message, response.status_code)

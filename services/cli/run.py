@@ -1,0 +1,32 @@
+"""`aiaas gateway | worker | optimizer | monitor`: one service in this process, configured by its variables."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from services.cli.errors import NotTried
+
+if TYPE_CHECKING:
+    import typer
+
+_EXTRAS = {"gateway": "gateway", "worker": "worker,cpu", "optimizer": "optimizer,cpu", "monitor": "monitor"}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add one command a service."""
+    for name in _EXTRAS:
+        app.command(name, help=f"Run the {name} in the foreground.", rich_help_panel="One service")(_runs(name))
+
+
+def _runs(name: str) -> typer.models.CommandFunctionType:  # type: ignore[type-var]
+    def run() -> None:
+        try:
+            service = importlib.import_module(f"services.{name}.__main__")
+        except ModuleNotFoundError as err:
+            raise NotTried(
+                f"The {name} needs the package {err.name!r}, which is not installed: pip install 'aiaas[{_EXTRAS[name]}]'."
+            ) from err
+        service.main()
+
+    return run

@@ -1,0 +1,137 @@
+"""Answers as HTTP: the one table from error codes to statuses, error bodies, and results as the caller asked for them.
+
+An error's body is `{"error": sentence, "code": code}`; OIP clients read the first, programs the second. 503 always says
+when to try again. 499 is only logged: the client had gone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from starlette.responses import Response
+
+from shared import oip
+from shared.errors import AiaasError, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shared.oip import InferenceRequest
+    from shared.replies import Result
+
+CLIENT_GONE: Final = 499
+UNAVAILABLE: Final = 503
+
+STATUS_OF_CODE: Final = {
+    "invalid_input": 400,
+    "invalid_id": 400,
+    "digest_mismatch": 400,
+    "artifact_not_found": 400,  # the caller's claim check names nothing
+    "unauthorized": 401,
+    "unknown_model": 404,
+    "unknown_version": 404,
+    "unknown_request": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "stalled": 408,
+    "conflict": 409,
+    "id_conflict": 409,
+    "duplicate_unresolved": 409,
+    "cancelled": 409,
+    "model_retired": 410,
+    "too_large": 413,
+    "model_rejected": 422,
+    "not_ready": UNAVAILABLE,
+    "overloaded": UNAVAILABLE,
+    "log_unavailable": UNAVAILABLE,
+    "replies_unavailable": UNAVAILABLE,
+    "store_unavailable": UNAVAILABLE,
+    "stopping": UNAVAILABLE,
+    "deadline_exceeded": 504,
+    "run_timeout": 504,
+    "execution_failed": 500,
+    "worker_crashed": 500,
+}
+"""Any other code is 500."""
+
+
+class JsonResponse(Response):
+    """A body that orjson prints: raw JSON within it (`orjson.Fragment`) is not parsed again."""
+
+    media_type = oip.JSON
+
+    def render(self, content: Any) -> bytes:
+        """The body's bytes."""
+        return orjson.dumps(content)
+
+
+def error(code: str, message: str) -> Response:
+    """An error, its status by its code."""
+    status = STATUS_OF_CODE.get(code, 500)
+    headers = {}
+    if status == UNAVAILABLE:
+        headers["retry-after"] = str(Unavailable.retry_after_s)
+    if code == "unauthorized":
+        headers["www-authenticate"] = "Bearer"
+    return JsonResponse({"error": message, "code": code}, status_code=status, headers=headers)
+
+
+def of_error(err: AiaasError) -> Response:
+    """A failure of the platform's."""
+    return error(err.code, err.message)
+
+
+def of_result(result: Result, request: InferenceRequest) -> Response:
+    """The outcome of an inference: outputs in JSON or behind a JSON header, as `request` asked, or the error.
+
+    Raises:
+        InvalidInput: a BYTES output is not UTF-8 and was asked for in JSON.
+    """
+    if result.status != "succeeded":
+        return error(*_failure(result))
+    version = result.model_version or 0
+    binary = oip.binary_outputs(request, [tensor.name for tensor in result.outputs])
+    if not binary:
+        body = oip.encode_response_json(
+            model_name=result.model_name, model_version=version, outputs=result.outputs, echo_id=request.id
+        )
+        return Response(body, media_type=oip.JSON)
+    body, header_length = oip.encode_response_binary(
+        model_name=result.model_name, model_version=version, outputs=result.outputs, echo_id=request.id, binary=binary
+    )
+    return Response(body, media_type=oip.BINARY, headers={"Inference-Header-Content-Length": str(header_length)})
+
+
+def state_of(model: str, request_id: str, result: Result | None) -> dict[str, Any]:
+    """A request as `GET …/requests/{id}` shows it. `queue_position` is not known yet to anyone and null."""
+    view: dict[str, Any] = {
+        "id": request_id,
+        "model_name": model,
+        "state": "queued" if result is None else result.status,
+        "queue_position": None,
+        "status": None if result is None else result.status,
+        "result": None,
+        "error": None,
+    }
+    if result is None:
+        return view
+    if result.status != "succeeded":
+        return view | {"error": dict(zip(("code", "message"), _failure(result), strict=True))}
+    try:
+        body = oip.encode_response_json(
+            model_name=model, model_version=result.model_version or 0, outputs=result.outputs
+        )
+    except AiaasError as err:  # it succeeded all the same; JSON can't carry these outputs
+        return view | {"error": {"code": err.code, "message": err.message}}
+    return view | {"result": orjson.Fragment(body)}
+
+
+_BY_STATUS: Final = {"expired": "deadline_exceeded", "cancelled": "cancelled"}
+
+
+def _failure(result: Result) -> tuple[str, str]:
+    """Code and sentence of a result that did not succeed."""
+    told: Mapping[str, str] = result.error or {}
+    code = told.get("code") or _BY_STATUS.get(result.status, AiaasError.code)
+    return code, told.get("message") or f"the request {result.status}"

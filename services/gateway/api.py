@@ -1,0 +1,72 @@
+"""The HTTP application of a gateway: FastAPI for what is asked now and then, a plain route for inference.
+
+Every failure has the same body, whoever raised it: our errors, FastAPI's validation, an unknown path, a bug.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.routing import Mount, Route, Router
+
+from services.gateway import answers, openapi, routes_models, routes_repository, routes_requests
+from services.gateway.edge import Edge
+from services.gateway.routes_infer import PATHS, InferRoute
+from shared.errors import AiaasError, InvalidInput
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import ASGIApp
+
+    from services.gateway.gateway import Gateway
+
+
+def application(gateway: Gateway) -> ASGIApp:
+    """The ASGI application."""
+    api = _Api(title=routes_models.NAME, version=routes_models.VERSION, description=openapi.DESCRIPTION)
+    api.state.gateway = gateway
+    for routes in (routes_models, routes_requests, routes_repository):
+        api.include_router(routes.router)
+    api.add_exception_handler(AiaasError, _ours)
+    api.add_exception_handler(RequestValidationError, _invalid)
+    api.add_exception_handler(HTTPException, _http)
+    api.add_exception_handler(Exception, _bug)
+    infer = InferRoute(gateway)
+    return Edge(Router([*(Route(path, infer) for path in PATHS), Mount("/", api)]), gateway)
+
+
+class _Api(FastAPI):
+    """FastAPI, its OpenAPI document completed by the routes below it."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document."""
+        document = super().openapi()
+        document["paths"] |= openapi.INFER_PATHS
+        return document
+
+
+async def _ours(_request: Request, err: Exception) -> Response:
+    return answers.of_error(err) if isinstance(err, AiaasError) else await _bug(_request, err)
+
+
+async def _invalid(_request: Request, err: Exception) -> Response:
+    """A query or path parameter that FastAPI refused."""
+    errors = err.errors() if isinstance(err, RequestValidationError) else []
+    told = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in errors)
+    return answers.of_error(InvalidInput(told or "the request is not valid"))
+
+
+async def _http(_request: Request, err: Exception) -> Response:
+    """An unknown path, or a method that it does not have."""
+    status = err.status_code if isinstance(err, HTTPException) else 500
+    code = {404: "not_found", 405: "method_not_allowed"}.get(status, AiaasError.code)
+    return answers.error(code, str(getattr(err, "detail", err)))
+
+
+async def _bug(_request: Request, _err: Exception) -> Response:
+    """Starlette logs it; the caller learns nothing of our insides."""
+    return answers.error(AiaasError.code, "the gateway failed; its log says why")

@@ -1,0 +1,79 @@
+"""The one place where a gateway is put together, and its life from start to drained."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from services.gateway import http_server
+from services.gateway.api import application
+from services.gateway.gateway import Backbone, Gateway
+from services.gateway.request_topics import RequestTopics
+from shared import heartbeats, kafka, logs, registry_log, replies
+from shared.artifacts import ArtifactStore
+from shared.events import HttpAnswered
+from shared.reply_waiter import ReplyWaiter
+from shared.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from services.gateway.settings import GatewaySettings
+    from shared.events import MetricEvent
+
+
+async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
+    """Serve HTTP from the start, everything else once Kafka is there; after `stop`, drain within bounds.
+
+    Raises:
+        OSError: the address can't be had.
+        StoreUnavailable: the artifact store's URL can't be opened.
+        ExceptionGroup: a background task failed; the process is to be started again.
+    """
+    gateway = Gateway(settings)
+    store = ArtifactStore(settings.artifact_store_url)
+    server = http_server.server(application(gateway), settings)
+    with http_server.listen(settings) as listener:
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
+            working = tasks.create_task(_work(gateway, store), name="backbone")
+            logs.get().info("listening", host=settings.gateway_host, port=settings.gateway_port)
+            await stop.wait()
+            gateway.stopping()
+            server.should_exit = True
+            await asyncio.wait([serving], timeout=settings.drain_timeout_s)
+            gateway.give_up()
+            await serving
+            working.cancel()
+
+
+async def _work(gateway: Gateway, store: ArtifactStore) -> None:
+    """Connect, and run what runs beside the requests until cancelled."""
+    async with _connected(gateway.settings, store) as backbone, asyncio.TaskGroup() as tasks:
+        telemetry = Telemetry(gateway.settings, "gateway", backbone.producer)
+        telemetry.sources.append(lambda: _answered(gateway, telemetry))
+        gateway.connected(backbone)
+        tasks.create_task(telemetry.run(), name="telemetry")
+        tasks.create_task(backbone.topics.follow(backbone.log), name="request topics")
+        tasks.create_task(gateway.probe_log(), name="probe")
+
+
+@asynccontextmanager
+async def _connected(settings: GatewaySettings, store: ArtifactStore) -> AsyncIterator[Backbone]:
+    """The clients, for as long as the gateway lives. Kafka is waited for; Redis may come and go."""
+    await kafka.ensure_topics(settings)
+    async with AsyncExitStack() as stack:
+        producer = await stack.enter_async_context(kafka.started(lambda: kafka.producer(settings), "producer"))
+        log = await stack.enter_async_context(registry_log.follow(settings, producer))
+        beats = await stack.enter_async_context(heartbeats.follow(settings))
+        redis = await stack.enter_async_context(replies.connect(settings))
+        waiter = await stack.enter_async_context(ReplyWaiter(redis, settings.instance))
+        yield Backbone(producer, log, RequestTopics(settings), beats, redis, waiter, store)
+
+
+def _answered(gateway: Gateway, telemetry: Telemetry) -> Iterable[MetricEvent]:
+    """What was answered since the last time this was asked."""
+    statuses = dict(gateway.answered)
+    gateway.answered.clear()
+    yield telemetry.event(HttpAnswered, statuses=statuses, in_flight=gateway.in_flight)

@@ -1,0 +1,104 @@
+"""Reading request bodies: capped before anything is parsed, and never waiting for ever on a client.
+
+Below Starlette's `Request`, because that neither caps a body nor bounds the wait for its next piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from typing import TYPE_CHECKING
+
+from shared.errors import InvalidInput, Stalled, TooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from starlette.types import Receive
+
+_SHA256_BYTES = 32
+
+
+class ClientGone(Exception):
+    """The client closed the connection. A normal case: there is nobody to answer."""
+
+
+async def chunks(
+    receive: Receive, headers: Mapping[str, str], *, limit_bytes: int, stall_timeout_s: float
+) -> AsyncIterator[bytes]:
+    """The pieces of the body as they arrive.
+
+    Raises:
+        TooLarge: more than `limit_bytes` are announced or arrive.
+        Stalled: nothing arrived for `stall_timeout_s`.
+        ClientGone: the connection closed before the end.
+    """
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit_bytes:
+        raise TooLarge(f"the body has {announced} bytes, above the limit of {limit_bytes}")
+    size_bytes, more = 0, True
+    while more:
+        try:
+            async with asyncio.timeout(stall_timeout_s):
+                message = await receive()
+        except TimeoutError as err:
+            raise Stalled(f"the body stalled for {stall_timeout_s:g} s after {size_bytes} bytes") from err
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        size_bytes += len(chunk)
+        if size_bytes > limit_bytes:
+            raise TooLarge(f"the body is above the limit of {limit_bytes} bytes")
+        if chunk:
+            yield chunk
+
+
+async def read(
+    receive: Receive,
+    headers: Mapping[str, str],
+    *,
+    limit_bytes: int,
+    stall_timeout_s: float,
+    take: Callable[[int], None] = lambda _: None,
+) -> bytes:
+    """The whole body; `take` is told of each piece's size before it is kept.
+
+    Raises:
+        InvalidInput: it is compressed.
+        TooLarge, Stalled, ClientGone: as `chunks`. What `take` raises passes through.
+    """
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise InvalidInput(f"content-encoding {headers['content-encoding']!r} is not supported: send it uncompressed")
+    pieces: list[bytes] = []
+    async for chunk in chunks(receive, headers, limit_bytes=limit_bytes, stall_timeout_s=stall_timeout_s):
+        take(len(chunk))
+        pieces.append(chunk)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def hung_up(receive: Receive) -> None:
+    """Return when the client has closed the connection. The body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def content_sha256(headers: Mapping[str, str]) -> str | None:
+    """The SHA-256, in hex, that a `Content-Digest` promises (RFC 9530: `sha-256=:BASE64:`); None if there is none.
+
+    Raises:
+        InvalidInput: it promises something else only, which would go unchecked, or is malformed.
+    """
+    promised = headers.get("content-digest")
+    if promised is None:
+        return None
+    members = dict(member.strip().partition("=")[::2] for member in promised.split(","))
+    value = members.get("sha-256", "")
+    try:
+        digest = base64.b64decode(value.removeprefix(":").removesuffix(":"), validate=True)
+    except binascii.Error:
+        digest = b""
+    if len(value) < 2 or value[0] + value[-1] != "::" or len(digest) != _SHA256_BYTES:  # noqa: PLR2004 - two colons
+        raise InvalidInput(f"Content-Digest {promised[:100]!r} is not of the form sha-256=:BASE64:")
+    return digest.hex()

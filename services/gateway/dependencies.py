@@ -1,0 +1,28 @@
+"""What FastAPI hands to the routes: the gateway, its connected clients, and the caller's tenant."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from services.gateway.auth import tenant_of
+from services.gateway.gateway import Backbone, Gateway
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def _backbone(request: Request) -> Backbone:
+    return _gateway(request).backbone
+
+
+def _tenant(request: Request) -> str | None:
+    return tenant_of(request.headers, _gateway(request).settings.api_keys)
+
+
+TheGateway = Annotated[Gateway, Depends(_gateway)]
+TheBackbone = Annotated[Backbone, Depends(_backbone)]
+"""503 while the gateway is not connected."""
+TheTenant = Annotated[str | None, Depends(_tenant)]
+"""401 without a known key where keys are configured."""

@@ -1,0 +1,120 @@
+"""What the routes work with, and whether it is there.
+
+HTTP is served from the first moment, so that health can be asked and says what is missing; `Gateway` is that first
+half. `Backbone` is the other: the clients of Kafka, Redis and the store, there once `app` has connected them. A route
+that needs it asks `Gateway.backbone` and gets it or a 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from services.gateway.admission import Admission
+from shared.errors import LogUnavailable, Stopping
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aiokafka import AIOKafkaProducer
+
+    from services.gateway.request_topics import RequestTopics
+    from services.gateway.settings import GatewaySettings
+    from shared.artifacts import ArtifactStore
+    from shared.heartbeats import Heartbeats
+    from shared.registry_log import RegistryLog
+    from shared.replies import Replies, Result
+    from shared.reply_waiter import ReplyWaiter
+
+_PROBE_INTERVAL_S = 2.0
+_PROBE_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """Connected clients."""
+
+    producer: AIOKafkaProducer
+    log: RegistryLog
+    topics: RequestTopics
+    heartbeats: Heartbeats
+    replies: Replies
+    waiter: ReplyWaiter
+    store: ArtifactStore
+
+
+class Gateway:
+    """One instance, from the first connection to the last."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.admission = Admission(settings)
+        self.answered: Counter[int] = Counter()
+        """Answers by status since the last metric event."""
+        self.in_flight = 0
+        self._backbone: Backbone | None = None
+        self._log_answers = False
+        self._stopping = False
+        self._waits: set[asyncio.Future[Result]] = set()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The connected clients.
+
+        Raises:
+            LogUnavailable: they are not connected yet.
+        """
+        if self._backbone is None:
+            raise LogUnavailable("the gateway is starting: it is not connected to Kafka yet")
+        return self._backbone
+
+    def waiting_for(self) -> list[str]:
+        """What keeps this instance from accepting requests."""
+        if self._stopping:
+            return ["its successor: this instance is stopping"]
+        if self._backbone is None:
+            return ["kafka"]
+        missing = {"kafka: the registry's log": self._log_answers, "redis": self._backbone.waiter.healthy}
+        return [what for what, there in missing.items() if not there]
+
+    def connected(self, backbone: Backbone) -> None:
+        """The clients are connected, and the registry has caught up."""
+        self._backbone = backbone
+        self._log_answers = True
+
+    async def probe_log(self) -> None:
+        """Look until cancelled whether Kafka tells the end of the registry's log, and whether we have read up to it."""
+        while True:
+            await asyncio.sleep(_PROBE_INTERVAL_S)
+            try:
+                async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                    await self.backbone.log.caught_up()
+                self._log_answers = True
+            except (TimeoutError, LogUnavailable):
+                self._log_answers = False
+
+    # ------------------------------------------------------------------ stopping
+
+    @contextmanager
+    def waiting(self, answer: asyncio.Future[Result]) -> Iterator[None]:
+        """Somebody waits for this answer: `give_up` ends the wait."""
+        self._waits.add(answer)
+        try:
+            yield
+        finally:
+            self._waits.discard(answer)
+
+    def stopping(self) -> None:
+        """Readiness says no from here on, so that balancers send nothing more."""
+        self._stopping = True
+
+    def give_up(self) -> None:
+        """The time to drain is over: whoever still waits is told so. Their requests run on; nothing is lost."""
+        for answer in self._waits:
+            if not answer.done():
+                answer.set_exception(
+                    Stopping("the gateway is shutting down; the request runs on: ask another instance for its id")
+                )

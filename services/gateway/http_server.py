@@ -1,0 +1,103 @@
+"""uvicorn as the gateway runs it: our socket, our signals, a bound on everything a slow client can hold.
+
+uvicorn bounds idle connections and their number; `_Protocol` adds the time that the head of a request may take, which
+uvicorn leaves open. Bodies and answers are bounded in `bodies` and `edge`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator
+
+    from starlette.types import ASGIApp
+
+    from services.gateway.settings import GatewaySettings
+
+_HEAD_TIMEOUT_S: Final = 10.0
+_KEEP_ALIVE_S: Final = 60
+_BACKLOG: Final = 2048
+_AFTER_DRAIN_S: Final = 5
+"""What connections get to take the answers that the end of the drain gave them."""
+
+
+class Server(uvicorn.Server):
+    """A server that leaves signals to `shared.process`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def listen(settings: GatewaySettings) -> socket.socket:
+    """The bound socket.
+
+    Raises:
+        OSError: the address can't be had; the message names the variables.
+    """
+    host, port = settings.gateway_host, settings.gateway_port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as err:
+        raise OSError(f"AIAAS_GATEWAY_HOST={host} AIAAS_GATEWAY_PORT={port}: {err}") from err
+
+
+def server(app: ASGIApp, settings: GatewaySettings) -> Server:
+    """The server; `serve(sockets=[…])` runs it until `should_exit` is set."""
+    return Server(
+        uvicorn.Config(
+            app,
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            limit_concurrency=settings.max_connections,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + _AFTER_DRAIN_S,
+        )
+    )
+
+
+class _Protocol(HttpToolsProtocol):
+    """Closes connections on which the head of a request does not arrive in time."""
+
+    _head_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        super().connection_made(transport)
+        self._expect_head()
+
+    def on_message_begin(self) -> None:
+        self._expect_head()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        if self._head_due is None:
+            self._head_due = self.loop.call_later(_HEAD_TIMEOUT_S, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+            self._head_due = None

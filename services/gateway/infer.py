@@ -1,0 +1,171 @@
+"""One inference: validated, appended to the log, waited for.
+
+`enqueue` takes a request to the point from which it has exactly one outcome: Kafka's acknowledgement. Whatever is
+wrong before that is told to the caller and nobody else. `outcome` waits for the answer; at the deadline it offers
+`expired` through the same arbiter as the workers, and whichever answer came first is the answer.
+
+A request whose acknowledgement did not come in time may be in the log all the same. The caller is told 503 and keeps
+the id; it will have an outcome if it was appended, and none if it was not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from aiokafka.errors import KafkaError
+
+from services.gateway.bodies import ClientGone, hung_up
+from shared.errors import DeadlineExceeded, InvalidInput, LogUnavailable, RepliesUnavailable, TooLarge
+from shared.oip import encode_request_msgpack
+from shared.replies import Claim, Result
+from shared.requests import RequestHeaders
+from shared.signature import validate_inputs
+from shared.topics import MAX_RECORD_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.types import Receive
+
+    from services.gateway.gateway import Backbone, Gateway
+    from services.gateway.settings import GatewaySettings
+    from shared.oip import InferenceRequest
+
+_US_PER_S: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An inference as it was asked for over HTTP, before its body. `version` None leaves the choice to the registry."""
+
+    id: str
+    model: str
+    version: int | None
+    tenant: str | None
+    traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A request that Kafka acknowledged. `deadline_s` is on the event loop's clock."""
+
+    call: Call
+    claim: Claim
+    deadline_s: float
+
+
+def timeout_of(request: InferenceRequest, settings: GatewaySettings) -> float:
+    """Seconds until the request's deadline: its `timeout` parameter, in µs, 0 being none, up to the configured most.
+
+    Raises:
+        InvalidInput: the parameter is no whole number from 0.
+    """
+    timeout_us = request.parameters.get("timeout", 0)
+    if type(timeout_us) is not int or timeout_us < 0:
+        raise InvalidInput(f"parameter timeout is {timeout_us!r}, not a whole number of microseconds")
+    return min(timeout_us / _US_PER_S or settings.request_timeout_s, settings.max_request_timeout_s)
+
+
+async def enqueue(gateway: Gateway, call: Call, request: InferenceRequest, reply_channel: str | None) -> Accepted:
+    """Append the request to its model's topic; returns when Kafka has acknowledged it.
+
+    Raises:
+        UnknownModel, UnknownVersion, ModelNotReady, ModelRejected, ModelRetired: nothing serves it now.
+        InvalidInput, TooLarge: it can't be run, or not be carried.
+        RepliesUnavailable: there would be no way back for the answer.
+        LogUnavailable: Kafka did not acknowledge in time.
+    """
+    backbone, settings = gateway.backbone, gateway.settings
+    registry = backbone.log.registry
+    validate_inputs(request, registry.route(call.model, call.id, call.version).serving.signature)
+    timeout_s = timeout_of(request, settings)
+    value = encode_request_msgpack(request)
+    if len(value) > MAX_RECORD_BYTES:
+        raise TooLarge(f"the request makes a record of {len(value)} bytes, above the limit of {MAX_RECORD_BYTES}")
+    if not backbone.waiter.healthy:
+        raise RepliesUnavailable("Redis does not answer: nothing is accepted until it does")
+    headers = RequestHeaders(
+        request_id=call.id,
+        deadline_ms=int((time.time() + timeout_s) * 1000),
+        model_version=call.version,
+        tenant=call.tenant,
+        reply_channel=reply_channel,
+        registry_offset=registry.offset if registry.offset >= 0 else None,
+        traceparent=call.traceparent,
+    )
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+    claim = await _append(backbone, settings, call, value, headers)
+    return Accepted(call, claim, deadline_s)
+
+
+async def _append(
+    backbone: Backbone, settings: GatewaySettings, call: Call, value: bytes, headers: RequestHeaders
+) -> Claim:
+    topic = settings.topics.requests(call.model)
+    try:
+        await backbone.topics.ensure(call.model, settings.produce_timeout_s)
+        async with asyncio.timeout(settings.produce_timeout_s):
+            written = await backbone.producer.send_and_wait(
+                topic, value, key=call.id.encode(), headers=headers.to_kafka(settings.instance)
+            )
+    except (KafkaError, TimeoutError) as err:
+        raise LogUnavailable(f"Kafka did not acknowledge the request in time: {err!r}") from err
+    return Claim(topic, written.partition, written.offset, call.tenant, hashlib.sha256(value).hexdigest())
+
+
+async def make_known(backbone: Backbone, accepted: Accepted) -> None:
+    """Let every gateway know the id before a worker has met the record.
+
+    Raises:
+        RepliesUnavailable: Redis did not take it. The request runs all the same.
+    """
+    await backbone.replies.claim(accepted.call.model, accepted.call.id, accepted.claim)
+
+
+async def outcome(gateway: Gateway, accepted: Accepted, answer: asyncio.Future[Result], receive: Receive) -> Result:
+    """Wait for the answer, but not beyond the deadline, the client's presence, or the end of the drain.
+
+    Raises:
+        ClientGone: the client closed its connection.
+        Stopping: the gateway shuts down.
+        RepliesUnavailable: the deadline passed, and Redis does not tell what came of it.
+    """
+    with gateway.waiting(answer), _client_watched(receive, answer):
+        try:
+            async with asyncio.timeout_at(accepted.deadline_s):
+                return await answer
+        except TimeoutError:
+            return await _expire(gateway.backbone, accepted)
+
+
+@contextmanager
+def _client_watched(receive: Receive, answer: asyncio.Future[Result]) -> Iterator[None]:
+    """End the wait with `ClientGone` when the client hangs up."""
+
+    async def watch() -> None:
+        await hung_up(receive)
+        if not answer.done():
+            answer.set_exception(ClientGone())
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+
+
+async def _expire(backbone: Backbone, accepted: Accepted) -> Result:
+    """Offer `expired` as the answer; returns the one that counts."""
+    call = accepted.call
+    late = DeadlineExceeded("the deadline passed before an answer came")
+    expired = Result(
+        id=call.id, status="expired", model_name=call.model, error={"code": late.code, "message": late.message}
+    )
+    await make_known(backbone, accepted)
+    [winner] = await backbone.replies.put([expired])
+    return winner

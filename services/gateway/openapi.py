@@ -1,0 +1,107 @@
+"""The OpenAPI description of the infer routes, which FastAPI does not know."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from services.gateway.answers import STATUS_OF_CODE
+
+DESCRIPTION: Final = """\
+Open Inference Protocol v2 with Triton's binary tensor extension, model uploads, and asynchronous requests.
+
+Errors are `{"error": sentence, "code": code}`; 503 carries `Retry-After`. Every answer to an inference carries
+`x-request-id`. Where API keys are configured, send `Authorization: Bearer KEY` or `X-API-Key: KEY`.
+"""
+
+_PARAMETERS: Final[dict[str, Any]] = {
+    "type": "object",
+    "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]},
+}
+_TENSOR: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"type": "string", "examples": ["FP32"]},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "parameters": _PARAMETERS,
+        "data": {"type": "array", "items": {}, "description": "flat or nested, row-major"},
+    },
+}
+_REQUEST: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string", "description": "the caller's own; only echoed"},
+        "parameters": _PARAMETERS | {"description": "`timeout` (µs) and `binary_data_output` mean something here"},
+        "inputs": {"type": "array", "items": _TENSOR},
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": {"type": "string"}, "parameters": _PARAMETERS},
+            },
+        },
+    },
+}
+_RESPONSE: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string"},
+        "outputs": {"type": "array", "items": _TENSOR},
+    },
+}
+_ERROR: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {"error": {"type": "string"}, "code": {"type": "string", "enum": [*STATUS_OF_CODE, "internal"]}},
+}
+_QUEUED: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "state": {"const": "queued"}, "status_url": {"type": "string"}},
+}
+_BINARY: Final[dict[str, Any]] = {"schema": {"type": "string", "format": "binary"}}
+
+
+def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _errors() -> dict[str, Any]:
+    """One response for each status of the table, naming its codes."""
+    by_status: dict[int, list[str]] = {}
+    for code, status in STATUS_OF_CODE.items():
+        by_status.setdefault(status, []).append(code)
+    return {str(status): _json(", ".join(codes), _ERROR) for status, codes in sorted(by_status.items())}
+
+
+def _operation(summary: str, *path_parameters: str) -> dict[str, Any]:
+    in_path = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in path_parameters]
+    in_header = [
+        {"name": "Prefer", "in": "header", "schema": {"type": "string", "examples": ["respond-async"]}},
+        {"name": "Inference-Header-Content-Length", "in": "header", "schema": {"type": "integer"}},
+        {"name": "traceparent", "in": "header", "schema": {"type": "string"}},
+    ]
+    ok = _json("the outputs; in binary where the request asked for it", _RESPONSE)
+    ok["content"]["application/octet-stream"] = _BINARY
+    return {
+        "post": {
+            "tags": ["Open Inference Protocol"],
+            "summary": summary,
+            "description": "JSON, or a JSON header followed by the tensors' raw bytes (Triton's binary tensor data).",
+            "parameters": in_path + in_header,
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": _REQUEST}, "application/octet-stream": _BINARY},
+            },
+            "responses": {"200": ok, "202": _json("accepted, with `Prefer: respond-async`", _QUEUED), **_errors()},
+        }
+    }
+
+
+INFER_PATHS: Final[dict[str, Any]] = {
+    "/v2/models/{model}/infer": _operation("Run the version that answers", "model"),
+    "/v2/models/{model}/versions/{version}/infer": _operation("Run a version", "model", "version"),
+}

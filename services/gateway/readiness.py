@@ -1,0 +1,43 @@
+"""Whether requests for a model would be answered now: the registry routes them, and live workers hold what they need.
+
+A pure function of the registry and the heartbeats.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shared.errors import ModelNotReady
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shared.events import Heartbeat
+    from shared.registry import Registry, Version
+
+
+def check(registry: Registry, alive: Iterable[Heartbeat], model: str, number: int | None = None) -> None:
+    """Return if a request for the model (or for its version `number`) would find a worker that is ready for it.
+
+    Raises:
+        UnknownModel, UnknownVersion, ModelRejected, ModelRetired: and it will not change by waiting.
+        ModelNotReady: it may be ready later.
+    """
+    held = {
+        (loaded.model, loaded.version, loaded.variant, loaded.artifact_sha256)
+        for beat in alive
+        if beat.service == "worker"
+        for loaded in beat.loaded
+    }
+    for version in _answering(registry, model, number):
+        variant = version.serving
+        if (model, version.number, variant.name, variant.artifact.sha256) not in held:
+            raise ModelNotReady(f"no live worker holds version {version.number} ({variant.name}) of {model!r} yet")
+
+
+def _answering(registry: Registry, model: str, number: int | None) -> list[Version]:
+    """The versions that a request may meet: the one named, every one with weight, or the active one."""
+    weights = registry.model(model).weights
+    if number is None and any(weights.values()):
+        return [registry.route(model, "", n) for n, weight in weights.items() if weight]
+    return [registry.route(model, "", number)]

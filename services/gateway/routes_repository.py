@@ -1,0 +1,178 @@
+"""`/v2/repository/models/{model}…`: uploads, versions and which of them answer."""
+
+import asyncio
+import re
+import time
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field, ValidationError
+
+from services.gateway import bodies, repository, views
+from services.gateway.answers import CLIENT_GONE, JsonResponse, of_error
+from services.gateway.bodies import ClientGone
+from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant
+from services.gateway.gateway import Gateway
+from services.gateway.paths import version_of, version_url
+from shared import logs
+from shared.errors import AiaasError, InvalidInput, Stalled
+from shared.events import VersionNumber
+from shared.registry import Version
+
+router = APIRouter(prefix="/v2/repository/models/{model}", tags=["Models"])
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
+_MAX_TRAFFIC_BYTES: Final = 64 * 1024
+
+
+class Traffic(BaseModel):
+    """Shares of the requests that name no version: `{"weights": {"1": 90, "2": 10}}`."""
+
+    weights: Annotated[dict[VersionNumber, Annotated[int, Field(ge=0, le=1_000_000)]], Field(max_length=100)]
+
+
+def _body(content_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI request body for a route that reads its body itself, capped."""
+    return {"requestBody": {"required": True, "content": {content_type: {"schema": schema}}}}
+
+
+@router.post(
+    "/versions",
+    status_code=202,
+    summary="Upload a version",
+    openapi_extra=_body("application/octet-stream", {"type": "string", "format": "binary"}),
+)
+async def upload(
+    model: str,
+    request: Request,
+    gateway: TheGateway,
+    tenant: TheTenant,
+    format: str = "onnx",  # noqa: A002 - the parameter's public name
+    version: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
+) -> Response:
+    """The body is the model file. `Content-Digest: sha-256=:BASE64:` is checked if sent; `version` asks for a number.
+
+    202 when the upload is in the log: `status_url` then tells what the optimizer makes of it.
+    """
+    started_s = time.perf_counter()
+    line: dict[str, Any] = {"model": model[:100], "tenant": tenant}
+    try:
+        uploaded = await _upload(gateway, request, model, format, version, tenant)
+        line |= {
+            "version": uploaded.number,
+            "sha256": uploaded.artifact.sha256,
+            "byte_size": uploaded.artifact.byte_size,
+        }
+        response = _accepted(uploaded)
+    except AiaasError as err:
+        line["code"] = err.code
+        response = of_error(err)
+    except ClientGone:
+        line["code"] = "client_gone"
+        response = Response(status_code=CLIENT_GONE)
+    duration_ms = round((time.perf_counter() - started_s) * 1000, 3)
+    logs.get().info("upload", status=response.status_code, duration_ms=duration_ms, **line)
+    return response
+
+
+async def _upload(
+    gateway: Gateway, request: Request, model: str, file_format: str, version: int | None, tenant: str | None
+) -> Version:
+    if not _NAME.fullmatch(model):
+        raise InvalidInput("a model's name is 1 to 100 letters, digits and hyphens, and begins with no hyphen")
+    if file_format != "onnx":
+        raise InvalidInput(f"format {file_format[:40]!r} is not supported: only onnx is")
+    asked = repository.Upload(model, version, bodies.content_sha256(request.headers), tenant)
+    settings = gateway.settings
+    chunks = bodies.chunks(
+        request.receive,
+        request.headers,
+        limit_bytes=settings.max_upload_bytes,
+        stall_timeout_s=settings.stall_timeout_s,
+    )
+    with gateway.admission.upload():
+        try:
+            async with asyncio.timeout(settings.upload_timeout_s):
+                return await repository.upload(gateway.backbone, asked, chunks, settings.max_upload_bytes)
+        except TimeoutError as err:
+            raise Stalled(f"the upload took longer than {settings.upload_timeout_s:g} s") from err
+
+
+def _accepted(uploaded: Version) -> Response:
+    url = version_url(uploaded.model, uploaded.number)
+    body = {
+        "name": uploaded.model,
+        "version": uploaded.number,
+        "sha256": uploaded.artifact.sha256,
+        "state": uploaded.state,
+        "status_url": url,
+    }
+    return JsonResponse(body, status_code=202, headers={"location": url})
+
+
+@router.get("/versions", summary="All versions of a model")
+async def show_model(model: str, backbone: TheBackbone, _tenant: TheTenant) -> Response:
+    """The newest first, and which of them answer."""
+    return JsonResponse(views.model_state(backbone.log.registry.model(model)))
+
+
+@router.get("/versions/{version}", summary="State of a version")
+async def show_version(model: str, version: str, backbone: TheBackbone, _tenant: TheTenant) -> Response:
+    """Every variant with what was measured of it, which was chosen and why, and why others were rejected."""
+    registry = backbone.log.registry
+    return JsonResponse(views.version_state(registry.model(model), registry.version(model, _number(version, model))))
+
+
+@router.post("/versions/{version}/promote", summary="Let a version answer")
+async def promote(model: str, version: str, backbone: TheBackbone, _tenant: TheTenant) -> Response:
+    """From now on it answers requests that name no version. 409 unless it is ready."""
+    return JsonResponse(views.routing(await repository.promote(backbone.log, model, _number(version, model))))
+
+
+@router.post("/rollback", summary="Let the version before answer again")
+async def roll_back(model: str, backbone: TheBackbone, _tenant: TheTenant) -> Response:
+    """Undo the last promotion, or end a traffic split. 409 if there is nothing to go back to."""
+    return JsonResponse(views.routing(await repository.roll_back(backbone.log, model)))
+
+
+@router.post(
+    "/traffic",
+    summary="Split traffic between versions",
+    openapi_extra=_body("application/json", Traffic.model_json_schema()),
+)
+async def split(
+    model: str, request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant
+) -> Response:
+    """By weight; an empty map ends the split. 409 unless all versions with weight are ready."""
+    body = await bodies.read(
+        request.receive,
+        request.headers,
+        limit_bytes=_MAX_TRAFFIC_BYTES,
+        stall_timeout_s=gateway.settings.stall_timeout_s,
+    )
+    try:
+        traffic = Traffic.model_validate_json(body)
+    except ValidationError as err:
+        first = err.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(
+            f'{where or "the body"}: {first["msg"]}; expected {{"weights": {{"1": 90, "2": 10}}}}'
+        ) from err
+    return JsonResponse(views.routing(await repository.split(backbone.log, model, traffic.weights)))
+
+
+@router.post("/versions/{version}/retire", summary="Retire a version")
+async def retire_version(model: str, version: str, backbone: TheBackbone, _tenant: TheTenant) -> Response:
+    """It answers no more; if it was the active one, the one before does."""
+    return JsonResponse(views.routing(await repository.retire(backbone.log, model, _number(version, model))))
+
+
+@router.post("/retire", summary="Retire a model")
+async def retire_model(model: str, backbone: TheBackbone, _tenant: TheTenant) -> Response:
+    """None of its versions answers any more; a new upload brings it back."""
+    return JsonResponse(views.routing(await repository.retire(backbone.log, model)))
+
+
+def _number(text: str, model: str) -> int:
+    number = version_of(text, model)
+    assert number is not None  # noqa: S101 - for the type checker: the path named one
+    return number

@@ -1,0 +1,142 @@
+"""The monitor's one composition root: HTTP first, then Kafka, then what was stored, then everything else.
+
+HTTP answers from the start, so that "not ready" can be told from "not there". What runs in a task group ends the
+service when it fails: a supervisor starts it again, and the snapshot makes that harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import uvicorn
+from aiokafka.admin import AIOKafkaAdminClient
+from faststream.specification import AsyncAPI
+
+from services.monitor import outcome_log, snapshot, subscribers
+from services.monitor.fold import OutcomeFold
+from services.monitor.measurements import Measurements
+from services.monitor.request_ends import RequestEnds
+from services.monitor.routes import application
+from services.monitor.state import State
+from shared import broker, heartbeats, kafka, logs
+from shared.dead_letters import DeadLetters
+from shared.telemetry import Telemetry
+from shared.topics import REQUESTS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from faststream.kafka import KafkaBroker
+
+    from services.monitor.settings import MonitorSettings
+
+
+async def serve(settings: MonitorSettings, stop: asyncio.Event) -> None:
+    """Monitor until told to stop."""
+    state = State(settings.metrics_interval_s)
+    events = broker.build(settings)
+    subscribers.subscribe(events, settings, state)
+    server = _Server(
+        uvicorn.Config(
+            application(state, lambda: _asyncapi(events)),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=5,
+        )
+    )
+    with _listening(settings.monitor_host, settings.monitor_port) as listener:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(server.serve(sockets=[listener]), name="http")
+            work = tasks.create_task(_work(settings, state, events), name="monitor")
+            logs.get().info("serving", host=settings.monitor_host, port=settings.monitor_port)
+            await stop.wait()
+            work.cancel()
+            server.should_exit = True
+
+
+async def _work(settings: MonitorSettings, state: State, events: KafkaBroker) -> None:
+    await kafka.ensure_topics(settings)
+    async with AsyncExitStack() as stack:
+        producer = await stack.enter_async_context(kafka.started(lambda: kafka.producer(settings), "dead letters"))
+        consumer = await stack.enter_async_context(kafka.started(lambda: kafka.consumer(settings), "outcomes"))
+        admin = await stack.enter_async_context(
+            kafka.started(lambda: AIOKafkaAdminClient(**kafka.client_options(settings)), "request ends")
+        )
+        beats = await stack.enter_async_context(heartbeats.follow(settings))
+        dead_letters = DeadLetters(settings, producer)
+        ends = RequestEnds(consumer, admin, settings.topics.name(REQUESTS))
+        log = await outcome_log.describe(settings, admin)
+        outcomes = outcome_log.OutcomeLog(settings, log, consumer, ends, dead_letters)
+        snapshots = snapshot.Snapshots(settings.snapshot_path)
+        await _restore(state, snapshots, outcomes, log.name)
+        state.alive, state.lag = beats.alive, lambda: outcomes.lag(state.outcomes)
+        state.waiting_for = lambda: None if outcomes.caught_up else "outcomes that were there at the start"
+
+        done = broker.Done()
+        await stack.enter_async_context(broker.running(events, dead_letters, done))
+        save = _saver(state, snapshots, log.name, events, done)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(outcomes.run(state.outcomes, save), name="outcomes")
+                tasks.create_task(_every(settings.monitor_snapshot_interval_s, save), name="snapshots")
+                tasks.create_task(Telemetry(settings, "monitor", producer).run(), name="telemetry")
+        finally:
+            await save()
+
+
+async def _restore(
+    state: State, snapshots: snapshot.Snapshots, outcomes: outcome_log.OutcomeLog, log_name: str
+) -> None:
+    """Continue from the snapshot, if there is one of this log."""
+    stored = snapshots.load(log_name)
+    if stored is not None:
+        state.outcomes, state.measurements = stored
+        if await outcomes.open(state.outcomes):
+            return
+        snapshots.set_aside("the outcome log ends before it")
+    state.outcomes, state.measurements = OutcomeFold(), Measurements()
+    await outcomes.open(state.outcomes)
+
+
+def _saver(
+    state: State, snapshots: snapshot.Snapshots, log_name: str, events: KafkaBroker, done: broker.Done
+) -> Callable[[], Awaitable[None]]:
+    async def save() -> None:
+        """Store the state, then acknowledge the metric events that are in it."""
+        offsets = done.offsets()
+        if await snapshots.save(snapshot.encode(log_name, state.outcomes, state.measurements)):
+            await broker.commit(events, offsets)
+
+    return save
+
+
+async def _every(interval_s: float, save: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(interval_s)
+        await save()
+
+
+def _asyncapi(events: KafkaBroker) -> str:
+    """The AsyncAPI document of the subscribers, made from their code."""
+    return AsyncAPI(events, title="aiaas monitor", version="1").to_specification().to_json()
+
+
+class _Server(uvicorn.Server):
+    """A server whose process minds the signals itself (see `shared.process`)."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """The port, taken here because uvicorn ends the process when it can't have it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as listener:
+        yield listener

@@ -1,0 +1,122 @@
+"""The exact statistics of requests: a fold over the outcome log, without I/O and without a clock.
+
+Which outcome counts is decided by `shared.outcomes.Watermarks`, one integer per request partition. The state belongs
+to the offsets it was folded up to, and is stored together with them: fold a log in any number of sittings, and the
+numbers are those of one. Everything in here is a count or an integer sum, so how the partitions of the log interleave
+does not matter either.
+
+Executions are not counted as such: members of a batch lie in different partitions, and of a batch that a zombie also
+ran only some members count. `batch_sizes` has the requests that count by the size of the batch they ran in, and every
+one of them stands for 1/size of an execution. That is exact where a whole batch counts, needs no memory of batch ids,
+and leaves a fraction where only a part of a batch counts.
+
+Labels are bounded, because receipts repeat what producers sent: error codes are those of `shared.errors` or `other`,
+a version that does not exist is no version, and series beyond `MAX_SERIES` go into one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal
+
+from services.monitor.histogram import Histogram
+from shared.errors import AiaasError, UnknownVersion
+from shared.outcomes import Watermarks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shared.events import Receipt
+
+PHASES = ("queue", "compute_input", "compute_infer", "compute_output", "total")
+"""`total` is the sum of the others, as far as the request got."""
+MAX_SERIES = 1000
+MAX_BATCH_SIZE = 4096
+"""Larger batches count as this size."""
+OTHER = "other"
+_OVERFLOW = "_other"
+"""No model can be called that."""
+
+Ignored = Literal["repeat", "malformed", "forged"]
+
+
+def _codes(error: type[AiaasError] = AiaasError) -> Iterator[str]:
+    yield error.code
+    for below in error.__subclasses__():
+        yield from _codes(below)
+
+
+CODES = frozenset(_codes())
+
+
+@dataclass(slots=True)
+class Series:
+    """What came of the requests to one version of a model; `version` is None where none was chosen."""
+
+    model: str
+    version: int | None
+    statuses: Counter[str] = field(default_factory=Counter)
+    error_codes: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    reexecuted: int = 0
+    batch_sizes: Counter[int] = field(default_factory=Counter)
+    """Requests by the size of the batch they ran in."""
+    phases: dict[str, Histogram] = field(default_factory=lambda: {phase: Histogram() for phase in PHASES})
+
+    @property
+    def executions(self) -> Fraction:
+        """Runs of the model, each request counting for its share of its batch."""
+        return sum((Fraction(requests, size) for size, requests in self.batch_sizes.items()), Fraction())
+
+    def add(self, receipt: Receipt) -> None:
+        """Take in an outcome that counts."""
+        self.statuses[receipt.status] += 1
+        if receipt.error_code is not None:
+            self.error_codes[receipt.error_code if receipt.error_code in CODES else OTHER] += 1
+        self.duplicates += receipt.duplicate_of is not None
+        self.reexecuted += receipt.reexecuted
+        if receipt.batch is not None:
+            self.batch_sizes[min(max(receipt.batch.size, 1), MAX_BATCH_SIZE)] += 1
+        timings = receipt.timings_ns
+        spent = (timings.queue, timings.compute_input, timings.compute_infer, timings.compute_output)
+        total_ns = 0
+        for phase, duration_ns in zip(PHASES, spent, strict=False):
+            if duration_ns is not None:
+                self.phases[phase].observe(duration_ns)
+                total_ns += max(duration_ns, 0)
+        self.phases["total"].observe(total_ns)
+
+
+@dataclass(slots=True)
+class OutcomeFold:
+    """The statistics, and how far the log is folded into them."""
+
+    series: dict[str, Series] = field(default_factory=dict)
+    ignored: Counter[Ignored] = field(default_factory=Counter)
+    """Records of the log that do not count, by reason."""
+    watermarks: Watermarks = field(default_factory=Watermarks)
+    offsets: dict[int, int] = field(default_factory=dict)
+    """The next offset to fold, by partition of the outcome log."""
+
+    def add(self, partition: int, offset: int, outcome: Receipt | Ignored) -> None:
+        """Take in one record of the log: a receipt, or why it is none."""
+        self.offsets[partition] = offset + 1
+        if isinstance(outcome, str):
+            self.ignored[outcome] += 1
+        elif self.watermarks.accept(outcome):
+            self._of(outcome).add(outcome)
+        else:
+            self.ignored["repeat"] += 1
+
+    def _of(self, receipt: Receipt) -> Series:
+        known = receipt.error_code != UnknownVersion.code
+        model, version = receipt.model_name, receipt.model_version if known else None
+        key = f"{model}/{version or ''}"
+        series = self.series.get(key)
+        if series is None:
+            if len(self.series) >= MAX_SERIES:
+                key, model, version = _OVERFLOW, _OVERFLOW, None
+            series = self.series.setdefault(key, Series(model, version))
+        return series

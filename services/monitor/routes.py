@@ -1,0 +1,65 @@
+"""The monitor by HTTP: what it knows, in the forms of `exposition` and `views`, and its own health."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Response
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from services.monitor import views
+from services.monitor.exposition import Exposition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from services.monitor.state import State
+
+
+def application(state: State, asyncapi: Callable[[], str]) -> FastAPI:
+    """The ASGI application. `asyncapi` renders the AsyncAPI document of what the monitor subscribes to, as JSON."""
+    app = FastAPI(title="aiaas monitor", docs_url=None, redoc_url=None)
+    metrics_of = CollectorRegistry()
+    metrics_of.register(Exposition(state))
+
+    @app.get("/live")
+    async def live() -> dict[str, bool]:
+        """The event loop turns."""
+        return {"live": True}
+
+    @app.get("/ready")
+    async def ready(response: Response) -> dict[str, Any]:
+        """All outcomes that were in the log at the start are counted."""
+        missing = state.waiting_for()
+        if missing:
+            response.status_code = 503
+            return {"ready": False, "waiting_for": missing}
+        return {"ready": True}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Everything, for Prometheus."""
+        return Response(generate_latest(metrics_of), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/v1/stats")
+    async def stats() -> dict[str, Any]:
+        """Requests by model and version, and the offsets at which these numbers are exact."""
+        return views.stats(state)
+
+    @app.get("/v1/hosts")
+    async def hosts() -> list[dict[str, Any]]:
+        """The last host sample of every instance."""
+        return views.hosts(state)
+
+    @app.get("/v1/instances")
+    async def instances() -> list[dict[str, Any]]:
+        """Who is up, what it has loaded, what waits for it."""
+        return views.instances(state)
+
+    @app.get("/asyncapi")
+    async def document() -> Response:
+        """The AsyncAPI document."""
+        return Response(asyncapi(), media_type="application/json")
+
+    return app

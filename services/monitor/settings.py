@@ -1,0 +1,23 @@
+"""Configuration of a monitor."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - a property's type, beside fields that pydantic reads
+
+from pydantic import Field
+
+from shared.settings import PlatformSettings
+
+
+class MonitorSettings(PlatformSettings):
+    """One monitor per platform; its state lies in `data_dir/monitor`."""
+
+    monitor_host: str = "127.0.0.1"
+    monitor_port: int = Field(default=8090, ge=1, le=65535)
+    monitor_snapshot_interval_s: float = Field(default=5.0, gt=0)
+    """At most this much is folded again after a crash."""
+
+    @property
+    def snapshot_path(self) -> Path:
+        """Where the state is stored."""
+        return self.data_dir / "monitor" / "state.json"

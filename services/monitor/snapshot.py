@@ -1,0 +1,116 @@
+"""The monitor's state on disk: the folds and the offsets they belong to, in one file, replaced as a whole.
+
+A reader sees the file before or after a write, never half of it: written beside it, flushed to disk, then renamed.
+A snapshot names the log it was folded from; one that is damaged, of another form or of another log is set aside under
+another name, with a log line, and the fold starts from the earliest record. JSON because its integers have no bound,
+and people can read it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter  # noqa: TC003 - pydantic reads it
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import TypeAdapter
+
+from services.monitor.fold import Ignored, OutcomeFold, Series
+from services.monitor.histogram import BOUNDS_NS
+from services.monitor.measurements import Measurements  # noqa: TC001 - pydantic reads it
+from shared import logs
+from shared.outcomes import Watermarks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is stored; `log` names the cluster and topic that the offsets are of."""
+
+    log: str
+    series: dict[str, Series]
+    ignored: Counter[Ignored]
+    watermarks: list[tuple[str, int, int]]
+    """The highest accepted offset of each request partition: topic, partition, offset."""
+    offsets: dict[int, int]
+    measurements: Measurements
+    format: Literal[1] = 1
+    bounds_ns: tuple[int, ...] = BOUNDS_NS
+    saved_ns: int = field(default_factory=time.time_ns)
+
+
+_ADAPTER = TypeAdapter(Snapshot)
+
+
+def encode(log: str, outcomes: OutcomeFold, measurements: Measurements) -> bytes:
+    """The state as it is now, as bytes."""
+    rows = [(*at, highest) for at, highest in outcomes.watermarks.highest.items()]
+    return _ADAPTER.dump_json(Snapshot(log, outcomes.series, outcomes.ignored, rows, outcomes.offsets, measurements))
+
+
+def decode(data: bytes, log: str) -> tuple[OutcomeFold, Measurements]:
+    """The inverse of `encode`.
+
+    Raises:
+        ValueError: damaged, of another form, or of another log.
+    """
+    snapshot = _ADAPTER.validate_json(data)  # pydantic's ValidationError is a ValueError
+    if snapshot.log != log:
+        raise ValueError(f"it is of {snapshot.log}, and this is {log}")
+    if snapshot.bounds_ns != BOUNDS_NS:
+        raise ValueError("its histograms have other bounds")
+    watermarks = Watermarks({(topic, partition): highest for topic, partition, highest in snapshot.watermarks})
+    return OutcomeFold(snapshot.series, snapshot.ignored, watermarks, snapshot.offsets), snapshot.measurements
+
+
+class Snapshots:
+    """The snapshot file of one monitor."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writing = asyncio.Lock()
+
+    def load(self, log: str) -> tuple[OutcomeFold, Measurements] | None:
+        """What was stored of this log, or None to start from the earliest record."""
+        try:
+            return decode(self._path.read_bytes(), log)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as err:
+            self.set_aside(str(err))
+            return None
+
+    def set_aside(self, reason: str) -> None:
+        """Keep a snapshot that can't be used for people to look at."""
+        aside = self._path.with_suffix(f".{time.time_ns()}.unusable")
+        logs.get().error("snapshot set aside, folding from the earliest record", reason=reason, kept_as=str(aside))
+        self._path.rename(aside)
+
+    async def save(self, data: bytes) -> bool:
+        """Store `data` (see `encode`); whether it is on disk now. A full disk is logged, and tried again next time."""
+        async with self._writing:
+            try:
+                await asyncio.to_thread(_replace, self._path, data)
+            except OSError as err:
+                logs.get().error("snapshot not saved", path=str(self._path), error=repr(err))
+                return False
+        return True
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".writing")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

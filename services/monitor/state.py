@@ -1,0 +1,71 @@
+"""What the monitor knows, in one place, for those who fill it (`app`) and those who show it (`exposition`, `views`)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from services.monitor.fold import OutcomeFold
+from services.monitor.measurements import Measurements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from services.monitor.measurements import Run
+    from shared.events import Heartbeat
+
+UP_INTERVALS = 3
+"""An instance that sends samples only counts as up until so many intervals, and a second, have passed without one."""
+
+
+@dataclass
+class State:
+    """The two folds, the heartbeats of the living, and what the monitor waits for before it is ready."""
+
+    metrics_interval_s: float
+    outcomes: OutcomeFold = field(default_factory=OutcomeFold)
+    measurements: Measurements = field(default_factory=Measurements)
+    alive: Callable[[], list[Heartbeat]] = list
+    lag: Callable[[], int] = int
+    """Outcomes in the log and not yet folded."""
+    waiting_for: Callable[[], str | None] = lambda: "kafka"
+
+    def instances(self, now_ns: int | None = None) -> list[Instance]:
+        """Every instance heard of within the hour, by name."""
+        now_ns = time.time_ns() if now_ns is None else now_ns
+        runs = {run.instance: run for run in self.measurements.latest(now_ns)}
+        beats = {beat.instance: beat for beat in self.alive()}
+        within_ns = int((UP_INTERVALS * self.metrics_interval_s + 1) * 1e9)
+        return [
+            Instance(
+                name, name in beats or now_ns - runs[name].at_ns < within_ns, runs.get(name), beats.get(name), now_ns
+            )
+            for name in sorted(runs.keys() | beats.keys())
+        ]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One instance as of `now_ns`: its last samples, if it sent any, and its heartbeat, if that is fresh."""
+
+    name: str
+    up: bool
+    run: Run | None
+    beat: Heartbeat | None
+    now_ns: int
+
+    @property
+    def service(self) -> str:
+        """What it is."""
+        return self.beat.service if self.beat else self.run.service if self.run else ""
+
+    @property
+    def incarnation(self) -> str:
+        """Which run of it."""
+        return self.beat.incarnation if self.beat else self.run.incarnation if self.run else ""
+
+    @property
+    def sample_age_s(self) -> float | None:
+        """How old its last measurement is."""
+        return max(self.now_ns - self.run.at_ns, 0) / 1e9 if self.run else None

@@ -1,0 +1,74 @@
+"""The optimizer's composition root: what it is made of, and in which order that starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from services.optimizer.claims import Listening
+from services.optimizer.confined import open_sandbox
+from services.optimizer.job import Jobs
+from services.optimizer.reactor import Reactor
+from shared import health, heartbeats, kafka, logs, registry_log
+from shared.artifacts import ArtifactStore
+from shared.events import Heartbeat, MachineClass
+from shared.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from services.optimizer.settings import OptimizerSettings
+
+_LISTEN_EVERY_S = 1.0
+
+
+async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
+    """Run until `stop` is set; a running job's child is killed then, and its version is the next owner's.
+
+    Raises:
+        SandboxUnusable: no file can be examined on this machine.
+        StoreUnavailable: the artifact store's URL can't be opened.
+    """
+    missing: str | None = "sandbox"
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(health.served(settings.health_host, settings.health_port, lambda: missing))
+        sandbox, probed = await open_sandbox(settings)
+        store = ArtifactStore(settings.artifact_store_url)
+        missing = "kafka"
+        await kafka.ensure_topics(settings)
+        producer = await stack.enter_async_context(kafka.started(lambda: kafka.producer(settings), "producer"))
+        log = await stack.enter_async_context(registry_log.follow(settings, producer))
+        others = await stack.enter_async_context(heartbeats.follow(settings))
+        telemetry = Telemetry(settings, "optimizer", producer)
+        listening = Listening(settings.owner, others.is_alive, time.monotonic)
+        reactor = Reactor(settings, log, listening, Jobs(settings, store, sandbox), telemetry)
+        machine = MachineClass(isa=probed.isa, providers=probed.providers, threads=settings.threads)
+
+        def beat() -> Heartbeat:
+            return Heartbeat(
+                instance=settings.instance,
+                incarnation=settings.incarnation,
+                service="optimizer",
+                machine=machine,
+                registry_offset=log.registry.offset,
+                interval_s=heartbeats.INTERVAL_S,
+            )
+
+        missing = None
+        logs.get().info("ready", isa=machine.isa, threads=machine.threads)
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(heartbeats.publish(settings, producer, beat), name="heartbeats"),
+                tasks.create_task(telemetry.run(), name="telemetry"),
+                tasks.create_task(_listen(listening), name="listening"),
+                tasks.create_task(reactor.run(), name="reactor"),
+            ]
+            await stop.wait()
+            for task in running:
+                task.cancel()
+
+
+async def _listen(listening: Listening) -> None:
+    while True:
+        listening.update()
+        await asyncio.sleep(_LISTEN_EVERY_S)

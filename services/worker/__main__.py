@@ -1,0 +1,17 @@
+"""`python -m services.worker`: run one worker, configured by the environment."""
+
+from services.worker.settings import WorkerSettings
+from shared import logs, process, settings
+
+
+def main() -> None:
+    """Read the settings, set up logging, serve until told to stop."""
+    from services.worker.app import serve  # noqa: PLC0415 - ONNX Runtime is imported only by who runs a worker
+
+    configured = settings.read(WorkerSettings)
+    logs.configure("worker", configured)
+    process.run(lambda stop: serve(configured, stop))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The composition root of the worker: what there is, who knows whom, and in which order it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from services.worker.engine import providers
+from services.worker.intake import HeldBytes, Intake
+from services.worker.lane import Lane
+from services.worker.model_server import ModelServer
+from services.worker.receipts import Receipts
+from services.worker.reply_copies import ReplyCopies
+from services.worker.settle import Settlement, persistently
+from services.worker.shelf import Shelf
+from shared import health, heartbeats, kafka, logs, registry_log, replies
+from shared.artifacts import ArtifactStore
+from shared.dead_letters import DeadLetters
+from shared.events import BatchesRan, Heartbeat, LoadedModel, MachineClass
+from shared.machine import isa
+from shared.outcomes import OutcomeWriter
+from shared.telemetry import Telemetry
+from shared.topics import OUTCOMES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from services.worker.job import Job
+    from services.worker.settings import WorkerSettings
+    from shared.events import MetricEvent
+    from shared.registry import Registry
+
+_READOPT_S = 10.0
+"""How often models that could not be loaded are tried again, although nothing changed."""
+
+
+async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
+    """Run a worker until `stop` is set, then drain."""
+    starting: list[str | None] = ["kafka"]
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(health.served(settings.health_host, settings.health_port, lambda: starting[0]))
+        await kafka.ensure_topics(settings)
+        outcomes_producer, copies_producer, producer = [
+            await stack.enter_async_context(kafka.started(lambda: kafka.producer(settings), what))
+            for what in ("outcomes", "reply copies", "events")
+        ]
+        starting[0] = "redis"
+        redis = await stack.enter_async_context(replies.connect(settings))
+        await persistently("redis", redis.ping)
+        starting[0] = "registry"
+        log = await stack.enter_async_context(registry_log.follow(settings, producer))
+        executor = stack.enter_context(ThreadPoolExecutor(1, "lane"))
+        worker = Worker(
+            settings,
+            log,
+            redis,
+            DeadLetters(settings, producer),
+            OutcomeWriter(outcomes_producer, settings.topics.name(OUTCOMES), settings.instance),
+            ReplyCopies(copies_producer, settings.instance),
+            Receipts(settings.owner, await kafka.cluster_id(settings)),
+            executor,
+        )
+        telemetry = Telemetry(settings, "worker", producer)
+        telemetry.sources.append(lambda: worker.batches(telemetry))
+        async with asyncio.TaskGroup() as background:
+            tasks = [
+                background.create_task(job)
+                for job in (
+                    worker.run(),
+                    telemetry.run(),
+                    heartbeats.publish(settings, producer, worker.heartbeat),
+                )
+            ]
+            starting[0] = None
+            logs.get().info("ready", models=len(log.registry.models), threads=settings.threads)
+            await stop.wait()
+            starting[0] = "shutdown"
+            await worker.drain()
+            for task in tasks:
+                task.cancel()
+
+
+class Worker:
+    """All models of one worker: a server and an intake each, one lane, one shelf."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        log: registry_log.RegistryLog,
+        redis: replies.Replies,
+        dead_letters: DeadLetters,
+        writer: OutcomeWriter,
+        copies: ReplyCopies,
+        receipts: Receipts,
+        executor: ThreadPoolExecutor,
+    ) -> None:
+        self._settings = settings
+        self._log = log
+        self._replies = redis
+        self._writer = writer
+        self._copies = copies
+        self._held = HeldBytes(settings.max_held_bytes)
+        self._settlement = Settlement(settings, redis, dead_letters, receipts, self._completed)
+        self._lane = Lane(settings, redis, self._settlement, receipts, executor)
+        self._shelf = Shelf(settings, ArtifactStore(settings.artifact_store_url), executor, self._adopt)
+        self._servers: dict[str, ModelServer] = {}
+        self._intakes: dict[str, Intake] = {}
+        self._intake_tasks: list[asyncio.Task[None]] = []
+        self._tasks: asyncio.TaskGroup
+        self._draining = False
+
+    async def run(self) -> None:
+        """Serve every model of the registry, as it changes, until cancelled."""
+        async with asyncio.TaskGroup() as self._tasks:
+            self._tasks.create_task(self._shelf.run())
+            self._tasks.create_task(self._lane.run())
+            self._tasks.create_task(self._readopt())
+            async for registry in self._log.changes():
+                for name in registry.models:
+                    if name not in self._servers and not self._draining:
+                        self._serve(name, registry)
+                self._adopt()
+
+    async def drain(self) -> None:
+        """Finish what runs, append and commit it, and leave the groups."""
+        self._draining = True
+        for task in self._intake_tasks:
+            task.cancel()
+        await asyncio.gather(*self._intake_tasks, return_exceptions=True)
+
+    def _serve(self, name: str, registry: Registry) -> None:
+        server = ModelServer(name, registry, self._shelf, self._settle, self._settings.max_batch_bytes)
+        for variant in server.routed():
+            self._shelf.want(variant)
+        self._servers[name] = server
+        self._lane.add(server)
+        self._intakes[name] = Intake(
+            settings=self._settings,
+            server=server,
+            registry_log=self._log,
+            replies=self._replies,
+            writer=self._writer,
+            copies=self._copies,
+            held=self._held,
+            queued=self._lane.wake,
+            settle=self._settle,
+        )
+        self._intake_tasks.append(self._tasks.create_task(self._intakes[name].run()))
+
+    def _adopt(self) -> None:
+        for server in self._servers.values():
+            server.adopt(self._log.registry)
+        self._lane.wake()
+
+    async def _readopt(self) -> None:
+        while True:
+            await asyncio.sleep(_READOPT_S)
+            self._adopt()
+
+    def _settle(self, jobs: list[Job]) -> None:
+        self._tasks.create_task(self._settlement.fail(jobs))
+
+    def _completed(self, job: Job) -> None:
+        self._intakes[job.model].completed(job)
+
+    # ------------------------------------------------------------------ what it tells of itself
+
+    def heartbeat(self) -> Heartbeat:
+        """What this worker is and holds."""
+        settings = self._settings
+        return Heartbeat(
+            instance=settings.instance,
+            incarnation=settings.incarnation,
+            service="worker",
+            machine=MachineClass(isa=isa(), providers=tuple(providers(settings)), threads=settings.threads),
+            loaded=tuple(self._loaded()),
+            registry_offset=self._log.registry.offset,
+            lag={name: intake.lag for name, intake in self._intakes.items()},
+            queued={name: len(server.pending) for name, server in self._servers.items()},
+            interval_s=heartbeats.INTERVAL_S,
+        )
+
+    def _loaded(self) -> Iterable[LoadedModel]:
+        held = self._shelf.held()
+        for model in self._log.registry.models.values():
+            for version in model.versions.values():
+                for variant in version.variants.values():
+                    if (size := held.get(variant.artifact.sha256)) is not None:
+                        yield LoadedModel(
+                            model=model.name,
+                            version=version.number,
+                            variant=variant.name,
+                            artifact_sha256=variant.artifact.sha256,
+                            byte_size=size,
+                        )
+
+    def batches(self, telemetry: Telemetry) -> Iterable[MetricEvent]:
+        """What ran since the last call, by variant."""
+        ran = dict(self._lane.ran)
+        self._lane.ran.clear()
+        for (model, version, variant), counts in ran.items():
+            yield telemetry.event(
+                BatchesRan,
+                model=model,
+                version=version,
+                variant=variant,
+                executions=counts.sizes.total(),
+                sizes=dict(counts.sizes),
+                compute_infer_ns=counts.compute_infer_ns,
+            )

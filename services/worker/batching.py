@@ -1,0 +1,81 @@
+"""Which jobs run together, and how their tensors become one and are taken apart again.
+
+Natural batching: whatever queued up while the previous batch ran, up to the variant's proved row cap and a byte
+budget; no waiting at low load, full batches under load. Only jobs of one version and one *shape key* share a batch:
+the same dims but for the batch axis, and the same bytes in inputs that have no batch axis (a sampling rate belongs to
+every row). A job that has no rows, or more than the cap, runs alone, as does one that a worker died of.
+
+Pure: no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shared.signature import rows
+from shared.tensors import from_numpy, to_numpy
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Sequence
+
+    from shared.oip import InferenceRequest
+    from shared.registry import Variant
+    from shared.signature import Signature
+    from shared.tensors import Array, Tensor
+
+ShapeKey = tuple["Hashable", ...]
+
+
+def shape_key(request: InferenceRequest, signature: Signature) -> ShapeKey:
+    """What must be equal for two requests to share a run of one variant."""
+    given = {tensor.name: tensor for tensor in request.inputs}
+    key: list[Hashable] = []
+    for spec in signature.inputs:
+        shape = given[spec.name].shape
+        if spec.batch_axis is None:
+            key.append((shape, bytes(given[spec.name].data)))
+        else:
+            key.append((shape[: spec.batch_axis], shape[spec.batch_axis + 1 :]))
+    return tuple(key)
+
+
+def rows_alone(request: InferenceRequest, variant: Variant) -> int | None:
+    """The request's rows, or None if it has to run alone."""
+    if variant.batch_cap == 1 or any(spec.batch_axis is None for spec in variant.signature.outputs):
+        return None
+    count = rows(request.inputs, variant.signature)
+    return count if count and count <= variant.batch_cap else None
+
+
+def concatenate(requests: Sequence[InferenceRequest], signature: Signature) -> dict[str, Array]:
+    """The inputs of one run, by name, rows in the order of the requests."""
+    given = [{tensor.name: tensor for tensor in request.inputs} for request in requests]
+    feeds: dict[str, Array] = {}
+    for spec in signature.inputs:
+        arrays = [to_numpy(tensors[spec.name]) for tensors in given]
+        joined = len(arrays) > 1 and spec.batch_axis is not None
+        feeds[spec.name] = np.concatenate(arrays, axis=spec.batch_axis or 0) if joined else arrays[0]
+    return feeds
+
+
+def take_apart(outputs: Sequence[Array], counts: Sequence[int], signature: Signature) -> list[tuple[Array, ...]]:
+    """The outputs of each request: `counts` rows each, along every output's batch axis."""
+    if len(counts) == 1:
+        return [tuple(outputs)]
+    ends = np.cumsum(counts)[:-1]
+    pieces = [
+        np.split(array, ends, axis=spec.batch_axis or 0) for array, spec in zip(outputs, signature.outputs, strict=True)
+    ]
+    return [tuple(piece[index] for piece in pieces) for index in range(len(counts))]
+
+
+def answer(request: InferenceRequest, outputs: Iterable[Array], signature: Signature) -> tuple[Tensor, ...]:
+    """The outputs that the request asks for (all, if it names none), as tensors in signature order."""
+    asked = {output.name for output in request.outputs}
+    return tuple(
+        from_numpy(spec.name, array, spec.datatype)
+        for array, spec in zip(outputs, signature.outputs, strict=True)
+        if not asked or spec.name in asked
+    )

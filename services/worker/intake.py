@@ -1,0 +1,309 @@
+"""One consumer a model: records in, outcomes out, offsets committed.
+
+In:  what queued up is fetched, read into jobs, opened in the partition's ledger, and queued for the lane.
+Out: the contiguous run of completed rows is appended to `outcomes`, acknowledged, and only then committed
+     (`WHEN_SAVED`). A failed append closes the ledger and starts the partition again at its committed offset.
+
+On revocation and shutdown: nothing new is taken, what was not started is dropped (its next owner has it), what runs
+is finished within a bound, appended and committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
+from aiokafka.errors import KafkaError
+
+from services.worker.job import read
+from services.worker.ledger import Ledger
+from services.worker.reply_copies import check_topic
+from services.worker.settle import persistently
+from shared import kafka, logs
+from shared.errors import AiaasError, InvalidInput, LogUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from aiokafka import ConsumerRecord
+
+    from services.worker.job import Job
+    from services.worker.model_server import ModelServer
+    from services.worker.reply_copies import ReplyCopies
+    from services.worker.settings import WorkerSettings
+    from shared.outcomes import OutcomeWriter
+    from shared.registry_log import RegistryLog
+    from shared.replies import Replies
+
+_POLL_MS = 500
+_MAX_OPEN_ROWS = 8192
+"""Rows of one model that wait for an earlier one: what a duplicate that waits for its first may hold up."""
+_CATCH_UP_S = 5.0
+
+
+class HeldBytes:
+    """The request bytes that this worker holds, over all models."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+
+class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """The consumer of one model's requests."""
+
+    def __init__(
+        self,
+        *,
+        settings: WorkerSettings,
+        server: ModelServer,
+        registry_log: RegistryLog,
+        replies: Replies,
+        writer: OutcomeWriter,
+        copies: ReplyCopies,
+        held: HeldBytes,
+        queued: Callable[[], None],
+        settle: Callable[[list[Job]], None],
+    ) -> None:
+        self._settings = settings
+        self._server = server
+        self._registry_log = registry_log
+        self._replies = replies
+        self._writer = writer
+        self._copies = copies
+        self._held = held
+        self._queued = queued
+        self._settle = settle
+        self._topic = settings.topics.requests(server.name)
+        self._consumer: AIOKafkaConsumer
+        self._ledgers: dict[TopicPartition, Ledger] = {}
+        self._deaths: dict[tuple[int, int], int] = {}
+        self._in_progress = 0
+        self._freed = asyncio.Event()
+        """Set when a job ends: there may be room again, or nothing left to wait for."""
+        self._finished = asyncio.Event()
+        """Set when a job ends: there may be something to append."""
+        self._flushing = asyncio.Lock()
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self) -> None:
+        """Consume until cancelled, then drain."""
+        name = self._server.name
+        await kafka.ensure_topics(self._settings, name)
+        options = {
+            "group_id": self._settings.topics.worker_group(name),
+            "group_instance_id": self._settings.instance if self._settings.static_membership else None,
+            "session_timeout_ms": int(self._settings.session_timeout_s * 1000),
+            "heartbeat_interval_ms": int(self._settings.session_timeout_s * 1000 / 4),
+            "rebalance_timeout_ms": int((self._settings.drain_s + 10) * 1000),
+        }
+        async with kafka.started(
+            lambda: kafka.consumer(self._settings, **options), f"requests of {name}"
+        ) as self._consumer:
+            self._consumer.subscribe([self._topic], listener=self)
+            flushing = asyncio.create_task(self._flush_for_ever())
+            try:
+                while True:
+                    await self._take()
+            finally:
+                await self._give_up(list(self._ledgers))
+                flushing.cancel()
+                await asyncio.gather(flushing, return_exceptions=True)
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Kafka takes partitions away: finish what runs, say what is done."""
+        await self._give_up(list(revoked))
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Kafka gives partitions. Their ledgers begin with the first record, in `_take`."""
+        logs.get().info(
+            "partitions assigned", model=self._server.name, partitions=sorted(tp.partition for tp in assigned)
+        )
+
+    async def _give_up(self, partitions: Sequence[TopicPartition]) -> None:
+        ledgers = [self._ledgers.pop(tp) for tp in partitions if tp in self._ledgers]
+        for ledger in ledgers:
+            self._release(self._server.drop(ledger))
+        try:
+            async with asyncio.timeout(self._settings.drain_s):
+                while self._in_progress:
+                    self._freed.clear()
+                    await self._freed.wait()
+                await self._flush(ledgers)
+        except TimeoutError:
+            logs.get().warning("partitions given up before all was finished", model=self._server.name)
+        finally:
+            for ledger in ledgers:
+                ledger.close()
+
+    # ------------------------------------------------------------------ in
+
+    async def _take(self) -> None:
+        room = self._room()
+        if room <= 0:
+            self._freed.clear()
+            self._consumer.pause(*self._consumer.assignment())
+            await self._consumer.getmany(timeout_ms=0)  # keeps the membership: the consumer is polled
+            await _wait(self._freed, _POLL_MS / 1000)
+            return
+        self._consumer.resume(*self._consumer.paused())
+        try:
+            fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=room)
+            for partition, records in fetched.items():
+                await self._take_partition(partition, records)
+        except KafkaError as err:
+            logs.get().warning("waiting for kafka", what=self._topic, error=repr(err))
+            await asyncio.sleep(1)
+
+    def _room(self) -> int:
+        if self._held.used >= self._held.limit or sum(map(len, self._ledgers.values())) >= _MAX_OPEN_ROWS:
+            return 0
+        return self._settings.max_queued - len(self._server.pending)
+
+    async def _take_partition(self, partition: TopicPartition, records: Sequence[ConsumerRecord]) -> None:
+        ledger = self._ledgers.get(partition) or await self._open(partition, records[0].offset)
+        jobs = [read(record, self._server.name, ledger, self._death_count(record)) for record in records]
+        await self._catch_up(jobs)
+        if ledger is not self._ledgers.get(partition):
+            return  # revoked or started again meanwhile: these records come again, to whoever owns them
+        for job in jobs:
+            ledger.open(job.record.offset)
+            self._check_reply_topic(job)
+        self._in_progress += len(jobs)
+        self._held.used += sum(job.size_bytes for job in jobs)
+        self._server.pending.extend(job for job in jobs if job.error is None)
+        self._queued()
+        if unserved := [job for job in jobs if job.error is not None]:
+            self._settle(unserved)
+
+    async def _open(self, partition: TopicPartition, first_offset: int) -> Ledger:
+        """A ledger for a partition just assigned, and how often its records have killed a worker."""
+        ledger = self._ledgers[partition] = Ledger(partition.topic, partition.partition, first_offset)
+        deaths = await persistently(
+            "redis",
+            lambda: self._replies.count_deaths(
+                self._server.name, self._settings.owner, {partition.partition: first_offset}
+            ),
+        )
+        self._deaths.update(deaths)
+        return ledger
+
+    def _death_count(self, record: ConsumerRecord) -> int:
+        return self._deaths.get((record.partition, record.offset), 0)
+
+    async def _catch_up(self, jobs: Sequence[Job]) -> None:
+        """Have read the registry's log to its present end if a request knows of something that we don't."""
+        if not any(self._is_ahead(job) for job in jobs):
+            return
+        try:
+            async with asyncio.timeout(_CATCH_UP_S):
+                registry = await self._registry_log.caught_up()
+        except (LogUnavailable, TimeoutError) as err:
+            logs.get().warning("registry not caught up", model=self._server.name, error=repr(err))
+            return
+        self._server.adopt(registry)
+
+    def _is_ahead(self, job: Job) -> bool:
+        registry, headers = self._server.latest, job.headers
+        known = registry.models.get(job.model)
+        unknown = headers.model_version is not None and (known is None or headers.model_version not in known.versions)
+        return unknown or (headers.registry_offset is not None and headers.registry_offset > registry.offset)
+
+    def _check_reply_topic(self, job: Job) -> None:
+        if job.error is None and job.headers.reply_topic is not None:
+            try:
+                check_topic(job.headers.reply_topic, self._settings)
+            except InvalidInput as err:
+                job.error = err
+
+    @property
+    def lag(self) -> int:
+        """Records of this worker's partitions that it has not taken yet, as of the last fetch."""
+        ends = ((self._consumer.highwater(tp) or 0, ledger) for tp, ledger in self._ledgers.items())
+        return sum(max(0, end - ledger.taken) for end, ledger in ends)
+
+    # ------------------------------------------------------------------ out
+
+    def completed(self, job: Job) -> None:
+        """A job has its outcome, in its ledger."""
+        self._release([job])
+
+    def _release(self, jobs: Sequence[Job]) -> None:
+        self._in_progress -= len(jobs)
+        self._held.used -= sum(job.size_bytes for job in jobs)
+        self._freed.set()
+        self._finished.set()
+
+    async def _flush_for_ever(self) -> None:
+        while True:
+            self._finished.clear()
+            await self._flush(list(self._ledgers.values()))
+            await _wait(self._finished, _POLL_MS / 1000)
+
+    async def _flush(self, ledgers: Sequence[Ledger]) -> None:
+        """Append and commit what is ready."""
+        async with self._flushing:
+            await asyncio.gather(*(self._append(ledger) for ledger in ledgers))
+            await self._commit(ledgers)
+
+    async def _append(self, ledger: Ledger) -> None:
+        ready = ledger.ready()
+        if not ready:
+            return
+        try:
+            await self._writer.append(ledger.topic, ledger.partition, [outcome.receipt for _, outcome in ready])
+        except LogUnavailable as err:
+            await self._start_again(ledger, err)
+            return
+        await self._copies.send([outcome.copy for _, outcome in ready if outcome.copy is not None])
+        if not ledger.closed:
+            ledger.advance(ready[-1][0])
+
+    async def _commit(self, ledgers: Sequence[Ledger]) -> None:
+        offsets = {
+            TopicPartition(ledger.topic, ledger.partition): OffsetAndMetadata(ledger.appended, "")
+            for ledger in ledgers
+            if ledger.appended > ledger.committed
+        }
+        if not offsets:
+            return
+        try:
+            await self._consumer.commit(offsets)
+        except KafkaError as err:
+            # Fenced, or Kafka is away: outcomes are in the log, and whoever owns the partition repeats some at worst.
+            logs.get().warning("not committed", model=self._server.name, error=repr(err))
+            return
+        for ledger in ledgers:
+            ledger.committed = ledger.appended
+        await self._forget_deaths(ledgers)
+
+    async def _forget_deaths(self, ledgers: Sequence[Ledger]) -> None:
+        marks = {ledger.partition: ledger.committed for ledger in ledgers}
+        done = [(p, offset) for p, offset in self._deaths if p in marks and offset < marks[p]]
+        if done:
+            await persistently("redis", lambda: self._replies.forget_deaths(self._server.name, done))
+            for coordinates in done:
+                del self._deaths[coordinates]
+
+    async def _start_again(self, ledger: Ledger, error: AiaasError) -> None:
+        """Nobody knows what was appended: go back to what is certain."""
+        logs.get().warning("starting again at the committed offset", partition=ledger.partition, error=error.message)
+        partition = TopicPartition(ledger.topic, ledger.partition)
+        ledger.close()
+        self._release(self._server.drop(ledger))
+        if self._ledgers.get(partition) is ledger:
+            del self._ledgers[partition]
+            if partition in self._consumer.assignment():
+                self._consumer.seek(partition, ledger.committed)
+        await asyncio.sleep(1)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait for an event, but not longer."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

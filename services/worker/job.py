@@ -1,0 +1,91 @@
+"""A job: one record of a request topic, read as far as it could be.
+
+Reading never fails: what is wrong with a record is the job's `error`, and its outcome will say so. A record without a
+valid id gets the one derived from its coordinates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shared import logs
+from shared.errors import AiaasError, InvalidId, InvalidInput, WorkerCrashed
+from shared.oip import decode_request
+from shared.replies import Claim
+from shared.requests import RequestHeaders, derived_id, from_kafka, request_id_of
+
+if TYPE_CHECKING:
+    from aiokafka import ConsumerRecord
+
+    from services.worker.ledger import Ledger
+    from services.worker.model_server import Plan
+    from shared.oip import InferenceRequest
+
+DEATHS_ALLOWED = 2
+"""Workers that may die while running a record; the third time it fails instead of running again."""
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A request on its way through the worker."""
+
+    model: str
+    record: ConsumerRecord
+    ledger: Ledger
+    request_id: str
+    headers: RequestHeaders
+    input_sha256: str
+    request: InferenceRequest | None
+    error: AiaasError | None
+    deaths: int
+    size_bytes: int
+    plan: Plan | None = field(default=None)
+
+    @property
+    def claim(self) -> Claim:
+        """How this record claims its id."""
+        record = self.record
+        return Claim(record.topic, record.partition, record.offset, self.headers.tenant, self.input_sha256)
+
+    def is_overdue(self, now_ms: int) -> bool:
+        """Whether nobody waits for it any more, at a Unix time in ms."""
+        return self.headers.deadline_ms is not None and now_ms > self.headers.deadline_ms
+
+
+def read(record: ConsumerRecord, model: str, ledger: Ledger, deaths: int) -> Job:
+    """A record as a job."""
+    value: bytes = record.value or b""
+    headers, request, error = RequestHeaders(), None, None
+    try:
+        headers = from_kafka(record.headers)
+        request = decode_request(headers.content_type, value, headers.header_length)
+    except AiaasError as err:
+        error = err
+    except Exception:  # noqa: BLE001 - see below
+        # A record must never stop its partition, not even by a bug of ours in reading it.
+        logs.get().exception("a record could not be read", topic=record.topic, offset=record.offset)
+        error = InvalidInput("the record could not be read")
+    if deaths > DEATHS_ALLOWED:
+        error = WorkerCrashed(f"{deaths} workers died while running this request")
+    return Job(
+        model=model,
+        record=record,
+        ledger=ledger,
+        request_id=_id(record),
+        headers=headers,
+        input_sha256=hashlib.sha256(value).hexdigest(),
+        request=request,
+        error=error,
+        deaths=deaths,
+        size_bytes=len(value),
+    )
+
+
+def _id(record: ConsumerRecord) -> str:
+    try:
+        given = request_id_of(record.headers)
+    except InvalidId:
+        given = None
+    return given or derived_id(record.topic, record.partition, record.offset)

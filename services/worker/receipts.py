@@ -1,0 +1,97 @@
+"""Receipts: what a request's outcome says. Built once, stored with the answer, appended to the outcome log.
+
+Field by field as `shared.events.Receipt` has it; this module knows which are filled in which case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import TYPE_CHECKING
+
+from shared.codec import rfc3339
+from shared.events import BatchMembership, Coordinates, Receipt, Runtime, Timings
+from shared.tensors import output_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from services.worker.job import Job
+    from shared.events import Status
+    from shared.replies import Claim, Result
+    from shared.tensors import Tensor
+
+
+def members_sha256(jobs: Sequence[Job]) -> str:
+    """The digest of a batch's membership and order."""
+    digest = hashlib.sha256()
+    for job in jobs:
+        record = job.record
+        digest.update(f"{record.topic}-{record.partition}-{record.offset} {job.input_sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def queue_ns(job: Job) -> int:
+    """Nanoseconds since the broker (or producer) stamped the record; clocks may disagree, time does not run back."""
+    stamped_ms: int = job.record.timestamp
+    return max(0, time.time_ns() - stamped_ms * 1_000_000)
+
+
+class Receipts:
+    """Makes the receipts of one worker."""
+
+    def __init__(self, worker: str, cluster_id: str | None) -> None:
+        self._worker = worker
+        self._cluster_id = cluster_id
+
+    def coordinates(self, topic: str, partition: int, offset: int) -> Coordinates:
+        """Where a record of our cluster lies."""
+        return Coordinates(cluster_id=self._cluster_id, topic=topic, partition=partition, offset=offset)
+
+    def succeeded(
+        self, job: Job, outputs: Sequence[Tensor], runtime: Runtime, batch: BatchMembership, timings: Timings
+    ) -> Receipt:
+        """The model answered."""
+        digest = output_digest(outputs)
+        ran = _ran(job, runtime, batch, timings)
+        return self.not_run(job, "succeeded", None).model_copy(update={**ran, "output_sha256": digest})
+
+    def failed_in_run(self, job: Job, code: str, runtime: Runtime, batch: BatchMembership, timings: Timings) -> Receipt:
+        """The run raised, or took too long."""
+        return self.not_run(job, "failed", code).model_copy(update=_ran(job, runtime, batch, timings))
+
+    def not_run(self, job: Job, status: Status, code: str | None) -> Receipt:
+        """Nothing ran: the request failed before, expired or was cancelled."""
+        record, plan = job.record, job.plan
+        return Receipt(
+            request_id=job.request_id,
+            tenant=job.headers.tenant,
+            model_name=job.model,
+            model_version=plan.version.number if plan else None,
+            variant=plan.variant.name if plan else None,
+            artifact_sha256=plan.variant.artifact.sha256 if plan else None,
+            registry_offset=plan.registry_offset if plan else -1,
+            status=status,
+            error_code=code,
+            request=self.coordinates(record.topic, record.partition, record.offset),
+            input_sha256=job.input_sha256,
+            timings_ns=Timings(queue=queue_ns(job)),
+            worker=self._worker,
+            completed_at=rfc3339(time.time_ns()),
+        )
+
+    def duplicate(self, job: Job, first: Claim, result: Result) -> Receipt:
+        """Another record already asked the same under this id: its status and digest, not run again."""
+        about_first = result.receipt or {}
+        code = result.error["code"] if result.error else None
+        return self.not_run(job, result.status, code).model_copy(
+            update={
+                "duplicate_of": self.coordinates(first.topic, first.partition, first.offset),
+                "model_version": result.model_version,
+                "output_sha256": about_first.get("output_sha256"),
+            }
+        )
+
+
+def _ran(job: Job, runtime: Runtime, batch: BatchMembership, timings: Timings) -> dict[str, object]:
+    return {"runtime": runtime, "batch": batch, "timings_ns": timings, "reexecuted": job.deaths > 0}

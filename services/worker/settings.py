@@ -1,0 +1,44 @@
+"""Settings of the worker."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from pydantic import Field
+
+from shared.settings import PlatformSettings
+
+
+class WorkerSettings(PlatformSettings):
+    """See `PlatformSettings` for how to reach Kafka, Redis and the store."""
+
+    static_membership: bool = True
+    """Join consumer groups under the instance's name, so that a restart takes its partitions back without a
+    rebalance. Needs an instance name that is the same across restarts and unique at any time."""
+    session_timeout_s: float = Field(default=6.0, ge=6.0)
+    """A worker unheard of for this long loses its partitions."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    """Intra-op threads of one run."""
+    memory_budget_bytes: int = Field(default=4 * 1024**3, ge=1)
+    """Model bytes held at once; the least recently used go first."""
+    max_run_s: float = Field(default=30.0, gt=0)
+    """How long one run may take before it is terminated."""
+
+    max_queued: int = Field(default=512, ge=1)
+    """Jobs of one model taken from Kafka and not yet started."""
+    max_batch_bytes: int = Field(default=16 * 1024**2, ge=1)
+    """Request bytes of one batch."""
+    max_held_bytes: int = Field(default=256 * 1024**2, ge=1)
+    """Request bytes held at once, over all models."""
+    max_result_bytes: int = Field(default=32 * 1024**2, ge=1)
+    """Output bytes of one request that Redis may be given."""
+    duplicate_wait_s: float = Field(default=30.0, gt=0)
+    """How long a repeated id waits for the first request's answer."""
+    drain_s: float = Field(default=20.0, gt=0)
+    """How long running work may take to finish when partitions are revoked or the worker stops."""
+
+    reply_topic_prefixes: tuple[str, ...] = ()
+    """Where copies of replies may be produced; none by default."""

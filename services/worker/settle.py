@@ -1,0 +1,181 @@
+"""Redis, seen from the worker: before a run, who owns an id and what is answered already; after it, the answer.
+
+Every answer, failure included, is offered through the set-if-absent arbiter, and the *winner* is what goes into the
+outcome log: a redelivered record gets the receipt that its first delivery stored, a cancel that came first stands.
+While Redis is away, work waits here with back-off; Kafka keeps being polled elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from services.worker.ledger import Outcome, ReplyCopy
+from shared import logs
+from shared.codec import from_map, to_map
+from shared.errors import (
+    AiaasError,
+    DeadlineExceeded,
+    DuplicateUnresolved,
+    IdConflict,
+    LogUnavailable,
+    RepliesUnavailable,
+    RunError,
+)
+from shared.events import Receipt
+from shared.replies import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from services.worker.job import Job
+    from services.worker.receipts import Receipts
+    from services.worker.settings import WorkerSettings
+    from shared.dead_letters import DeadLetters
+    from shared.events import Status
+    from shared.replies import Claim, Replies
+
+T = TypeVar("T")
+_MAX_WAIT_S = 2.0
+_DUPLICATE_POLL_S = 0.5
+
+
+async def persistently(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try until Redis or Kafka answers, with a bounded back-off and a log line that says what for."""
+    wait_s = 0.05
+    while True:
+        try:
+            return await attempt()
+        except (RepliesUnavailable, LogUnavailable) as err:
+            logs.get().warning("waiting", what=what, error=err.message, retry_in_s=wait_s)
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _MAX_WAIT_S)
+
+
+class Settlement:
+    """Screens jobs before they run and settles them after. `completed` is told of each job that has its outcome."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        replies: Replies,
+        dead_letters: DeadLetters,
+        receipts: Receipts,
+        completed: Callable[[Job], None],
+    ) -> None:
+        self._settings = settings
+        self._replies = replies
+        self._dead_letters = dead_letters
+        self._receipts = receipts
+        self._completed = completed
+        self._duplicates: set[asyncio.Task[None]] = set()
+
+    async def screen(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs that are still to be run; the others get their outcome here.
+
+        At most one job of an id may be among them. In this order: taken by another record, answered already.
+        """
+        claims = {job.request_id: job.claim for job in jobs}
+        screened = await persistently("redis", lambda: self._replies.screen(jobs[0].model, claims))
+        remaining: list[Job] = []
+        for job in jobs:
+            found = screened[job.request_id]
+            if not found.owner.same_record(job.claim):
+                await self._taken(job, found.owner)
+            elif found.result is not None:
+                self._complete(job, found.result)
+            else:
+                remaining.append(job)
+        return remaining
+
+    async def fail(self, jobs: Sequence[Job]) -> None:
+        """Settle jobs that will not run, by their `error`. Any number of them may share an id."""
+        for job in jobs:
+            for remaining in await self.screen([job]):
+                await self.answer([self.failure(remaining, remaining.error or RunError("failed without a reason"))])
+
+    async def answer(self, answers: Sequence[tuple[Job, Result]]) -> None:
+        """Offer answers, complete the jobs with the winners, and tell the gateways that wait."""
+        for job, result in answers:
+            if job.error is not None and not isinstance(job.error, RunError):
+                await self._bury(job, job.error)
+            elif result.status == "failed" and job.error is None:
+                logs.get().warning("run failed", request_id=job.request_id, model=job.model, error=result.error)
+        winners = await persistently("redis", lambda: self._replies.put([result for _, result in answers]))
+        channels: dict[str, list[Result]] = {}
+        for (job, _), winner in zip(answers, winners, strict=True):
+            self._complete(job, winner)
+            if job.headers.reply_channel:
+                channels.setdefault(job.headers.reply_channel, []).append(winner)
+        if channels:
+            try:
+                await self._replies.announce(channels)
+            except RepliesUnavailable as err:
+                logs.get().debug("not announced; gateways read it", error=err.message)
+
+    def failure(self, job: Job, error: AiaasError) -> tuple[Job, Result]:
+        """The answer of a job that ends without a run."""
+        status: Status = "expired" if isinstance(error, DeadlineExceeded) else "failed"
+        return job, self.result(job, self._receipts.not_run(job, status, error.code), error=error)
+
+    def result(self, job: Job, receipt: Receipt, *, error: AiaasError) -> Result:
+        """A failed or expired result."""
+        return Result(
+            id=job.request_id,
+            status=receipt.status,
+            model_name=job.model,
+            model_version=receipt.model_version,
+            error={"code": error.code, "message": error.message},
+            receipt=to_map(receipt),
+        )
+
+    def _complete(self, job: Job, winner: Result) -> None:
+        """The winner is the answer and the receipt; one that a gateway set (cancel, expiry) has no receipt yet."""
+        code = winner.error["code"] if winner.error else None
+        receipt = (
+            from_map(Receipt, winner.receipt)
+            if winner.receipt is not None
+            else self._receipts.not_run(job, winner.status, code)
+        )
+        self._finish(job, receipt, winner)
+
+    def _finish(self, job: Job, receipt: Receipt, winner: Result) -> None:
+        copy = None
+        if job.headers.reply_topic and (job.error is None or isinstance(job.error, RunError)):
+            copy = ReplyCopy(job.headers.reply_topic, job.record.key, job.headers.echo, winner)
+        job.ledger.complete(job.record.offset, Outcome(receipt, copy))
+        self._completed(job)
+
+    async def _bury(self, job: Job, error: AiaasError) -> None:
+        await persistently("dead letter", lambda: self._dead_letters.publish(job.record, error, attempt=job.deaths + 1))
+
+    # ------------------------------------------------------------------ ids that belong to another record
+
+    async def _taken(self, job: Job, owner: Claim) -> None:
+        if not owner.same_request(job.claim):
+            first = f"{owner.topic}/{owner.partition} offset {owner.offset}"
+            error = IdConflict(f"id {job.request_id!r} belongs to another request: {first}")
+            await self._unowned(job, error)
+            return
+        task = asyncio.create_task(self._duplicate(job, owner))
+        self._duplicates.add(task)
+        task.add_done_callback(self._duplicates.discard)
+
+    async def _duplicate(self, job: Job, owner: Claim) -> None:
+        """Repeat the first request's outcome once it is there. Bounded by the ledger, which holds the rows behind."""
+        give_up_s = time.monotonic() + self._settings.duplicate_wait_s
+        while time.monotonic() < give_up_s and not job.ledger.closed:
+            [result] = await persistently("redis", lambda: self._replies.get([(job.model, job.request_id)]))
+            if result is not None:
+                self._finish(job, self._receipts.duplicate(job, owner, result), result)
+                return
+            await asyncio.sleep(_DUPLICATE_POLL_S)
+        await self._unowned(job, DuplicateUnresolved("the first request with this id has no answer yet"))
+
+    async def _unowned(self, job: Job, error: AiaasError) -> None:
+        """Fail a job whose id, and so whose result in Redis, is another record's."""
+        job.error = error
+        await self._bury(job, error)
+        receipt = self._receipts.not_run(job, "failed", error.code)
+        self._finish(job, receipt, self.result(job, receipt, error=error))

@@ -1,0 +1,322 @@
+"""Every fact on Kafka, one frozen model each, named in the past tense.
+
+`topics.py` says which topic carries which. An event never changes its meaning: a field may be added with a default;
+anything else is a new `schema_version` (see `codec`). Digests are lowercase hex SHA-256; times in fields are
+nanoseconds since the epoch (`*_ns`) or RFC 3339 strings (`*_at`), durations nanoseconds unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from shared.artifacts import Artifact
+from shared.signature import Signature
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,99}$")]
+Text = Annotated[str, StringConstraints(max_length=4000)]
+"""Prose for people, bounded because anyone may write to the log."""
+Short = Annotated[str, StringConstraints(max_length=200)]
+MAX_VERSION = 2**31 - 1
+VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION)]
+
+
+class Fields(BaseModel):
+    """A part of an event."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Event(Fields):
+    """A fact. Subclasses are listed by topic in `shared.topics`."""
+
+    schema_version: ClassVar[int] = 1
+
+
+# --------------------------------------------------------------------------- the registry's log (`models`)
+
+
+class ModelEvent(Event):
+    """A fact about one model; the key of its record is `model`."""
+
+    model: ModelName
+
+
+class ModelUploaded(ModelEvent):
+    """A model file is in the artifact store. The fold gives it a version number, in log order."""
+
+    upload_id: Short
+    artifact: Artifact
+    format: Literal["onnx"] = "onnx"
+    requested_version: VersionNumber | None = None
+    tenant: Short | None = None
+
+
+class AttemptEvent(ModelEvent):
+    """Written by the owner of an attempt to optimize a version; ignored once the attempt is superseded."""
+
+    version: VersionNumber
+    attempt: Annotated[int, Field(ge=1)]
+    owner: Short
+
+
+class OptimizationClaimed(AttemptEvent):
+    """`owner` (an instance, with its incarnation) wants to do attempt `attempt`. The first claim of it wins."""
+
+
+class Latency(Fields):
+    """Median seconds of one run at a batch size, on the machine that measured."""
+
+    batch_size: int
+    p50_s: float
+
+
+class Measurements(Fields):
+    """What the gate measured of a candidate, beside its fp32 reference."""
+
+    max_abs_error: float | None = None
+    cosine: float | None = None
+    top1_agreement: float | None = None
+    row_independent: bool | None = None
+    latencies: tuple[Latency, ...] = ()
+    speedup: float | None = None
+    """Reference time over this variant's, geometric mean over the batch sizes."""
+    byte_size: int = 0
+    machine: Short = ""
+
+
+class VariantReady(AttemptEvent):
+    """A variant passed the gate and may serve."""
+
+    variant: Short
+    artifact: Artifact
+    signature: Signature
+    batch_cap: Annotated[int, Field(ge=1)]
+    """Most rows in one run; 1 if answers were not proved independent of their neighbours."""
+    measurements: Measurements
+
+
+class VariantRejected(AttemptEvent):
+    """A candidate did not build, or did not pass the gate."""
+
+    variant: Short
+    reason: Text
+    measurements: Measurements | None = None
+
+
+class ModelReady(AttemptEvent):
+    """The version may serve with `variant`, the gate's choice by policy."""
+
+    variant: Short
+    reason: Text
+
+
+class ModelRejected(AttemptEvent):
+    """The upload can't be served. `reason` tells its owner what to do."""
+
+    code: Short
+    reason: Text
+
+
+class ModelPromoted(ModelEvent):
+    """From here on `version` answers requests that name none."""
+
+    version: VersionNumber
+
+
+class TrafficSplit(ModelEvent):
+    """Requests that name no version are spread over versions by weight, by hash of the request id."""
+
+    weights: dict[VersionNumber, Annotated[int, Field(ge=0, le=1_000_000)]]
+
+
+class ModelRolledBack(ModelEvent):
+    """The version that was active before answers again."""
+
+
+class ModelRetired(ModelEvent):
+    """`version`, or the whole model if it is absent, answers no more."""
+
+    version: VersionNumber | None = None
+
+
+# --------------------------------------------------------------------------- receipts (`outcomes`)
+
+Status = Literal["succeeded", "failed", "expired", "cancelled"]
+
+
+class Coordinates(Fields):
+    """Where a record lies. `cluster_id` tells clusters apart in an archive."""
+
+    cluster_id: str | None = None
+    topic: str
+    partition: int
+    offset: int
+
+
+class Runtime(Fields):
+    """What ran the batch, as far as it can change a bit of the answer."""
+
+    engine: str
+    version: str
+    provider: str
+    options: dict[str, str | int | bool]
+    threads: int
+    isa: str
+
+
+class BatchMembership(Fields):
+    """Which batch the request ran in, and where in it."""
+
+    id: str
+    index: int
+    size: int
+    padding: int
+    members_sha256: str
+    """Over each member's `topic-partition-offset` and `input_sha256`, separated by a space, one a line, in order."""
+
+
+class Timings(Fields):
+    """Where the time went, in nanoseconds. `queue` alone where nothing ran."""
+
+    queue: int
+    compute_input: int | None = None
+    compute_infer: int | None = None
+    compute_output: int | None = None
+
+
+class Receipt(Event):
+    """The one outcome of an accepted request, in `outcomes` and in its result."""
+
+    request_id: str
+    duplicate_of: Coordinates | None = None
+    tenant: str | None = None
+    model_name: str
+    model_version: int | None = None
+    variant: str | None = None
+    artifact_sha256: str | None = None
+    registry_offset: int
+    """The registry that chose the version; -1 where none was chosen."""
+    status: Status
+    error_code: str | None = None
+    request: Coordinates
+    input_sha256: str
+    output_sha256: str | None = None
+    runtime: Runtime | None = None
+    batch: BatchMembership | None = None
+    timings_ns: Timings
+    worker: str
+    reexecuted: bool = False
+    completed_at: str
+
+
+# --------------------------------------------------------------------------- heartbeats (`workers`)
+
+
+class MachineClass(Fields):
+    """What kind of machine an instance runs on: measurements hold within one class."""
+
+    isa: str
+    providers: tuple[str, ...] = ()
+    threads: int = 0
+
+
+class LoadedModel(Fields):
+    """A variant in memory."""
+
+    model: str
+    version: int
+    variant: str
+    artifact_sha256: str
+    byte_size: int
+
+
+class Heartbeat(Event):
+    """An instance is alive. The topic is compacted by `instance`."""
+
+    instance: str
+    incarnation: str
+    """Fresh at each start of the process: a restarted owner no longer holds its claims."""
+    service: Literal["worker", "optimizer"]
+    machine: MachineClass
+    loaded: tuple[LoadedModel, ...] = ()
+    registry_offset: int
+    lag: dict[str, int] = {}
+    """Records not yet taken, by model."""
+    queued: dict[str, int] = {}
+    """Records taken and not yet answered, by model."""
+    interval_s: float
+    """The next one is due within this time."""
+
+
+# --------------------------------------------------------------------------- measurements (`metrics`)
+
+
+class MetricEvent(Event):
+    """A measurement by an instance; `(instance, incarnation, seq)` tells repeats."""
+
+    instance: str
+    incarnation: str
+    service: str
+    seq: int
+    at_ns: int
+
+
+class GpuSample(Fields):
+    """One GPU, by NVML."""
+
+    index: int
+    name: str
+    utilisation_percent: float
+    memory_used_bytes: int
+    memory_total_bytes: int
+    power_w: float | None = None
+    temperature_c: float | None = None
+
+
+class HostSampled(MetricEvent):
+    """CPU, memory, disk and GPU of a process and its host."""
+
+    cpu_percent: float
+    """Of this process; 100 is one core."""
+    rss_bytes: int
+    host_cpu_percent: float
+    host_memory_used_bytes: int
+    host_memory_total_bytes: int
+    disk_used_bytes: int
+    disk_total_bytes: int
+    disk_read_bytes: int
+    disk_written_bytes: int
+    gpus: tuple[GpuSample, ...] = ()
+    loop_delay_s: float
+    """Largest delay of the event loop since the last sample."""
+
+
+class BatchesRan(MetricEvent):
+    """Runs of one variant since the last such event of the instance."""
+
+    model: str
+    version: int
+    variant: str
+    executions: int
+    sizes: dict[int, int]
+    """Executions by number of requests in the batch."""
+    compute_infer_ns: int
+
+
+class HttpAnswered(MetricEvent):
+    """Answers of a gateway since its last such event, by status code."""
+
+    statuses: dict[int, int]
+    in_flight: int
+
+
+class JobProgressed(MetricEvent):
+    """An optimizer's job: which step it is in and how far."""
+
+    model: str
+    version: int
+    attempt: int
+    step: str
+    fraction: float

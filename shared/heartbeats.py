@@ -1,0 +1,102 @@
+"""Heartbeats: who is alive, on what kind of machine, holding what; through the compacted topic `workers`.
+
+A worker and an optimizer publish one every interval. A reader holds the last of each instance and counts it as alive
+until two intervals and a second have passed without one, by the reader's own clock since *it* read the record, so
+that clocks need not agree. A record that was already old when it was read is told by its broker timestamp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+
+from shared import kafka, logs, topics
+from shared.codec import cloud_event_headers, decode_event, encode_event
+from shared.errors import InvalidInput
+from shared.events import Heartbeat
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+    from shared.settings import PlatformSettings
+
+INTERVAL_S = 2.0
+_GRACE_S = 1.0
+
+
+async def publish(settings: PlatformSettings, producer: AIOKafkaProducer, beat: Callable[[], Heartbeat]) -> None:
+    """Publish `beat()` every interval until cancelled."""
+    topic = settings.topics.name(topics.WORKERS)
+    while True:
+        heartbeat = beat()
+        try:
+            await producer.send_and_wait(
+                topic,
+                encode_event(heartbeat),
+                key=heartbeat.instance.encode(),
+                headers=cloud_event_headers(event_type=Heartbeat.__name__, source=heartbeat.instance),
+            )
+        except KafkaError as err:
+            logs.get().warning("heartbeat not sent", error=repr(err))
+        await asyncio.sleep(INTERVAL_S)
+
+
+class Heartbeats:
+    """The last heartbeat of every instance. Build it with `follow`."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, Heartbeat]] = {}
+
+    def alive(self) -> list[Heartbeat]:
+        """Instances heard of lately."""
+        now_s = time.monotonic()
+        return [beat for heard_s, beat in self._last.values() if now_s - heard_s < 2 * beat.interval_s + _GRACE_S]
+
+    def is_alive(self, owner: str) -> bool:
+        """Whether this run of an instance (`instance/incarnation`) was heard of lately."""
+        return any(f"{beat.instance}/{beat.incarnation}" == owner for beat in self.alive())
+
+    def heard(self, beat: Heartbeat, age_s: float) -> None:
+        """Take in a heartbeat that was written `age_s` seconds ago."""
+        self._last[beat.instance] = (time.monotonic() - max(0.0, age_s), beat)
+
+    async def run(self, consumer: AIOKafkaConsumer) -> None:
+        """Read until cancelled."""
+        while True:
+            try:
+                fetched = await consumer.getmany(timeout_ms=1000)
+            except KafkaError as err:
+                logs.get().warning("waiting for kafka", what="heartbeats", error=repr(err))
+                await asyncio.sleep(1)
+                continue
+            for records in fetched.values():
+                for record in records:
+                    try:
+                        beat = decode_event(Heartbeat, record.value)
+                    except InvalidInput as err:
+                        logs.get().warning("ignored a record", topic=record.topic, error=err.message)
+                    else:
+                        self.heard(beat, time.time() - record.timestamp / 1000)
+
+
+@asynccontextmanager
+async def follow(settings: PlatformSettings) -> AsyncIterator[Heartbeats]:
+    """Follow `workers` from the beginning: it is compacted, so that is short."""
+    async with kafka.started(lambda: kafka.consumer(settings), "heartbeats") as consumer:
+        partition = TopicPartition(settings.topics.name(topics.WORKERS), 0)
+        consumer.assign([partition])
+        await consumer.seek_to_beginning(partition)
+        heartbeats = Heartbeats()
+        running = asyncio.create_task(heartbeats.run(consumer), name="heartbeats")
+        try:
+            yield heartbeats
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)

@@ -1,0 +1,149 @@
+"""aiokafka clients as the platform uses them, and topics that are there before they are needed.
+
+Start order does not matter: `started` retries for ever with a bounded back-off and a log line that says what for.
+Producers are idempotent with acks=all. Consumers start at earliest, read committed, and never commit by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from shared import logs
+from shared.topics import FIXED, REQUESTS, Topic
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from shared.settings import PlatformSettings
+
+Client = TypeVar("Client", AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)
+_MAX_WAIT_S = 5.0
+MAX_REQUEST_BYTES = 2 * 1024 * 1024
+"""The largest record a producer sends: a dead letter, which holds a whole request and why it failed."""
+
+
+def client_options(settings: PlatformSettings) -> dict[str, Any]:
+    """Options common to all clients: where Kafka is and how to get in."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": settings.kafka_bootstrap_servers,
+        "client_id": settings.instance,
+        "security_protocol": settings.kafka_security_protocol,
+    }
+    if "SSL" in settings.kafka_security_protocol:
+        context = ssl.create_default_context(cafile=settings.kafka_ssl_cafile)
+        if settings.kafka_ssl_certfile:
+            context.load_cert_chain(settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile)
+        options["ssl_context"] = context
+    if "SASL" in settings.kafka_security_protocol:
+        options["sasl_mechanism"] = settings.kafka_sasl_mechanism
+        options["sasl_plain_username"] = settings.kafka_sasl_username
+        options["sasl_plain_password"] = settings.kafka_sasl_password
+    return options
+
+
+def producer(settings: PlatformSettings, **options: Any) -> AIOKafkaProducer:
+    """An idempotent producer."""
+    return AIOKafkaProducer(
+        **client_options(settings),
+        **{
+            "acks": "all",
+            "enable_idempotence": True,
+            "max_request_size": MAX_REQUEST_BYTES,
+            "request_timeout_ms": 10_000,
+            **options,
+        },
+    )
+
+
+def consumer(settings: PlatformSettings, *topics: str, **options: Any) -> AIOKafkaConsumer:
+    """A consumer that commits only when told to, from the earliest record where nothing is committed."""
+    return AIOKafkaConsumer(
+        *topics,
+        **client_options(settings),
+        **{
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+            "isolation_level": "read_committed",
+            **options,
+        },
+    )
+
+
+@asynccontextmanager
+async def started(make: Callable[[], Client], what: str) -> AsyncIterator[Client]:
+    """A client that reached Kafka, however long that took; stopped at the end.
+
+    `make` builds a fresh client for each try, since one whose start failed can't be started again.
+    """
+    client = await _start(make, what)
+    try:
+        yield client
+    finally:
+        await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
+
+
+async def _start(make: Callable[[], Client], what: str) -> Client:
+    wait_s = 0.2
+    while True:
+        client = make()
+        try:
+            await client.start()
+        except (KafkaError, OSError) as err:
+            logs.get().warning("waiting for kafka", what=what, error=repr(err), retry_in_s=wait_s)
+            await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _MAX_WAIT_S)
+        else:
+            return client
+
+
+async def ensure_topics(settings: PlatformSettings, *models: str) -> None:
+    """Create the fixed topics (no `models` given) or the request topics of models, unless they are there."""
+    wanted = (
+        {settings.topics.requests(model): (REQUESTS, settings.request_partitions) for model in models}
+        if models
+        else {settings.topics.name(topic): (topic, topic.partitions) for topic in FIXED}
+    )
+    what = "creating topics"
+    async with started(lambda: AIOKafkaAdminClient(**client_options(settings)), what) as admin:
+        wait_s = 0.2
+        while True:
+            try:
+                missing = set(wanted) - set(await admin.list_topics())
+                await _create(admin, {name: wanted[name] for name in missing}, settings.kafka_replication_factor)
+            except KafkaError as err:
+                logs.get().warning("waiting for kafka", what=what, error=repr(err), retry_in_s=wait_s)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, _MAX_WAIT_S)
+            else:
+                return
+
+
+async def _create(admin: AIOKafkaAdminClient, wanted: dict[str, tuple[Topic, int]], replication_factor: int) -> None:
+    if not wanted:
+        return
+    response = await admin.create_topics(
+        [
+            NewTopic(name, partitions, replication_factor, topic_configs=topic.config)
+            for name, (topic, partitions) in wanted.items()
+        ]
+    )
+    for _name, code, message in response.topic_errors:
+        error = for_code(code)
+        if code and error is not TopicAlreadyExistsError:
+            raise error(message)
+
+
+async def cluster_id(settings: PlatformSettings) -> str | None:
+    """The id of the Kafka cluster, which tells its coordinates from another's."""
+    make = lambda: AIOKafkaAdminClient(**client_options(settings))  # noqa: E731 - one expression, used here
+    async with started(make, "cluster id") as admin:
+        found: str | None = (await admin.describe_cluster()).get("cluster_id")
+    return found

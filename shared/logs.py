@@ -1,0 +1,76 @@
+"""Logging: structlog, one canonical line per request or event, pretty on a terminal and JSON otherwise.
+
+Libraries that log through the standard library come out in the same form. A line carries the service and instance;
+`request_id` and `trace_id` are bound where there is one. Nothing is configured at import: `main()` calls `configure`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger, Processor
+
+    from shared.settings import PlatformSettings
+
+_QUIET = {
+    "aiokafka": logging.ERROR,
+    "faststream": logging.ERROR,
+    "httpx": logging.WARNING,
+    "uvicorn.access": logging.WARNING,
+}
+"""Libraries whose chatter our own lines make superfluous: waits and answers are logged where they matter to us."""
+
+
+def configure(service: str, settings: PlatformSettings) -> FilteringBoundLogger:
+    """Set up structlog and the standard library for a service; returns its logger."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    pretty = settings.log_format == "pretty" or (settings.log_format == "auto" and sys.stderr.isatty())
+    renderer: Processor = structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer(_dumps)
+    if pretty:
+        shared.remove(structlog.processors.format_exc_info)
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    for name, floor in _QUIET.items():
+        logging.getLogger(name).setLevel(floor)
+    structlog.contextvars.bind_contextvars(service=service, instance=settings.instance)
+    return get()
+
+
+def get() -> FilteringBoundLogger:
+    """A logger; its configuration is looked up at the first line."""
+    logger: FilteringBoundLogger = structlog.get_logger()
+    return logger
+
+
+def trace_id(traceparent: str | None) -> str | None:
+    """The trace id of a W3C `traceparent` (https://www.w3.org/TR/trace-context/), if it has one."""
+    parts = (traceparent or "").split("-")
+    return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else None  # noqa: PLR2004 - the standard's lengths
+
+
+def _dumps(value: Any, **_: Any) -> str:
+    return orjson.dumps(value, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()

@@ -1,0 +1,265 @@
+"""The inference request and response of the Open Inference Protocol v2, as records and as bytes.
+
+A request is the same in three forms, told apart by content type:
+
+- `application/json`: an OIP request body.
+- `application/octet-stream`: a JSON header followed by the raw bytes of every tensor with
+  `parameters.binary_data_size`, in the header's order; lengths add up exactly. Without a header length the whole body
+  is the header. This is Triton's binary tensor data extension
+  (https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md).
+- `application/msgpack`: the same map with a tensor's `data` as raw bytes, or a list as in JSON. What the gateway
+  puts on Kafka.
+
+Fields that nobody knows are ignored, as the protocol asks. Tensors of a binary form are views of the body: keep a
+request only as long as its body may stay in memory. Claim checks (`{uri, sha256, byte_size}` instead of `data`) and
+shared memory are refused. Whether a request fits a model is asked of `shared.signature`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from shared.codec import MSGPACK, pack, unpack
+from shared.errors import InvalidInput
+from shared.tensors import Tensor, check, from_json, refuse, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+JSON: Final = "application/json"
+BINARY: Final = "application/octet-stream"
+MAX_TENSORS: Final = 256
+"""Inputs, and likewise requested outputs, of one request."""
+MAX_PARAMETERS: Final = 64
+MAX_NAME_CHARS: Final = 1024
+
+Parameter = str | int | float | bool
+Body = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """An output that the caller asks for; `binary` is its `binary_data` parameter, None if not given."""
+
+    name: str
+    binary: bool | None = None
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """One request; no `outputs` means all of them. `id` is the caller's own and only echoed."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[RequestedOutput, ...] = ()
+    id: str | None = None
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+
+
+class _Tail:
+    """The raw bytes behind a JSON header, taken tensor by tensor."""
+
+    def __init__(self, data: Body) -> None:
+        self._data = memoryview(data)
+        self._at = 0
+
+    def take(self, name: str, size: Any) -> memoryview:
+        """The next `size` bytes, not copied."""
+        if type(size) is not int or not 0 <= size <= len(self._data) - self._at:
+            refuse(name, f"has binary_data_size {size!r}, but {len(self._data) - self._at} bytes are left")
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+    def finish(self) -> None:
+        """Refuse bytes that no tensor claimed."""
+        if self._at != len(self._data):
+            raise InvalidInput(f"{len(self._data) - self._at} bytes follow the last binary tensor")
+
+
+def decode_request(content_type: str | None, body: Body, header_length: int | None = None) -> InferenceRequest:
+    """Decode a request in any of the three forms; without a content type, JSON is tried.
+
+    `header_length` is the length in bytes of the JSON header (`Inference-Header-Content-Length`). JSON with one is
+    read as binary, since clients of Triton send it without a content type.
+
+    Raises:
+        InvalidInput: an unknown content type, or a body that breaks the contract, in a sentence that says where.
+    """
+    media_type = (content_type or JSON).partition(";")[0].strip().lower()
+    if media_type == MSGPACK:
+        return _request(unpack(body), _Tail(b""))
+    if media_type not in {JSON, BINARY}:
+        raise InvalidInput(f"content type {media_type!r} is none of {JSON}, {MSGPACK}, {BINARY}")
+    if header_length is None:
+        header_length = len(body)
+    elif not 0 < header_length <= len(body):
+        raise InvalidInput(f"the header length {header_length} is not within the body of {len(body)} bytes")
+    view = memoryview(body)
+    try:
+        document = orjson.loads(view[:header_length])
+    except orjson.JSONDecodeError as err:
+        raise InvalidInput(f"not a JSON document: {err}") from err
+    return _request(document, _Tail(view[header_length:]))
+
+
+def encode_request_msgpack(request: InferenceRequest) -> bytes:
+    """The request as `application/msgpack`; `decode_request` gives it back."""
+    outputs = [
+        {"name": output.name, "parameters": output.parameters | _given("binary_data", output.binary)}
+        for output in request.outputs
+    ]
+    inputs = [
+        {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, "data": tensor.data}
+        for tensor in request.inputs
+    ]
+    return pack(
+        _given("id", request.id) | {"parameters": request.parameters, "inputs": inputs, "outputs": outputs},
+    )
+
+
+def binary_outputs(request: InferenceRequest, names: Collection[str]) -> frozenset[str]:
+    """Which of the outputs in `names` the caller wants in binary.
+
+    An output's own `binary_data` decides; else the request's `binary_data_output`; else JSON.
+    """
+    default = request.parameters.get("binary_data_output") is True
+    asked = {output.name: output.binary for output in request.outputs if output.binary is not None}
+    return frozenset(name for name in names if asked.get(name, default))
+
+
+def encode_response_json(
+    *, model_name: str, model_version: int | str, outputs: Sequence[Tensor], echo_id: str | None = None
+) -> bytes:
+    """A response body in JSON.
+
+    Raises:
+        InvalidInput: a BYTES output is not UTF-8 and must be asked for in binary.
+    """
+    return _response_header(model_name, model_version, echo_id, [_json_output(tensor) for tensor in outputs])
+
+
+def encode_response_binary(
+    *,
+    model_name: str,
+    model_version: int | str,
+    outputs: Sequence[Tensor],
+    echo_id: str | None = None,
+    binary: Collection[str] | None = None,
+) -> tuple[bytes, int]:
+    """A response body with the outputs named in `binary` (None: all) behind the JSON header.
+
+    Returns:
+        The body and its header's length in bytes, for `Inference-Header-Content-Length`.
+
+    Raises:
+        InvalidInput: a BYTES output that stays in JSON is not UTF-8.
+    """
+    raw = {tensor.name: tensor.data for tensor in outputs if binary is None or tensor.name in binary}
+    described = [_binary_output(tensor) if tensor.name in raw else _json_output(tensor) for tensor in outputs]
+    header = _response_header(model_name, model_version, echo_id, described)
+    return b"".join([header, *raw.values()]), len(header)
+
+
+def _response_header(model_name: str, version: int | str, echo_id: str | None, outputs: list[dict[str, Any]]) -> bytes:
+    response = {"model_name": model_name, "model_version": str(version), **_given("id", echo_id), "outputs": outputs}
+    return orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _json_output(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, "data": to_json(tensor)}
+
+
+def _binary_output(tensor: Tensor) -> dict[str, Any]:
+    parameters = {"binary_data_size": len(tensor.data)}
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, "parameters": parameters}
+
+
+def _given(key: str, value: Any) -> dict[str, Any]:
+    return {} if value is None else {key: value}
+
+
+def _request(document: Any, tail: _Tail) -> InferenceRequest:
+    """A request from its map, whichever form it came in."""
+    fields = _map(document, "the request")
+    echo_id = fields.get("id")
+    if echo_id is not None and not isinstance(echo_id, str):
+        raise InvalidInput("the request's id must be a string")
+    inputs = tuple(_input(entry, tail) for entry in _entries(fields, "inputs"))
+    tail.finish()
+    if len({tensor.name for tensor in inputs}) != len(inputs):
+        raise InvalidInput("the request names an input twice")
+    outputs = tuple(_requested_output(entry) for entry in _entries(fields, "outputs", required=False))
+    if len({output.name for output in outputs}) != len(outputs):
+        raise InvalidInput("the request names an output twice")
+    return InferenceRequest(inputs, outputs, echo_id, _parameters(fields, "the request"))
+
+
+def _input(entry: Any, tail: _Tail) -> Tensor:
+    """One tensor of `inputs`, checked."""
+    fields = _map(entry, "an input")
+    name = _name(fields, "an input")
+    datatype, shape, data = fields.get("datatype"), fields.get("shape"), fields.get("data")
+    if not isinstance(datatype, str):
+        refuse(name, "has no datatype")
+    if not isinstance(shape, list):
+        refuse(name, "has no shape: a list of integers")
+    if fields.get("parameters"):
+        parameters = _parameters(fields, f"tensor {name!r}")
+        if "binary_data_size" in parameters:
+            if data is not None:
+                refuse(name, "has both data and binary_data_size")
+            data = tail.take(name, parameters["binary_data_size"])
+    if isinstance(data, list):
+        return from_json(name, datatype, tuple(shape), data)
+    if isinstance(data, dict) or "uri" in fields:
+        refuse(name, "is a claim check: claim checks are not supported yet")
+    if not isinstance(data, bytes | memoryview):
+        refuse(name, "has no data: a list of elements, or raw bytes in a binary form")
+    return check(Tensor(name, datatype, tuple(shape), data))
+
+
+def _requested_output(entry: Any) -> RequestedOutput:
+    fields = _map(entry, "an output")
+    name = _name(fields, "an output")
+    parameters = dict(_parameters(fields, f"output {name!r}"))
+    binary = parameters.pop("binary_data", None)
+    if binary is not None and not isinstance(binary, bool):
+        raise InvalidInput(f"output {name!r}: binary_data must be true or false")
+    return RequestedOutput(name, binary, parameters)
+
+
+def _map(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{what} must be a map, not {type(value).__name__}")
+    return value
+
+
+def _entries(fields: dict[str, Any], key: str, *, required: bool = True) -> list[Any]:
+    entries = fields.get(key)
+    if entries is None and not required:
+        return []
+    if not isinstance(entries, list) or len(entries) > MAX_TENSORS:
+        raise InvalidInput(f"the request's {key} must be a list of up to {MAX_TENSORS}")
+    return entries
+
+
+def _name(fields: dict[str, Any], what: str) -> str:
+    name = fields.get("name")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS:
+        raise InvalidInput(f"{what} needs a name: a string of up to {MAX_NAME_CHARS} characters")
+    return name
+
+
+def _parameters(fields: dict[str, Any], what: str) -> dict[str, Parameter]:
+    parameters = fields.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict) or len(parameters) > MAX_PARAMETERS:
+        raise InvalidInput(f"the parameters of {what} must be a map of up to {MAX_PARAMETERS}")
+    for key, value in parameters.items():
+        if not isinstance(key, str) or not isinstance(value, str | int | float):
+            raise InvalidInput(f"parameter {key!r} of {what} must be a string, a number or a boolean")
+    return parameters

@@ -1,0 +1,117 @@
+"""The outcome log: exactly one outcome per request, without transactions.
+
+Outcomes are keyed by request `topic/partition`, so all outcomes of a request partition lie in one partition of
+`outcomes`. Every writer starts at a committed offset below which all outcomes are acknowledged, and appends a
+contiguous run in request-offset order, one append in flight, each a single batch, the next only after the
+acknowledgement. So crashes and zombies append repeats, never a gap, and
+
+    a reader accepts an outcome iff its request offset is above the highest it has accepted for that request partition.
+
+One integer per request partition makes it exact. What is deliberately missing: retries here. After a failed append
+nobody knows what was written; the caller drops what follows and starts again at the committed offset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aiokafka.errors import KafkaError
+from aiokafka.partitioner import DefaultPartitioner
+
+from shared.codec import cloud_event_headers, decode_event, encode_event
+from shared.errors import InvalidInput, LogUnavailable
+from shared.events import Receipt
+from shared.topics import outcome_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from aiokafka import AIOKafkaProducer
+
+_BATCH_BYTES = 256 * 1024
+"""One append: at most this many bytes of receipts in one record batch."""
+
+
+class OutcomeWriter:
+    """Appends outcomes. Calls for one request partition must not overlap."""
+
+    def __init__(self, producer: AIOKafkaProducer, topic: str, source: str) -> None:
+        self._producer = producer
+        self._topic = topic
+        self._source = source
+        self._partitioner = DefaultPartitioner()
+
+    async def append(self, request_topic: str, request_partition: int, receipts: Sequence[Receipt]) -> None:
+        """Append a contiguous run of outcomes and return when all of it is acknowledged.
+
+        Raises:
+            LogUnavailable: not acknowledged; some of it may be in the log.
+        """
+        key = outcome_key(request_topic, request_partition)
+        try:
+            partition = await self._partition_of(key)
+            builder = self._producer.create_batch()
+            for receipt in receipts:
+                value, headers = encode_event(receipt), self._headers(receipt)
+                if builder.size() > _BATCH_BYTES or not builder.append(
+                    key=key, value=value, timestamp=None, headers=headers
+                ):
+                    await self._send(builder, partition)
+                    builder = self._producer.create_batch()
+                    builder.append(key=key, value=value, timestamp=None, headers=headers)
+            await self._send(builder, partition)
+        except KafkaError as err:
+            raise LogUnavailable(f"Kafka did not acknowledge outcomes of {key.decode()}: {err!r}") from err
+
+    async def _send(self, builder: object, partition: int) -> None:
+        await (await self._producer.send_batch(builder, self._topic, partition=partition))
+
+    async def _partition_of(self, key: bytes) -> int:
+        partitions = sorted(await self._producer.partitions_for(self._topic))
+        partition: int = self._partitioner(key, partitions, partitions)
+        return partition
+
+    def _headers(self, receipt: Receipt) -> list[tuple[str, bytes]]:
+        return cloud_event_headers(event_type=Receipt.__name__, source=self._source, event_id=receipt.request_id)
+
+
+@dataclass
+class Watermarks:
+    """The reader's rule. `highest` is all its state: snapshot it together with the offsets read up to."""
+
+    highest: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def accept(self, receipt: Receipt) -> bool:
+        """Whether this outcome counts: the first for its request. Advances the watermark if so."""
+        at = (receipt.request.topic, receipt.request.partition)
+        if receipt.request.offset <= self.highest.get(at, -1):
+            return False
+        self.highest[at] = receipt.request.offset
+        return True
+
+
+def read_outcome(
+    key: bytes | None, value: bytes | None, request_ends: Mapping[tuple[str, int], int] | None = None
+) -> Receipt:
+    """A record of `outcomes` as a receipt.
+
+    `request_ends` are the end offsets of request partitions: an outcome of a request that is not there is forged or
+    damaged, and must not raise a watermark.
+
+    Raises:
+        InvalidInput: not a receipt, filed under another key, or of a request beyond the partition's end.
+    """
+    receipt = decode_event(Receipt, value)
+    at = (receipt.request.topic, receipt.request.partition)
+    if key != outcome_key(*at):
+        raise InvalidInput(f"an outcome of {at[0]}/{at[1]} is filed under {key!r}")
+    if request_ends is not None and is_forged(receipt, request_ends):
+        raise InvalidInput(f"an outcome of {at[0]}/{at[1]} offset {receipt.request.offset}, where no request is")
+    return receipt
+
+
+def is_forged(receipt: Receipt, request_ends: Mapping[tuple[str, int], int]) -> bool:
+    """Whether the receipt is of a request that is not below the end of its partition, or of no partition at all."""
+    at = (receipt.request.topic, receipt.request.partition)
+    return not 0 <= receipt.request.offset < request_ends.get(at, 0)

@@ -1,0 +1,52 @@
+"""The life of a service process: uvloop, signals, and a stop that drains.
+
+SIGTERM and SIGINT set the stop event; the service leaves its `async with` blocks in order, each with its own bound.
+A second signal, or a service that does not stop within its bound, ends the process at once: supervisors restart it,
+and the log makes that safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from shared import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+_DRAIN_S = 30.0
+
+
+def run(service: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run a service until it is told to stop. An error that ends it is logged and becomes exit code 1."""
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, _told, signum, stop)
+        await service(stop)
+
+    try:
+        uvloop.run(main())
+    except Exception as err:
+        logs.get().exception("stopped by an error")
+        raise SystemExit(1) from err
+
+
+def _told(signum: int, stop: asyncio.Event) -> None:
+    if stop.is_set():
+        os._exit(128 + signum)
+    logs.get().info("stopping", signal=signal.Signals(signum).name)
+    stop.set()
+    asyncio.get_running_loop().call_later(_DRAIN_S, _overdue)
+
+
+def _overdue() -> None:
+    logs.get().error("did not drain in time", bound_s=_DRAIN_S)
+    os._exit(1)

@@ -1,0 +1,323 @@
+"""The registry of models: a pure fold over the `models` log.
+
+`fold(registry, entry)` gives the next registry; nothing else changes one. The log has one partition, so its order is
+the order of the world: the fold numbers versions, decides which claim of an attempt won, and ignores what came too
+late or was not allowed (a repeat of an upload, a result of a superseded attempt, a promotion of what is not ready).
+So every reader at an offset holds the same registry, and `as_of` is the same fold, stopped earlier.
+
+The log is open to upstream systems: an event that makes no sense folds to no change but the offset. The writer learns
+by reading its own event back (see `shared.registry_log`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from shared import events as ev
+from shared.errors import ModelNotReady, ModelRejected, ModelRetired, UnknownModel, UnknownVersion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from shared.artifacts import Artifact
+    from shared.signature import Signature
+
+VersionState = Literal["uploaded", "optimizing", "ready", "rejected", "retired"]
+MAX_ATTEMPTS = 3
+"""Claims of one version that may be made before it is given up as `optimizer_crashed`."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record of the log: where, when (ms since the epoch, by the broker) and what; None if it could not be read."""
+
+    offset: int
+    timestamp_ms: int
+    event: ev.Event | None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An executable form of a version that passed the gate."""
+
+    name: str
+    artifact: Artifact
+    signature: Signature
+    batch_cap: int
+    measurements: ev.Measurements
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A candidate that did not pass, and why."""
+
+    variant: str
+    reason: str
+    measurements: ev.Measurements | None
+
+
+@dataclass(frozen=True)
+class Version:
+    """One upload and what became of it."""
+
+    model: str
+    number: int
+    upload_id: str
+    artifact: Artifact
+    format: str
+    tenant: str | None
+    uploaded_ms: int
+    state: VersionState = "uploaded"
+    attempt: int = 0
+    owner: str | None = None
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    rejections: tuple[Rejection, ...] = ()
+    chosen: str | None = None
+    code: str | None = None
+    reason: str | None = None
+
+    @property
+    def serving(self) -> Variant:
+        """The variant that answers. Only for a version that is `ready`."""
+        if self.chosen is None:
+            raise ModelNotReady(f"version {self.number} of {self.model!r} has no variant yet")
+        return self.variants[self.chosen]
+
+
+@dataclass(frozen=True)
+class Model:
+    """All versions of a name, and which of them answer."""
+
+    name: str
+    versions: Mapping[int, Version] = field(default_factory=dict)
+    uploads: Mapping[str, int | None] = field(default_factory=dict)
+    """Version number by upload id; None where the number asked for was taken, or no number is left."""
+    active: int | None = None
+    previous: tuple[int, ...] = ()
+    weights: Mapping[int, int] = field(default_factory=dict)
+    retired: bool = False
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All models as of an offset of the log (the last one folded; -1 for the empty log)."""
+
+    offset: int = -1
+    models: Mapping[str, Model] = field(default_factory=dict)
+
+    def model(self, name: str) -> Model:
+        """The model.
+
+        Raises:
+            UnknownModel: nothing was ever uploaded under this name.
+        """
+        found = self.models.get(name)
+        if found is None:
+            raise UnknownModel(f"model {name!r} is not known")
+        return found
+
+    def version(self, name: str, number: int) -> Version:
+        """A version in whatever state.
+
+        Raises:
+            UnknownModel, UnknownVersion: not in the log up to this offset.
+        """
+        found = self.model(name).versions.get(number)
+        if found is None:
+            raise UnknownVersion(f"model {name!r} has no version {number}")
+        return found
+
+    def route(self, name: str, request_id: str, number: int | None = None) -> Version:
+        """The ready version that answers a request: a pure function of this registry and the request.
+
+        Raises:
+            UnknownModel, UnknownVersion: not in the log up to this offset.
+            ModelRetired, ModelRejected: it answers no more, or never will.
+            ModelNotReady: it may answer later.
+        """
+        model = self.model(name)
+        if model.retired:
+            raise ModelRetired(f"model {name!r} is retired")
+        if number is None:
+            number = _pick(model, request_id)
+        if number is None:
+            raise _nothing_serves(model)
+        return _ready(self.version(name, number))
+
+
+def _pick(model: Model, request_id: str) -> int | None:
+    total = sum(model.weights.values())
+    if not total:
+        return model.active
+    point = zlib.crc32(request_id.encode()) % total
+    for number, weight in sorted(model.weights.items()):
+        if point < weight:
+            return number
+        point -= weight
+    raise AssertionError("the point lies below the total of the weights")
+
+
+def _ready(version: Version) -> Version:
+    what = f"version {version.number} of model {version.model!r}"
+    match version.state:
+        case "ready":
+            return version
+        case "retired":
+            raise ModelRetired(f"{what} is retired")
+        case "rejected":
+            raise ModelRejected(f"{what} was rejected: {version.reason}")
+        case _:
+            raise ModelNotReady(f"{what} is {version.state}")
+
+
+def _nothing_serves(model: Model) -> ModelRejected | ModelNotReady | ModelRetired:
+    states = {version.state for version in model.versions.values()}
+    if states & {"uploaded", "optimizing", "ready"}:
+        return ModelNotReady(f"model {model.name!r} has no version that serves yet")
+    if "rejected" in states:
+        last = max((v for v in model.versions.values() if v.state == "rejected"), key=lambda v: v.number)
+        return ModelRejected(f"version {last.number} of model {model.name!r} was rejected: {last.reason}")
+    return ModelRetired(f"all versions of model {model.name!r} are retired")
+
+
+# --------------------------------------------------------------------------- the fold
+
+
+def fold(registry: Registry, entry: Entry) -> Registry:
+    """The registry after one more record."""
+    event = entry.event
+    if not isinstance(event, ev.ModelEvent):
+        return replace(registry, offset=entry.offset)
+    before = registry.models.get(event.model)
+    after = _fold_model(before, event, entry.timestamp_ms)
+    if after is None or after is before:
+        return replace(registry, offset=entry.offset)
+    return Registry(offset=entry.offset, models={**registry.models, event.model: after})
+
+
+def as_of(entries: Iterable[Entry], time_ms: int) -> Registry:
+    """The registry at a moment: all that the broker had stamped by `time_ms` (ms since the epoch)."""
+    registry = Registry()
+    for entry in entries:
+        if entry.timestamp_ms > time_ms:
+            break
+        registry = fold(registry, entry)
+    return registry
+
+
+def _fold_model(model: Model | None, event: ev.ModelEvent, timestamp_ms: int) -> Model | None:
+    if isinstance(event, ev.ModelUploaded):
+        return _uploaded(model or Model(event.model), event, timestamp_ms)
+    if model is None:
+        return None
+    match event:
+        case ev.AttemptEvent():
+            return _attempt(model, event)
+        case ev.ModelPromoted(version=number):
+            return _promote(model, number) if _is_ready(model, number) else model
+        case ev.TrafficSplit(weights=weights):
+            served = all(_is_ready(model, number) for number, weight in weights.items() if weight)
+            return replace(model, weights=weights) if served else model
+        case ev.ModelRolledBack():
+            return _roll_back(model)
+        case ev.ModelRetired(version=number):
+            return _retire(model, number)
+        case _:
+            return model
+
+
+def _uploaded(model: Model, event: ev.ModelUploaded, timestamp_ms: int) -> Model:
+    if event.upload_id in model.uploads:
+        return model  # the same upload, told twice
+    number = event.requested_version or max(model.versions, default=0) + 1
+    if number in model.versions or number > ev.MAX_VERSION:
+        return replace(model, uploads={**model.uploads, event.upload_id: None})
+    version = Version(
+        model=model.name,
+        number=number,
+        upload_id=event.upload_id,
+        artifact=event.artifact,
+        format=event.format,
+        tenant=event.tenant,
+        uploaded_ms=timestamp_ms,
+    )
+    return replace(
+        model,
+        versions={**model.versions, number: version},
+        uploads={**model.uploads, event.upload_id: number},
+        retired=False,
+    )
+
+
+def _attempt(model: Model, event: ev.AttemptEvent) -> Model:
+    version = model.versions.get(event.version)
+    if version is None or version.state not in ("uploaded", "optimizing"):
+        return model
+    if isinstance(event, ev.OptimizationClaimed):
+        if event.attempt != version.attempt + 1:
+            return model  # another claim of this attempt came first
+        started = replace(
+            version, state="optimizing", attempt=event.attempt, owner=event.owner, variants={}, rejections=()
+        )
+        return _with(model, started)
+    if (event.attempt, event.owner) != (version.attempt, version.owner):
+        return model  # a result of a superseded attempt
+    match event:
+        case ev.VariantReady():
+            variant = Variant(event.variant, event.artifact, event.signature, event.batch_cap, event.measurements)
+            return _with(model, replace(version, variants={**version.variants, event.variant: variant}))
+        case ev.VariantRejected():
+            rejection = Rejection(event.variant, event.reason, event.measurements)
+            return _with(model, replace(version, rejections=(*version.rejections, rejection)))
+        case ev.ModelRejected():
+            return _with(model, replace(version, state="rejected", code=event.code, reason=event.reason))
+        case ev.ModelReady() if event.variant in version.variants:
+            ready = replace(version, state="ready", chosen=event.variant, reason=event.reason)
+            model = _with(model, ready)
+            return _promote(model, ready.number) if model.active is None else model
+        case _:
+            return model
+
+
+def _with(model: Model, version: Version) -> Model:
+    return replace(model, versions={**model.versions, version.number: version})
+
+
+def _is_ready(model: Model, number: int) -> bool:
+    version = model.versions.get(number)
+    return version is not None and version.state == "ready"
+
+
+def _promote(model: Model, number: int) -> Model:
+    if model.active == number and not model.weights:
+        return model
+    previous = model.previous if model.active in (None, number) else (*model.previous, model.active)
+    return replace(model, active=number, previous=tuple(p for p in previous if p is not None), weights={})
+
+
+def _roll_back(model: Model) -> Model:
+    """To the last other version that was active before and is still ready; a split ends first."""
+    if model.weights:
+        return replace(model, weights={})
+    previous = list(model.previous)
+    while previous:
+        number = previous.pop()
+        if number != model.active and _is_ready(model, number):
+            return replace(model, active=number, previous=tuple(previous))
+    return model
+
+
+def _retire(model: Model, number: int | None) -> Model:
+    if number is None:
+        retired = {n: replace(v, state="retired") for n, v in model.versions.items()}
+        return replace(model, versions=retired, active=None, previous=(), weights={}, retired=True)
+    if number not in model.versions:
+        return model
+    model = _with(model, replace(model.versions[number], state="retired"))
+    weights = {n: w for n, w in model.weights.items() if n != number}
+    if model.active == number:
+        back = _roll_back(replace(model, weights={}))
+        model = back if back.active != number else replace(model, active=None)
+    return replace(model, weights=weights)

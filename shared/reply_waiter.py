@@ -1,0 +1,100 @@
+"""Waiting for answers: a future per request, woken by announcements, backed by reading.
+
+Announcements (pub/sub) make the wait short; they may be lost, so pending ids are also read from Redis after every
+(re)connection and every second. A reply for a caller that has gone is a normal case and is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+
+from shared import logs
+from shared.errors import RepliesUnavailable
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from shared.replies import Replies, Result
+
+_READ_INTERVAL_S = 1.0
+_READ_CHUNK = 200
+"""Results read in one command: bounds one reply of Redis, results being up to megabytes."""
+
+
+class ReplyWaiter:
+    """The requests that one gateway waits for. `healthy` says whether Redis answered lately."""
+
+    def __init__(self, replies: Replies, instance: str) -> None:
+        self._replies = replies
+        self._instance = instance
+        self._pending: dict[tuple[str, str], asyncio.Future[Result]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.healthy = False
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._read())]
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _err: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def expect(self, model: str, request_id: str) -> asyncio.Future[Result]:
+        """The future answer. Call it before producing the request, and `forget` when nobody waits any more."""
+        future = asyncio.get_running_loop().create_future()
+        return self._pending.setdefault((model, request_id), future)
+
+    def forget(self, model: str, request_id: str) -> None:
+        """Nobody waits for this any more."""
+        self._pending.pop((model, request_id), None)
+
+    def _resolve(self, model: str, request_id: str, result: Result) -> None:
+        future = self._pending.get((model, request_id))
+        if future is not None and not future.done():
+            future.set_result(result)
+
+    async def _listen(self) -> None:
+        log = logs.get()
+        while True:
+            try:
+                async with self._replies.announcements(self._instance) as messages:
+                    await self._read_pending()
+                    async for answered in messages:
+                        await self._announced(answered)
+            except RepliesUnavailable as err:
+                self.healthy = False
+                log.warning("waiting for redis", what="announcements", error=err.message)
+                await asyncio.sleep(_READ_INTERVAL_S)
+
+    async def _announced(self, answered: list[tuple[str, str, Result | None]]) -> None:
+        large = []
+        for model, request_id, result in answered:
+            if result is not None:
+                self._resolve(model, request_id, result)
+            elif (model, request_id) in self._pending:
+                large.append((model, request_id))
+        await self._read_keys(large)
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                await self._replies.ping()
+                self.healthy = True
+                await self._read_pending()
+            except RepliesUnavailable:
+                self.healthy = False  # `_listen` says so in the log
+            await asyncio.sleep(_READ_INTERVAL_S)
+
+    async def _read_pending(self) -> None:
+        await self._read_keys([key for key, future in self._pending.items() if not future.done()])
+
+    async def _read_keys(self, keys: list[tuple[str, str]]) -> None:
+        for start in range(0, len(keys), _READ_CHUNK):
+            chunk = keys[start : start + _READ_CHUNK]
+            for (model, request_id), result in zip(chunk, await self._replies.get(chunk), strict=True):
+                if result is not None:
+                    self._resolve(model, request_id, result)

@@ -1,0 +1,138 @@
+"""The headers of an inference request on Kafka: the direct contract of upstream systems, and the gateway's additions.
+
+All headers are optional and ASCII; numbers are ASCII decimal. The value and its `content-type` are `shared.tensors`'
+business. The gateway is one more producer of this contract; what it alone sends (`reply-channel`,
+`registry-offset`) can't change an answer, only where it is announced and how current a worker must be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shared.codec import MSGPACK, cloud_event_headers
+from shared.errors import InvalidId, InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shared.codec import Headers
+
+CE_TYPE = "InferenceRequested"
+MAX_ID_BYTES = 200
+MAX_HEADER_BYTES = 1000
+"""Bound for every header that is read, by name; others are carried (`x-*`) or ignored."""
+
+
+def derived_id(topic: str, partition: int, offset: int) -> str:
+    """The id of a record that has none, or an invalid one."""
+    return f"{topic}-{partition}-{offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHeaders:
+    """What a request says about itself.
+
+    Attributes:
+        request_id: `ce_id`; None if the record has none.
+        deadline_ms: Unix time in ms after which nobody waits; None means that the log is a queue and it can wait.
+        model_version: the version asked for; None leaves the choice to the registry.
+        header_length: length in bytes of the JSON part of an OIP binary body.
+        reply_topic: where a copy of the reply is produced.
+        reply_channel: the gateway instance that waits, if one does.
+        registry_offset: the registry the request was checked against: a worker catches up to it first.
+        echo: `x-*` headers, which go onto the copy of the reply.
+    """
+
+    request_id: str | None = None
+    content_type: str | None = None
+    header_length: int | None = None
+    deadline_ms: int | None = None
+    model_version: int | None = None
+    tenant: str | None = None
+    reply_topic: str | None = None
+    reply_channel: str | None = None
+    registry_offset: int | None = None
+    traceparent: str | None = None
+    echo: tuple[tuple[str, bytes], ...] = ()
+
+    def to_kafka(self, source: str) -> Headers:
+        """The headers of a record that `source` produces."""
+        headers = cloud_event_headers(
+            event_type=CE_TYPE,
+            source=source,
+            event_id=self.request_id,
+            content_type=self.content_type or MSGPACK,
+            traceparent=self.traceparent,
+        )
+        optional = {
+            "inference-header-content-length": self.header_length,
+            "deadline": self.deadline_ms,
+            "model-version": self.model_version,
+            "tenant": self.tenant,
+            "reply-topic": self.reply_topic,
+            "reply-channel": self.reply_channel,
+            "registry-offset": self.registry_offset,
+        }
+        headers += [(name, str(value).encode()) for name, value in optional.items() if value is not None]
+        return headers + list(self.echo)
+
+
+def request_id_of(headers: Iterable[tuple[str, bytes]]) -> str | None:
+    """The valid `ce_id`, or None if there is none.
+
+    Raises:
+        InvalidId: empty, not printable ASCII, or over 200 bytes.
+    """
+    value = next((value for name, value in headers if name.lower() == "ce_id"), None)
+    if value is None:
+        return None
+    if not 1 <= len(value) <= MAX_ID_BYTES or not all(0x20 < byte < 0x7F for byte in value):  # noqa: PLR2004 - ASCII
+        raise InvalidId(f"ce_id must be 1 to {MAX_ID_BYTES} printable ASCII characters")
+    return value.decode("ascii")
+
+
+def from_kafka(headers: Iterable[tuple[str, bytes]]) -> RequestHeaders:
+    """The headers of a record from anyone.
+
+    Raises:
+        InvalidId: see `request_id_of`.
+        InvalidInput: a header is not ASCII, too long, or not the number it should be.
+    """
+    headers = list(headers)
+    request_id = request_id_of(headers)
+    known = {name.lower(): value or b"" for name, value in headers}
+    return RequestHeaders(
+        request_id=request_id,
+        content_type=_text(known, "content-type"),
+        header_length=_number(known, "inference-header-content-length"),
+        deadline_ms=_number(known, "deadline"),
+        model_version=_number(known, "model-version"),
+        tenant=_text(known, "tenant"),
+        reply_topic=_text(known, "reply-topic"),
+        reply_channel=_text(known, "reply-channel"),
+        registry_offset=_number(known, "registry-offset"),
+        traceparent=_text(known, "traceparent"),
+        echo=tuple((name, value or b"") for name, value in headers if name.lower().startswith("x-")),
+    )
+
+
+def _text(headers: dict[str, bytes], name: str) -> str | None:
+    value = headers.get(name)
+    if value is None:
+        return None
+    if len(value) > MAX_HEADER_BYTES:
+        raise InvalidInput(f"header {name} is longer than {MAX_HEADER_BYTES} bytes")
+    try:
+        return value.decode("ascii")
+    except UnicodeDecodeError as err:
+        raise InvalidInput(f"header {name} is not ASCII") from err
+
+
+def _number(headers: dict[str, bytes], name: str) -> int | None:
+    text = _text(headers, name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):  # noqa: PLR2004 - below 2**63
+        raise InvalidInput(f"header {name} is {text[:40]!r}, not a decimal number")
+    return int(text)

@@ -1,0 +1,91 @@
+"""Configuration: environment variables, read once in a service's `main()` and passed on as a typed object.
+
+Each service extends `PlatformSettings`. Configuration is trusted; a wrong value stops the start-up with the name of
+the variable and its value. Every variable begins with `AIAAS_`.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import uuid
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.topics import Topics
+
+S = TypeVar("S", bound="PlatformSettings")
+
+
+class PlatformSettings(BaseSettings):
+    """What every service needs to reach Kafka, Redis and the artifact store."""
+
+    model_config = SettingsConfigDict(env_prefix="AIAAS_", frozen=True, extra="ignore")
+
+    instance: str = Field(default_factory=socket.gethostname, pattern=r"^[A-Za-z0-9._-]{1,100}$")
+    """Names this process in logs, heartbeats and the consumer groups; the same across restarts, unique at any time."""
+    incarnation: str = Field(default_factory=lambda: uuid.uuid4().hex[:12])
+    """Fresh at every start."""
+
+    kafka_bootstrap_servers: str = "127.0.0.1:9092"
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_ssl_cafile: Path | None = None
+    kafka_ssl_certfile: Path | None = None
+    kafka_ssl_keyfile: Path | None = None
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    kafka_sasl_username: str | None = None
+    kafka_sasl_password: str | None = Field(default=None, repr=False)
+    kafka_replication_factor: int = Field(default=1, ge=1)
+
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    redis_timeout_s: float = Field(default=2.0, gt=0)
+    """How long one Redis command may take before Redis counts as down."""
+    result_ttl_s: int = Field(default=3600, ge=60)
+    """How long results, and the ids they belong to, are kept in Redis."""
+
+    artifact_store_url: str = "file:///tmp/aiaas/artifacts"
+    topic_prefix: str = Field(default="aiaas.", pattern=r"^[A-Za-z0-9._-]{1,50}$")
+    request_partitions: int = Field(default=4, ge=1, le=1024)
+    data_dir: Path = Path(".aiaas")
+
+    health_host: str = "127.0.0.1"
+    health_port: int | None = Field(default=None, ge=1, le=65535)
+    """Where services without an HTTP surface of their own answer `/live` and `/ready`."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "pretty"] = "auto"
+    metrics_interval_s: float = Field(default=5.0, gt=0)
+
+    @field_validator("artifact_store_url")
+    @classmethod
+    def _is_url(cls, url: str) -> str:
+        if "://" not in url:
+            raise ValueError("expected a URL such as file:///var/lib/aiaas/artifacts or s3://bucket/prefix")
+        return url
+
+    @property
+    def topics(self) -> Topics:
+        """The map of topic names under the configured prefix."""
+        return Topics(self.topic_prefix)
+
+    @property
+    def owner(self) -> str:
+        """This run of this instance: what claims and heartbeats are compared by."""
+        return f"{self.instance}/{self.incarnation}"
+
+
+def read(settings_type: type[S]) -> S:
+    """The settings from the environment, or an exit with one line per wrong variable."""
+    try:
+        return settings_type()
+    except ValidationError as err:
+        for error in err.errors(include_url=False):
+            field = settings_type.model_fields[str(error["loc"][0])]
+            where = error["loc"] if field.repr else error["loc"][:1]  # a secret may even be the key of a map
+            variable = "AIAAS_" + "_".join(str(part) for part in where).upper()
+            value = f"={error['input']!r}" if field.repr else ""
+            sys.stderr.write(f"{variable}{value}: {error['msg']}\n")
+        raise SystemExit(2) from err

@@ -1,0 +1,136 @@
+"""THE MAP of the log: which topic carries what, by which key, who writes it and who reads it.
+
+Names are `{prefix}{name}`; a model's requests lie in `{prefix}requests.{model}`. Auto-creation is off: gateway and
+worker create a model's topic when they fold its `ModelUploaded`, every service creates the fixed ones at start, both
+idempotently. Partition counts are set at creation and never raised silently, since the key decides the partition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shared import events
+
+_KEPT_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
+_DAY_MS = 24 * 3600 * 1000
+MAX_RECORD_BYTES = 1_000_000
+"""Kafka's own default bound for a record batch is 1 MiB: a record and its headers stay below it."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One row of the map."""
+
+    name: str
+    key: str
+    value: str
+    written_by: str
+    read_by: str
+    events: tuple[type[events.Event], ...] = ()
+    partitions: int = 1
+    config: dict[str, str] = field(default_factory=dict)
+
+
+REQUESTS = Topic(
+    name="requests.",
+    key="ordering key or request id",
+    value="inference request (OIP v2: JSON, msgpack or binary)",
+    written_by="gateway, upstream systems",
+    read_by="worker, audit",
+    partitions=4,
+    config={"retention.ms": str(7 * _DAY_MS), "max.message.bytes": str(1024 * 1024)},
+)
+OUTCOMES = Topic(
+    name="outcomes",
+    key="request topic/partition",
+    value="one receipt per request; the first in the log counts",
+    written_by="worker",
+    read_by="monitor, audit, upstream systems",
+    events=(events.Receipt,),
+    partitions=4,
+    config={"retention.ms": str(30 * _DAY_MS)},
+)
+MODELS = Topic(
+    name="models",
+    key="model",
+    value="the registry's log: state changes only",
+    written_by="gateway, optimizer, upstream systems",
+    read_by="everyone",
+    events=(
+        events.ModelUploaded,
+        events.OptimizationClaimed,
+        events.VariantReady,
+        events.VariantRejected,
+        events.ModelReady,
+        events.ModelRejected,
+        events.ModelPromoted,
+        events.TrafficSplit,
+        events.ModelRolledBack,
+        events.ModelRetired,
+    ),
+    config=_KEPT_FOR_EVER,
+)
+WORKERS = Topic(
+    name="workers",
+    key="instance",
+    value="heartbeat: class, loaded variants, registry offset, lag, queue",
+    written_by="worker, optimizer",
+    read_by="gateway, optimizer, monitor",
+    events=(events.Heartbeat,),
+    config={"cleanup.policy": "compact", "segment.ms": str(3600 * 1000), "min.cleanable.dirty.ratio": "0.1"},
+)
+METRICS = Topic(
+    name="metrics",
+    key="instance",
+    value="host samples, batch statistics, job progress",
+    written_by="everyone",
+    read_by="monitor",
+    events=(events.HostSampled, events.BatchesRan, events.HttpAnswered, events.JobProgressed),
+    config={"retention.ms": str(7 * _DAY_MS)},
+)
+DEAD_LETTERS = Topic(
+    name="dead-letters",
+    key="original key",
+    value="original bytes; cause and coordinates in headers",
+    written_by="worker, optimizer, monitor",
+    read_by="aiaas dead-letters",
+    config={"retention.ms": str(30 * _DAY_MS), "max.message.bytes": str(2 * 1024 * 1024)},
+)
+
+FIXED: tuple[Topic, ...] = (OUTCOMES, MODELS, WORKERS, METRICS, DEAD_LETTERS)
+"""Topics that are there from the start. `feedback` and `replays` join them with the services that read them."""
+
+EVENT_TYPES: dict[str, type[events.Event]] = {event.__name__: event for topic in FIXED for event in topic.events}
+"""`ce_type` to event: what a record may call itself is listed here, never looked up by a name from the wire."""
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The names under one prefix."""
+
+    prefix: str = "aiaas."
+
+    def name(self, topic: Topic) -> str:
+        """The Kafka name of a fixed topic."""
+        return self.prefix + topic.name
+
+    def requests(self, model: str) -> str:
+        """The Kafka name of a model's request topic."""
+        return f"{self.prefix}{REQUESTS.name}{model}"
+
+    def model_of(self, requests_topic: str) -> str:
+        """The inverse of `requests`."""
+        return requests_topic.removeprefix(self.prefix + REQUESTS.name)
+
+    def worker_group(self, model: str) -> str:
+        """The consumer group of the workers that serve a model."""
+        return f"{self.prefix}worker.{model}"
+
+    def is_ours(self, name: str) -> bool:
+        """Whether a topic belongs to the platform: no reply copy may go there."""
+        return name.startswith(self.prefix)
+
+
+def outcome_key(topic: str, partition: int) -> bytes:
+    """The key of all outcomes of one request partition, so that they lie in one outcome partition, in order."""
+    return f"{topic}/{partition}".encode()

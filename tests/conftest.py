@@ -1,0 +1,54 @@
+"""Fixtures of all tests.
+
+`backbone` is the real Kafka and Redis of the session: the ones in `AIAAS_KAFKA_BOOTSTRAP_SERVERS` and
+`AIAAS_REDIS_URL`, or those of a local stack without services. `stack` adds the services. Both live outside the event
+loops of tests. In CI `AIAAS_LOCAL_KAFKA=apache` forbids the fallback to the embedded broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import ExitStack
+
+import hypothesis
+import pytest
+
+from support.backbone import Backbone
+
+# How long an example takes says more about the machine's load than about the code.
+hypothesis.settings.register_profile("aiaas", deadline=None)
+hypothesis.settings.load_profile("aiaas")
+
+SERVERS = ("AIAAS_KAFKA_BOOTSTRAP_SERVERS", "AIAAS_REDIS_URL")
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("backbone")
+    with ExitStack() as servers:
+        environment = {name: os.environ.get(name, "") for name in SERVERS}
+        if not all(environment.values()):
+            from support.local import local_stack  # noqa: PLC0415 - only who starts one pays for it
+
+            environment = servers.enter_context(local_stack(directory / "servers")).environment
+        there = Backbone(environment, directory)
+        yield there
+        asyncio.run(there.clean())
+
+
+@pytest.fixture(scope="session")
+def stack(backbone, tmp_path_factory):
+    """All services over the backbone's servers: gateway, two workers, optimizer, monitor."""
+    from services.cli.local import standard_services  # noqa: PLC0415 - as above
+    from support.local import local_stack  # noqa: PLC0415 - as above
+
+    settings = backbone.settings()
+    with local_stack(
+        tmp_path_factory.mktemp("stack"),
+        standard_services(workers=2),
+        service_env={"AIAAS_TOPIC_PREFIX": settings.topic_prefix},
+        kafka_bootstrap_servers=settings.kafka_bootstrap_servers,
+        redis_url=settings.redis_url,
+    ) as running:
+        yield running

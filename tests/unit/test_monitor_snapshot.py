@@ -1,0 +1,59 @@
+"""The snapshot on disk: whole or not at all, and never used for another log."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.monitor.fold import OutcomeFold
+from services.monitor.measurements import Measurements
+from services.monitor.snapshot import Snapshots, encode
+from shared.events import GpuSample, HostSampled, JobProgressed
+from support.facts import receipt
+
+LOG = "cluster/aiaas.outcomes"
+ABOUT = {"instance": "w", "incarnation": "i", "service": "worker", "at_ns": 10**18}
+
+
+def some_state() -> tuple[OutcomeFold, Measurements]:
+    outcomes, measurements = OutcomeFold(), Measurements()
+    outcomes.add(2, 41, receipt(5, model_version=1, status="failed", error_code="run_timeout"))
+    outcomes.add(2, 42, "forged")
+    gpu = GpuSample(index=0, name="g", utilisation_percent=1, memory_used_bytes=2, memory_total_bytes=3)
+    sample = dict.fromkeys((n for n, f in HostSampled.model_fields.items() if f.is_required()), 1)
+    measurements.add(HostSampled(**{**sample, **ABOUT, "seq": 1, "gpus": (gpu,)}), 10**18)
+    job = {"model": "m", "version": 1, "attempt": 1, "step": "vet", "fraction": 0.5}
+    measurements.add(JobProgressed(**ABOUT, **job, seq=2), 10**18)
+    return outcomes, measurements
+
+
+async def test_what_is_saved_is_loaded(tmp_path):
+    state = some_state()
+    snapshots = Snapshots(tmp_path / "monitor" / "state.json")
+    assert snapshots.load(LOG) is None
+    assert await snapshots.save(encode(LOG, *state))
+    assert snapshots.load(LOG) == state
+    assert [file.name for file in (tmp_path / "monitor").iterdir()] == ["state.json"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda _: b"",
+        lambda data: data.replace(b'"format":1', b'"format":2'),
+        lambda data: data.replace(b"50000,", b"60000,", 1),
+        lambda data: data.replace(b"cluster/", b"another/"),
+        lambda data: b"\xff" + data,
+    ],
+)
+async def test_one_that_cannot_be_used_is_set_aside(tmp_path, damage):
+    path = tmp_path / "state.json"
+    path.write_bytes(damage(encode(LOG, *some_state())))
+    assert Snapshots(path).load(LOG) is None
+    assert not path.exists()
+    assert len(list(tmp_path.glob("*.unusable"))) == 1
+
+
+async def test_a_disk_that_refuses_is_no_end(tmp_path):
+    (tmp_path / "monitor").write_text("a file where the directory should be")
+    assert not await Snapshots(tmp_path / "monitor" / "state.json").save(b"{}")

@@ -1,0 +1,204 @@
+"""The inference request in its three forms, what breaks each of them, and signatures."""
+
+from __future__ import annotations
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import oip
+from shared.codec import pack
+from shared.errors import InvalidInput
+from shared.oip import InferenceRequest, RequestedOutput, binary_outputs, decode_request, encode_request_msgpack
+from shared.tensors import DTYPES, Tensor, from_numpy, to_json
+
+MSGPACK = "application/msgpack"
+NAMES = st.text(min_size=1, max_size=8).filter(lambda text: text.isprintable())
+PARAMETERS = st.dictionaries(
+    NAMES,
+    st.text(max_size=5)
+    | st.integers(-(2**53), 2**53)
+    | st.booleans()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    max_size=3,
+).map(lambda parameters: {key: value for key, value in parameters.items() if key != "binary_data"})
+
+
+def example(datatype):
+    """Two rows with values that JSON can carry in every datatype."""
+    if datatype == "BYTES":
+        return from_numpy(datatype, np.array([["a", ""], ["é", "\x00"]]))
+    if datatype == "BF16":
+        return from_numpy(datatype, np.array([[0, 0x3F80], [0x8000, 0x0001]], np.uint16), "BF16")
+    return from_numpy(datatype, np.array([[0, 1], [1, 0]], DTYPES[datatype]))
+
+
+@st.composite
+def any_request(draw):
+    datatypes = draw(st.lists(st.sampled_from(tuple(DTYPES)), unique=True, max_size=4))
+    names = draw(st.lists(NAMES, unique=True, max_size=3))
+    outputs = tuple(RequestedOutput(name, draw(st.none() | st.booleans()), draw(PARAMETERS)) for name in names)
+    return InferenceRequest(
+        tuple(map(example, datatypes)), outputs, draw(st.none() | st.text(max_size=5)), draw(PARAMETERS)
+    )
+
+
+def body_of(request, in_binary):
+    """The request as JSON with the inputs named in `in_binary` behind the header, as a client would write it."""
+    inputs = []
+    for tensor in request.inputs:
+        entry = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if tensor.name in in_binary:
+            entry["parameters"] = {"binary_data_size": len(tensor.data)}
+        else:
+            entry["data"] = to_json(tensor)
+        inputs.append(entry)
+    outputs = [
+        {
+            "name": output.name,
+            "parameters": output.parameters | ({} if output.binary is None else {"binary_data": output.binary}),
+        }
+        for output in request.outputs
+    ]
+    document = {"id": request.id, "parameters": request.parameters, "inputs": inputs, "outputs": outputs, "later": 1}
+    header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return header + b"".join(tensor.data for tensor in request.inputs if tensor.name in in_binary), len(header)
+
+
+@given(any_request())
+def test_msgpack_round_trip(request_):
+    assert decode_request(MSGPACK, encode_request_msgpack(request_)) == request_
+
+
+@given(any_request(), st.sets(st.sampled_from(tuple(DTYPES))))
+def test_json_and_binary_mixed_as_one_likes(request_, in_binary):
+    body, header_length = body_of(request_, in_binary)
+    assert decode_request("application/octet-stream", memoryview(body), header_length) == request_
+    # tritonclient sends binary bodies without a content type.
+    assert decode_request(None, body, header_length) == request_
+
+
+@given(any_request())
+def test_json(request_):
+    body, _ = body_of(request_, set())
+    for content_type in (None, "application/json", "Application/JSON; charset=utf-8", "application/octet-stream"):
+        assert decode_request(content_type, body) == request_
+
+
+def test_msgpack_takes_lists_too():
+    tensor = {"name": "x", "datatype": "BYTES", "shape": [2], "data": ["é", b"\xff"]}
+    assert decode_request(MSGPACK, pack({"inputs": [tensor]})).inputs == (
+        from_numpy("x", np.array(["é", b"\xff"], object)),
+    )
+
+
+INPUT = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}
+
+
+def with_input(**changes):
+    return {"inputs": [{key: value for key, value in (INPUT | changes).items() if value is not ...}]}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ([], "must be a map, not list"),
+        ({}, "inputs must be a list"),
+        ({"inputs": {}}, "inputs must be a list"),
+        ({"inputs": [INPUT] * 257}, "up to 256"),
+        ({"inputs": [1]}, "an input must be a map"),
+        ({"inputs": [INPUT, INPUT]}, "an input twice"),
+        ({"inputs": [], "id": 7}, "id must be a string"),
+        ({"inputs": [], "outputs": 1}, "outputs must be a list"),
+        ({"inputs": [], "outputs": [{}]}, "an output needs a name"),
+        ({"inputs": [], "outputs": [{"name": "y"}] * 2}, "an output twice"),
+        ({"inputs": [], "outputs": [{"name": "y", "parameters": {"binary_data": 1}}]}, "true or false"),
+        ({"inputs": [], "parameters": []}, "must be a map of up to 64"),
+        ({"inputs": [], "parameters": {"a": []}}, "parameter 'a'"),
+        ({"inputs": [], "parameters": {"a": None}}, "parameter 'a'"),
+        ({"inputs": [], "parameters": {str(i): 1 for i in range(65)}}, "up to 64"),
+        (with_input(name=...), "an input needs a name"),
+        (with_input(name=""), "an input needs a name"),
+        (with_input(name="n" * 1025), "an input needs a name"),
+        (with_input(datatype=...), "tensor 'x' has no datatype"),
+        (with_input(shape=...), "tensor 'x' has no shape"),
+        (with_input(shape=1), "tensor 'x' has no shape"),
+        (with_input(data=...), "tensor 'x' has no data"),
+        (with_input(data=1.0), "tensor 'x' has no data"),
+        (with_input(data="AAAA"), "tensor 'x' has no data"),
+        (with_input(data={"uri": "u", "sha256": "s", "byte_size": 1}), "claim checks are not supported yet"),
+        (with_input(data=..., uri="file:///x"), "claim checks are not supported yet"),
+        (with_input(data=..., parameters={"binary_data_size": 4}), "0 bytes are left"),
+        (with_input(data=..., parameters={"shared_memory_region": "r"}), "has no data"),
+        (with_input(parameters={"binary_data_size": 4}), "both data and binary_data_size"),
+    ],
+)
+def test_a_broken_contract_is_refused_in_json_and_in_msgpack(document, message):
+    for content_type, body in ((None, orjson.dumps(document)), (MSGPACK, pack(document))):
+        with pytest.raises(InvalidInput, match=message):
+            decode_request(content_type, body)
+
+
+@pytest.mark.parametrize("size", ["-1", "3", "5", str(2**70), "4.0", "true", '"4"'])
+def test_binary_lengths_add_up_exactly(size):
+    tensor = f'{{"name":"x","datatype":"FP32","shape":[1],"parameters":{{"binary_data_size":{size}}}}}'
+    header = f'{{"inputs":[{tensor}]}}'.encode()
+    with pytest.raises(InvalidInput, match="tensor 'x'"):
+        decode_request("application/octet-stream", header + bytes(4), len(header))
+
+
+def test_bytes_behind_the_last_tensor_are_refused():
+    body, header_length = body_of(InferenceRequest((example("FP32"),)), {"FP32"})
+    with pytest.raises(InvalidInput, match="1 bytes follow"):
+        decode_request(oip.BINARY, body + b"!", header_length)
+    for wrong in (0, -1, len(body) + 1):
+        with pytest.raises(InvalidInput, match="header length"):
+            decode_request(oip.BINARY, body, wrong)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (None, b""),
+        (None, b"\xff\xfe"),
+        (None, b'{"inputs": [NaN]}'),
+        (None, b"[" * 100_000),
+        (MSGPACK, b""),
+        (MSGPACK, b"\xc1"),
+        (MSGPACK, pack({"inputs": []}) + b"\x00"),
+        (MSGPACK, b"\x91" * 100_000),
+        ("text/plain", b"{}"),
+    ],
+)
+def test_garbage_is_invalid_input(content_type, body):
+    with pytest.raises(InvalidInput):
+        decode_request(content_type, body)
+
+
+@given(st.binary(max_size=200), st.sampled_from([None, MSGPACK]), st.none() | st.integers(-3, 300))
+def test_random_bytes_raise_nothing_else(body, content_type, header_length):
+    with pytest.raises(InvalidInput):
+        decode_request(content_type, body, header_length)
+
+
+def test_binary_outputs_follow_the_output_then_the_request():
+    outputs = (RequestedOutput("a", binary=False), RequestedOutput("b", binary=True), RequestedOutput("c"))
+    names = ["a", "b", "c"]
+    assert binary_outputs(InferenceRequest((), outputs), names) == {"b"}
+    assert binary_outputs(InferenceRequest((), outputs, None, {"binary_data_output": True}), names) == {"b", "c"}
+    assert binary_outputs(InferenceRequest((), (), None, {"binary_data_output": True}), names) == set(names)
+
+
+def test_a_response_mixes_json_and_binary():
+    outputs = [example("FP32"), Tensor("raw", "BYTES", (1,), b"\x01\x00\x00\x00\xff")]
+    body, header_length = oip.encode_response_binary(
+        model_name="m", model_version=3, echo_id="me", outputs=outputs, binary={"raw"}
+    )
+    header = orjson.loads(body[:header_length])
+    assert header["outputs"][0]["data"] == [0, 1, 1, 0]
+    assert header["outputs"][1]["parameters"] == {"binary_data_size": 5}
+    assert body[header_length:] == outputs[1].data
+    with pytest.raises(InvalidInput, match="ask for it in binary"):
+        oip.encode_response_json(model_name="m", model_version=3, outputs=outputs)
