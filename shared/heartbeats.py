@@ -16,6 +16,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from shared import kafka, logs, topics
+from shared.background import beside
 from shared.codec import cloud_event_headers, decode_event, encode_event
 from shared.errors import InvalidInput
 from shared.events import Heartbeat
@@ -94,9 +95,5 @@ async def follow(settings: PlatformSettings) -> AsyncIterator[Heartbeats]:
         consumer.assign([partition])
         await consumer.seek_to_beginning(partition)
         heartbeats = Heartbeats()
-        running = asyncio.create_task(heartbeats.run(consumer), name="heartbeats")
-        try:
+        async with beside(heartbeats.run(consumer)):
             yield heartbeats
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)

@@ -54,7 +54,7 @@ def producer(settings: PlatformSettings, **options: Any) -> AIOKafkaProducer:
         **client_options(settings),
         **{
             "acks": "all",
-            "enable_idempotence": True,
+            "enable_idempotence": settings.kafka_idempotence,
             "max_request_size": MAX_REQUEST_BYTES,
             "request_timeout_ms": 10_000,
             **options,
@@ -71,6 +71,8 @@ def consumer(settings: PlatformSettings, *topics: str, **options: Any) -> AIOKaf
             "enable_auto_commit": False,
             "auto_offset_reset": "earliest",
             "isolation_level": "read_committed",
+            "metadata_max_age_ms": 10_000,  # a group notices so soon that a topic has appeared; 5 minutes by default
+            "fetch_max_wait_ms": settings.kafka_fetch_max_wait_ms,
             **options,
         },
     )
@@ -82,14 +84,15 @@ async def started(make: Callable[[], Client], what: str) -> AsyncIterator[Client
 
     `make` builds a fresh client for each try, since one whose start failed can't be started again.
     """
-    client = await _start(make, what)
+    client = await start(make, what)
     try:
         yield client
     finally:
         await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
 
 
-async def _start(make: Callable[[], Client], what: str) -> Client:
+async def start(make: Callable[[], Client], what: str) -> Client:
+    """A started client that the caller stops; see `started`."""
     wait_s = 0.2
     while True:
         client = make()
@@ -105,7 +108,7 @@ async def _start(make: Callable[[], Client], what: str) -> Client:
 
 
 async def ensure_topics(settings: PlatformSettings, *models: str) -> None:
-    """Create the fixed topics (no `models` given) or the request topics of models, unless they are there."""
+    """Create the fixed topics (no `models` given) or the request topics of models; returns once they are there."""
     wanted = (
         {settings.topics.requests(model): (REQUESTS, settings.request_partitions) for model in models}
         if models
@@ -113,17 +116,17 @@ async def ensure_topics(settings: PlatformSettings, *models: str) -> None:
     )
     what = "creating topics"
     async with started(lambda: AIOKafkaAdminClient(**client_options(settings)), what) as admin:
-        wait_s = 0.2
+        wait_s = 0.05
         while True:
             try:
                 missing = set(wanted) - set(await admin.list_topics())
+                if not missing:
+                    return
                 await _create(admin, {name: wanted[name] for name in missing}, settings.kafka_replication_factor)
             except KafkaError as err:
                 logs.get().warning("waiting for kafka", what=what, error=repr(err), retry_in_s=wait_s)
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, _MAX_WAIT_S)
-            else:
-                return
+            await asyncio.sleep(wait_s)  # brokers hear of a new topic a moment after it was created
+            wait_s = min(2 * wait_s, _MAX_WAIT_S)
 
 
 async def _create(admin: AIOKafkaAdminClient, wanted: dict[str, tuple[Topic, int]], replication_factor: int) -> None:

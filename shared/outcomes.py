@@ -13,12 +13,14 @@ nobody knows what was written; the caller drops what follows and starts again at
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
+from shared import kafka, logs, topics
 from shared.codec import cloud_event_headers, decode_event, encode_event
 from shared.errors import InvalidInput, LogUnavailable
 from shared.events import Receipt
@@ -29,18 +31,46 @@ if TYPE_CHECKING:
 
     from aiokafka import AIOKafkaProducer
 
+    from shared.settings import PlatformSettings
+
+_STOP_S = 15.0
 _BATCH_BYTES = 256 * 1024
 """One append: at most this many bytes of receipts in one record batch."""
 
 
 class OutcomeWriter:
-    """Appends outcomes. Calls for one request partition must not overlap."""
+    """Appends outcomes, through a producer of its own. Calls for one request partition must not overlap.
 
-    def __init__(self, producer: AIOKafkaProducer, topic: str, source: str) -> None:
-        self._producer = producer
-        self._topic = topic
-        self._source = source
+    An idempotent producer whose record was refused or given up numbers all later ones wrongly, for good
+    (`OutOfOrderSequenceNumber`): after a failed append it is replaced.
+    """
+
+    def __init__(self, settings: PlatformSettings) -> None:
+        self._settings = settings
+        self._topic = settings.topics.name(topics.OUTCOMES)
+        self._source = settings.instance
         self._partitioner = DefaultPartitioner()
+        self._producer: AIOKafkaProducer
+        self._replacing = asyncio.Lock()
+        self._stopping: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._producer = await self._start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await asyncio.gather(_stop(self._producer), *self._stopping)
+
+    async def _start(self) -> AIOKafkaProducer:
+        return await kafka.start(lambda: kafka.producer(self._settings), "outcomes")
+
+    async def _replace(self, failed: AIOKafkaProducer) -> None:
+        async with self._replacing:
+            if self._producer is failed:
+                stopping = asyncio.create_task(_stop(failed))
+                self._stopping.add(stopping)
+                stopping.add_done_callback(self._stopping.discard)
+                self._producer = await self._start()
 
     async def append(self, request_topic: str, request_partition: int, receipts: Sequence[Receipt]) -> None:
         """Append a contiguous run of outcomes and return when all of it is acknowledged.
@@ -49,31 +79,42 @@ class OutcomeWriter:
             LogUnavailable: not acknowledged; some of it may be in the log.
         """
         key = outcome_key(request_topic, request_partition)
+        producer = self._producer
         try:
-            partition = await self._partition_of(key)
-            builder = self._producer.create_batch()
+            partition = await self._partition_of(producer, key)
+            builder = producer.create_batch()
             for receipt in receipts:
                 value, headers = encode_event(receipt), self._headers(receipt)
                 if builder.size() > _BATCH_BYTES or not builder.append(
                     key=key, value=value, timestamp=None, headers=headers
                 ):
-                    await self._send(builder, partition)
-                    builder = self._producer.create_batch()
+                    await self._send(producer, builder, partition)
+                    builder = producer.create_batch()
                     builder.append(key=key, value=value, timestamp=None, headers=headers)
-            await self._send(builder, partition)
+            await self._send(producer, builder, partition)
         except KafkaError as err:
+            await self._replace(producer)
             raise LogUnavailable(f"Kafka did not acknowledge outcomes of {key.decode()}: {err!r}") from err
 
-    async def _send(self, builder: object, partition: int) -> None:
-        await (await self._producer.send_batch(builder, self._topic, partition=partition))
+    async def _send(self, producer: AIOKafkaProducer, builder: object, partition: int) -> None:
+        await (await producer.send_batch(builder, self._topic, partition=partition))
 
-    async def _partition_of(self, key: bytes) -> int:
-        partitions = sorted(await self._producer.partitions_for(self._topic))
+    async def _partition_of(self, producer: AIOKafkaProducer, key: bytes) -> int:
+        partitions = sorted(await producer.partitions_for(self._topic))
         partition: int = self._partitioner(key, partitions, partitions)
         return partition
 
     def _headers(self, receipt: Receipt) -> list[tuple[str, bytes]]:
         return cloud_event_headers(event_type=Receipt.__name__, source=self._source, event_id=receipt.request_id)
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    """Stop a producer, which first tries to send what it still holds; not for ever."""
+    try:
+        async with asyncio.timeout(_STOP_S):
+            await producer.stop()
+    except (KafkaError, TimeoutError) as err:
+        logs.get().warning("a producer did not stop cleanly", error=repr(err))
 
 
 @dataclass

@@ -15,6 +15,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from shared import kafka, logs, topics
+from shared.background import beside
 from shared.codec import cloud_event_headers, decode_event, encode_event
 from shared.errors import InvalidInput, LogUnavailable
 from shared.registry import Entry, Registry, fold
@@ -34,10 +35,17 @@ _PUBLISH_TIMEOUT_S = 10.0
 class RegistryLog:
     """The registry, kept up to date. Build it with `follow`."""
 
-    def __init__(self, settings: PlatformSettings, consumer: AIOKafkaConsumer, producer: AIOKafkaProducer) -> None:
+    def __init__(
+        self,
+        settings: PlatformSettings,
+        consumer: AIOKafkaConsumer,
+        ends: AIOKafkaConsumer,
+        producer: AIOKafkaProducer,
+    ) -> None:
         self._source = settings.instance
         self._partition = TopicPartition(settings.topics.name(topics.MODELS), 0)
         self._consumer = consumer
+        self._ends = ends
         self._producer = producer
         self._changed = asyncio.Condition()
         self.registry = Registry()
@@ -72,7 +80,7 @@ class RegistryLog:
             LogUnavailable: Kafka did not tell where the log ends.
         """
         try:
-            ends = await self._consumer.end_offsets([self._partition])
+            ends = await self._ends.end_offsets([self._partition])
         except KafkaError as err:
             raise LogUnavailable(f"Kafka did not tell the end of the registry's log: {err!r}") from err
         return await self.reached(ends[self._partition] - 1)
@@ -106,18 +114,18 @@ class RegistryLog:
 @asynccontextmanager
 async def follow(settings: PlatformSettings, producer: AIOKafkaProducer) -> AsyncIterator[RegistryLog]:
     """Follow the log; entered when all that was in it at the start has been folded."""
-    async with kafka.started(lambda: kafka.consumer(settings), "registry log") as consumer:
+    async with (
+        kafka.started(lambda: kafka.consumer(settings), "registry log") as consumer,
+        # Asking for the end on the first one's connection would wait behind its long poll.
+        kafka.started(lambda: kafka.consumer(settings), "end of the registry log") as ends,
+    ):
         partition = TopicPartition(settings.topics.name(topics.MODELS), 0)
         consumer.assign([partition])
         await consumer.seek_to_beginning(partition)
-        log = RegistryLog(settings, consumer, producer)
-        running = asyncio.create_task(log.run(), name="registry log")
-        try:
+        log = RegistryLog(settings, consumer, ends, producer)
+        async with beside(log.run()):
             await log.caught_up()
             yield log
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
 
 
 def _entry(record: ConsumerRecord) -> Entry:
@@ -125,7 +133,8 @@ def _entry(record: ConsumerRecord) -> Entry:
 
 
 def _event(record: ConsumerRecord) -> Event | None:
-    name = next((value for key, value in record.headers if key == "ce_type"), b"").decode("ascii", "replace")
+    value = next((value for key, value in record.headers if key == "ce_type"), None)
+    name = (value or b"").decode("ascii", "replace")  # Kafka knows null headers
     event_type = _MODEL_EVENTS.get(name)
     if event_type is None:
         _ignored(record, f"ce_type {name[:40]!r} is not an event of this topic")

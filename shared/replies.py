@@ -275,14 +275,8 @@ async def server_facts(settings: PlatformSettings) -> dict[str, str]:
         with _edge():
             info = await redis.info("server")
             config = await redis.config_get("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
-    return {"redis_version": str(info.get("redis_version")), **{str(k): str(v) for k, v in _texts(config).items()}}
-
-
-def _texts(mapping: Mapping[Any, Any]) -> dict[str, str]:
-    return {
-        (k.decode() if isinstance(k, bytes) else str(k)): (v.decode() if isinstance(v, bytes) else str(v))
-        for k, v in mapping.items()
-    }
+    found = {_raw(name).decode(): _raw(value or "").decode() for name, value in config.items() if name}
+    return {"redis_version": str(info.get("redis_version")), **found}
 
 
 def _announcement(result: Result) -> list[Any]:

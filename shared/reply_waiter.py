@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Self
 
 from shared import logs
+from shared.background import beside
 from shared.errors import RepliesUnavailable
 
 if TYPE_CHECKING:
@@ -29,19 +30,17 @@ class ReplyWaiter:
         self._replies = replies
         self._instance = instance
         self._pending: dict[tuple[str, str], asyncio.Future[Result]] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._background = beside(self._listen(), self._read())
         self.healthy = False
 
     async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._read())]
+        await self._background.__aenter__()
         return self
 
     async def __aexit__(
-        self, _type: type[BaseException] | None, _err: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self, kind: type[BaseException] | None, err: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._background.__aexit__(kind, err, traceback)
 
     def expect(self, model: str, request_id: str) -> asyncio.Future[Result]:
         """The future answer. Call it before producing the request, and `forget` when nobody waits any more."""

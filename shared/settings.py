@@ -39,6 +39,10 @@ class PlatformSettings(BaseSettings):
     kafka_sasl_username: str | None = None
     kafka_sasl_password: str | None = Field(default=None, repr=False)
     kafka_replication_factor: int = Field(default=1, ge=1)
+    kafka_idempotence: bool = True
+    """Off only for brokers that don't have it (the embedded one): a retried record may then be in the log twice."""
+    kafka_fetch_max_wait_ms: int = Field(default=500, ge=1)
+    """How long a broker may hold a fetch that finds nothing. Data returns at once on Kafka."""
 
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     redis_timeout_s: float = Field(default=2.0, gt=0)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from shared import events
 
 _KEPT_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
+_BROKERS_CLOCK = {"message.timestamp.type": "LogAppendTime"}
+"""Where readers rely on when a record was written: a writer's clock may be wrong, and its stamp is its own choice."""
 _DAY_MS = 24 * 3600 * 1000
 MAX_RECORD_BYTES = 1_000_000
 """Kafka's own default bound for a record batch is 1 MiB: a record and its headers stay below it."""
@@ -68,7 +70,7 @@ MODELS = Topic(
         events.ModelRolledBack,
         events.ModelRetired,
     ),
-    config=_KEPT_FOR_EVER,
+    config=_KEPT_FOR_EVER | _BROKERS_CLOCK,
 )
 WORKERS = Topic(
     name="workers",
@@ -77,7 +79,12 @@ WORKERS = Topic(
     written_by="worker, optimizer",
     read_by="gateway, optimizer, monitor",
     events=(events.Heartbeat,),
-    config={"cleanup.policy": "compact", "segment.ms": str(3600 * 1000), "min.cleanable.dirty.ratio": "0.1"},
+    config={
+        "cleanup.policy": "compact",
+        "segment.ms": str(3600 * 1000),
+        "min.cleanable.dirty.ratio": "0.1",
+        **_BROKERS_CLOCK,
+    },
 )
 METRICS = Topic(
     name="metrics",

@@ -34,6 +34,7 @@ class Scenario:
     down_s: float
     hung: bool = False
     producer: dict[str, Any] = field(default_factory=dict)
+    recover: str = "dropped"
 
 
 SCENARIOS = [
@@ -42,6 +43,9 @@ SCENARIOS = [
     Scenario("the same, request_timeout_ms 3000", "kafka", 15, producer={"request_timeout_ms": 3_000}),
     Scenario("the same, request_timeout_ms 40000", "kafka", 15, producer={"request_timeout_ms": 40_000}),
     Scenario("the same, idempotence off", "kafka", 15, producer={"enable_idempotence": False}),
+    Scenario(
+        "idempotence off, seek_to_committed", "kafka", 15, producer={"enable_idempotence": False}, recover="committed"
+    ),
     Scenario("Kafka SIGSTOP for 15 s", "kafka", 15, hung=True),
     Scenario("Redis SIGKILL, started after 1 s", "redis", 1),
     Scenario("Redis SIGKILL, started after 15 s", "redis", 15),
@@ -76,7 +80,7 @@ async def run(servers: kit.Servers, control: str, scenario: Scenario) -> Finding
     """One outage."""
     stage = await Stage.create(servers)
     ledger = Ledger()
-    flags = ["--run-ms", RUN_MS, "--producer", json.dumps(scenario.producer)]
+    flags = ["--run-ms", RUN_MS, "--producer", json.dumps(scenario.producer), "--recover", scenario.recover]
     async with contextlib.AsyncExitStack() as running:
         gateway = await running.enter_async_context(Gateway(stage, settings=scenario.producer))
         workers = [await running.enter_async_context(member(stage, name, *flags)) for name in ("w0", "w1")]
@@ -97,6 +101,7 @@ async def run(servers: kit.Servers, control: str, scenario: Scenario) -> Finding
         results_lost = await audit_results(stage, gateway, ledger)
     errors = Counter(gateway.errors)
     errors.update(f"worker {e}" for worker in workers for e in worker.errors())
+    errors.update(f"{worker.name}: {f}" for worker in workers for f in worker.facts if f["event"] == "started_over")
     errors.update(f"worker fact: {f['event']}" for worker in workers for f in worker.facts if f["at_ms"] > back_ms)
     return Finding(
         acked=len(gateway.acked),

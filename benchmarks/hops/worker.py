@@ -95,17 +95,36 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka publi
     async def start_producer(self) -> None:
         """Take a new producer; it has a new producer id and so no memory of a lost sequence number."""
         settings = {**kit.PRODUCER, **json.loads(self.args.producer)}
-        self.producer = AIOKafkaProducer(bootstrap_servers=self.args.kafka, **settings)
-        await self.producer.start()
+        while True:
+            self.producer = AIOKafkaProducer(bootstrap_servers=self.args.kafka, **settings)
+            try:
+                await self.producer.start()
+            except KafkaError as err:  # the broker that failed the append is still away
+                say("error", where="producer start", error=brief(err))
+                await self.producer.stop()
+                await asyncio.sleep(0.2)
+            else:
+                return
 
     async def start_over(self, polled: Polled) -> None:
-        """After an append that failed for good: new producer, back to the committed offsets."""
+        """After an append that failed for good: new producer, back to the first offset of the dropped turn.
+
+        Not `seek_to_committed`: just after a broker's restart it was seen to return None and leave the position where
+        it was, and the dropped turn became a gap in the log. `--recover committed` shows that.
+        """
         old = self.producer
         await self.start_producer()
         try:
-            await self.consumer.seek_to_committed(*(tp for tp in polled if tp in self.consumer.assignment()))
+            owned = [tp for tp in polled if tp in self.consumer.assignment()]
+            if self.args.recover == "committed":
+                sought = await self.consumer.seek_to_committed(*owned)
+            else:
+                sought = {tp: polled[tp][0].offset for tp in owned}
+                for tp, offset in sought.items():
+                    self.consumer.seek(tp, offset)
+            say("started_over", sought={tp.partition: offset for tp, offset in sought.items()})
         except KafkaError as err:
-            say("error", where="seek_to_committed", error=brief(err))
+            say("error", where="start over", error=brief(err))
         await asyncio.wait_for(old.stop(), 5)
 
     async def work(self, polled: Polled) -> None:
@@ -215,6 +234,7 @@ def main() -> None:
     parser.add_argument("--redis-timeout-s", type=float, default=5)
     parser.add_argument("--at", choices=POINTS)
     parser.add_argument("--signal", choices=["STOP", "KILL"], default="STOP")
+    parser.add_argument("--recover", choices=["dropped", "committed"], default="dropped")
     parser.add_argument("--consumer", default="{}")
     parser.add_argument("--producer", default="{}")
     args = parser.parse_args()

@@ -1,7 +1,8 @@
 """`aiaas`, the command line: the local stack, one service at a time, and a client of the gateway.
 
     __main__.py     the commands, put together; errors become one sentence and an exit code
-    stack.py        up, down, status, doctor          the local stack (`services.cli.local`)
+    stack.py        up, down, status                  the local stack (`services.cli.local`)
+    doctor.py       doctor                            what to change; checks.py judges
     run.py          gateway, worker, optimizer, monitor
     models.py       models upload, list, show, promote, rollback, traffic, retire
     inference.py    infer, requests get, requests cancel

@@ -5,6 +5,7 @@ Exit codes: 0 all right, 1 what was asked for failed, 2 it could not be tried (w
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import typer
 
 from services.cli import inference, log, models, run, stack
 from services.cli.demo import demo
+from services.cli.doctor import doctor
 from services.cli.errors import CommandError
 from shared.errors import AiaasError
 
@@ -31,7 +33,7 @@ def application() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (stack.up, stack.down, stack.status, stack.checks.doctor, demo):
+    for command in (stack.up, stack.down, stack.status, doctor, demo):
         app.command(rich_help_panel=_LOCAL)(command)
     run.add_to(app)
     app.add_typer(models.app, name="models", rich_help_panel=_MODELS)
@@ -44,6 +46,7 @@ def application() -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Errors are one sentence on standard error."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # a command says itself what it could not reach
     try:
         application()(arguments)
     except AiaasError as err:

@@ -19,7 +19,6 @@ from services.cli.where import gateway_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from types import TracebackType
 
 Url = Annotated[
     str | None, typer.Option("--url", envvar="AIAAS_GATEWAY_URL", help="The gateway; by default the stack's that runs.")
@@ -46,7 +45,7 @@ class Gateway:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: tuple[type[BaseException], BaseException, TracebackType]) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self._http.close()
 
     def models(self) -> list[dict[str, Any]]:
@@ -73,7 +72,7 @@ class Gateway:
         )
 
     def change(self, model: str, what: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Append a decision on a model to the log: `rollback`, `traffic`, `retire`, `versions/{v}/promote`, …"""
+        """Decide something about a model: `rollback`, `traffic`, `retire`, `versions/{v}/promote` or `…/retire`."""
         return self._map("POST", f"{_model(model)}/{what}", **({"json": body} if body is not None else {}))
 
     def metadata(self, model: str, version: int | None = None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Why a command ends with an exit code other than 0. Every message is one sentence that says what to do.
 
-    CommandError            exit code
-    ├── NotTried            2   wrong usage, or the platform can't be reached
-    └── Refused             1   the gateway answered with an error; `status` is its HTTP status
+CommandError            exit code
+├── NotTried            2   wrong usage, or the platform can't be reached
+└── Refused             1   the gateway answered with an error; `status` is its HTTP status
 """
 
 from __future__ import annotations

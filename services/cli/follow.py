@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from rich.markup import escape
 
 from services.cli.errors import CommandError
 from services.cli.printing import size, table
@@ -29,7 +30,13 @@ _SETTLED = frozenset({"ready", "rejected", "retired"})
 
 
 def follow(
-    gateway: Gateway, model: str, number: int, say: Callable[[str], None], *, timeout_s: float
+    gateway: Gateway,
+    model: str,
+    number: int,
+    say: Callable[[str], None],
+    *,
+    timeout_s: float,
+    monitor_url: str | None = None,
 ) -> dict[str, Any]:
     """Wait until a version is ready, rejected or retired; returns it as the gateway shows it.
 
@@ -37,7 +44,7 @@ def follow(
         CommandError: it is not settled after `timeout_s`.
     """
     deadline_s = time.monotonic() + timeout_s
-    with httpx.Client(base_url=_monitor_url(), timeout=_MONITOR_TIMEOUT_S) as monitor:
+    with httpx.Client(base_url=monitor_url or _monitor_url(), timeout=_MONITOR_TIMEOUT_S) as monitor:
         while (version := gateway.version(model, number))["state"] not in _SETTLED:
             if time.monotonic() > deadline_s:
                 raise CommandError(
@@ -56,13 +63,13 @@ def variants_table(version: dict[str, Any]) -> Table:
     for variant in version["variants"]:
         chosen = variant["name"] == version["chosen"]
         verdict = "[bold green]chosen[/]" if chosen else "[green]passed[/]"
-        why = (version["reason"] or "") if chosen else ""
+        why = escape(version["reason"] or "") if chosen else ""
         cells = _measured(variant["measurements"], variant["byte_size"])
         shown.add_row(variant["name"], verdict, *cells, str(variant["batch_cap"]), why)
     for rejection in version["rejected"]:
         measured = rejection["measurements"] or {}
         cells = _measured(measured, measured.get("byte_size") or 0)
-        shown.add_row(rejection["variant"], "[yellow]rejected[/]", *cells, "", rejection["reason"])
+        shown.add_row(rejection["variant"], "[yellow]rejected[/]", *cells, "", escape(rejection["reason"]))
     return shown
 
 
@@ -83,7 +90,9 @@ def _number(value: float | None, form: str) -> str:
 
 def _monitor_url() -> str:
     stack = running_stack()
-    return os.environ.get("AIAAS_MONITOR_URL") or (stack.urls.get("monitor") if stack else None) or "http://127.0.0.1:8090"
+    return (
+        os.environ.get("AIAAS_MONITOR_URL") or (stack.urls.get("monitor") if stack else None) or "http://127.0.0.1:8090"
+    )
 
 
 def _step(monitor: httpx.Client, model: str, number: int) -> str | None:

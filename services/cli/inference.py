@@ -1,7 +1,7 @@
 """`aiaas infer` and `aiaas requests`: one request from the command line, and what became of others.
 
-Inputs are `NAME=JSON` or `NAME=@FILE` with a `.npy` or `.json` file. The model's own metadata says which datatype a list
-of numbers becomes; an array keeps its own. They travel in the protocol's binary form and come back as JSON.
+Inputs are `NAME=JSON` or `NAME=@FILE` with a `.npy` or `.json` file. The model's own metadata says which datatype a
+list of numbers becomes; an array keeps its own. They travel in the protocol's binary form and come back as JSON.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import orjson
 import typer
+from rich.markup import escape
 
 from services.cli.client import Gateway, Url
 from services.cli.errors import CommandError, NotTried
@@ -31,7 +32,9 @@ def infer(
     *,
     version: Annotated[int | None, typer.Option(help="This version; else the platform chooses.")] = None,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Give up after so many seconds.")] = 60.0,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the answer, or print the request's id.")] = True,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait for the answer, or print the request's id.")
+    ] = True,
     url: Url = None,
     json: Json = False,
 ) -> None:
@@ -82,7 +85,9 @@ def read_input(text: str, datatypes: dict[str, str]) -> tensors.Tensor:
             datatype = "BF16" if datatypes[name] == "BF16" else None
             return tensors.from_numpy(name, np.load(value[1:], allow_pickle=False), datatype)
         elements = orjson.loads(Path(value[1:]).read_bytes() if value.startswith("@") else value)
-        return tensors.from_json(name, datatypes[name], _shape(elements), elements if isinstance(elements, list) else [elements])
+        return tensors.from_json(
+            name, datatypes[name], _shape(elements), elements if isinstance(elements, list) else [elements]
+        )
     except (InvalidInput, OSError, ValueError) as err:
         raise NotTried(f"--input {name}: {err}.") from err
 
@@ -121,7 +126,7 @@ def _show_outputs(answer: dict[str, Any]) -> None:
         data = output["data"]
         more = f", … ({len(data)} in all; --json shows them)" if len(data) > _SHOWN_ELEMENTS else ""
         first = ", ".join(str(element) for element in data[:_SHOWN_ELEMENTS])
-        shown.add_row(output["name"], output["datatype"], str(output["shape"]), first + more)
+        shown.add_row(output["name"], output["datatype"], escape(str(output["shape"])), escape(first) + more)
     console().print(f"{answer['model_name']} version {answer['model_version']}")
     console().print(shown)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
+from rich.markup import escape
 
 from services.cli.errors import NotTried
 from services.cli.printing import Json, as_json, console, table
@@ -33,23 +34,16 @@ _SHOWN_BYTES = 200
 def topics(*, json: Json = False) -> None:
     """The map: which topic carries what, by which key, who writes it and who reads it."""
     prefix = platform_settings().topic_prefix
-    rows = [
-        {
-            "topic": prefix + (topic.name + "{model}" if topic is the_map.REQUESTS else topic.name),
-            "key": topic.key,
-            "value": topic.value,
-            "written_by": topic.written_by,
-            "read_by": topic.read_by,
-            "events": [event.__name__ for event in topic.events],
-        }
+    rows = {
+        prefix + (topic.name + "{model}" if topic is the_map.REQUESTS else topic.name): topic
         for topic in (the_map.REQUESTS, *the_map.FIXED)
-    ]
+    }
     if json:
-        as_json(rows)
+        as_json([{"topic": name, **_row(topic)} for name, topic in rows.items()])
         return
     shown = table("topic", "key", "value", "written by", "read by")
-    for row in rows:
-        shown.add_row(row["topic"], row["key"], row["value"], row["written_by"], row["read_by"])
+    for name, topic in rows.items():
+        shown.add_row(name, topic.key, topic.value, topic.written_by, topic.read_by)
     console().print(shown)
 
 
@@ -64,8 +58,23 @@ def list_dead_letters(
         return
     shown = table("at", "from", "code", "error")
     for letter in letters:
-        shown.add_row(letter["at"], "{topic}/{partition}@{offset}".format(**letter), letter["code"], letter["error"])
+        shown.add_row(
+            letter["at"],
+            "{topic}/{partition}@{offset}".format(**letter),
+            letter["code"] or "",
+            escape(letter["error"] or ""),
+        )
     console().print(shown if letters else "no dead letters")
+
+
+def _row(topic: the_map.Topic) -> dict[str, Any]:
+    return {
+        "key": topic.key,
+        "value": topic.value,
+        "written_by": topic.written_by,
+        "read_by": topic.read_by,
+        "events": [event.__name__ for event in topic.events],
+    }
 
 
 async def _read_newest(settings: PlatformSettings, limit: int) -> list[dict[str, Any]]:
@@ -84,8 +93,8 @@ async def _read_newest(settings: PlatformSettings, limit: int) -> list[dict[str,
             records = [record for each in partitions for record in await _tail(consumer, each, limit)]
     except (KafkaError, OSError, TimeoutError) as err:
         raise NotTried(
-            f"Kafka at {settings.kafka_bootstrap_servers} does not answer ({err or type(err).__name__}): start the platform "
-            "with `aiaas up`, or set AIAAS_KAFKA_BOOTSTRAP_SERVERS."
+            f"Kafka at {settings.kafka_bootstrap_servers} does not answer ({err or type(err).__name__}): "
+            "start the platform with `aiaas up`, or set AIAAS_KAFKA_BOOTSTRAP_SERVERS."
         ) from err
     finally:
         await consumer.stop()

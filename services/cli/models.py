@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -126,7 +126,7 @@ def show_settled(version: dict[str, Any], *, json: bool = False) -> None:
     """
     if json:
         as_json(version)
-    else:
+    elif version["state"] == "ready":
         _show_version(version)
     if version["state"] != "ready":
         why = version["reason"] or "no reason is known"
@@ -171,9 +171,7 @@ def _show_uploaded(uploaded: dict[str, Any], *, json: bool) -> None:
     console().print(f"{name} version {number} is {uploaded['state']}: aiaas models show {name} --version {number}")
 
 
-def _change(
-    model: str, what: str, body: dict[str, Any] | None = None, *, url: str | None, json: bool
-) -> None:
+def _change(model: str, what: str, body: dict[str, Any] | None = None, *, url: str | None, json: bool) -> None:
     with Gateway(url) as gateway:
         routing = gateway.change(model, what, body)
     if json:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from services.cli.errors import NotTried
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import typer
 
 _EXTRAS = {"gateway": "gateway", "worker": "worker,cpu", "optimizer": "optimizer,cpu", "monitor": "monitor"}
@@ -19,14 +21,12 @@ def add_to(app: typer.Typer) -> None:
         app.command(name, help=f"Run the {name} in the foreground.", rich_help_panel="One service")(_runs(name))
 
 
-def _runs(name: str) -> typer.models.CommandFunctionType:  # type: ignore[type-var]
+def _runs(name: str) -> Callable[[], None]:
     def run() -> None:
         try:
             service = importlib.import_module(f"services.{name}.__main__")
         except ModuleNotFoundError as err:
-            raise NotTried(
-                f"The {name} needs the package {err.name!r}, which is not installed: pip install 'aiaas[{_EXTRAS[name]}]'."
-            ) from err
+            raise NotTried(f"The {name} needs the package {err.name!r}: pip install 'aiaas[{_EXTRAS[name]}]'.") from err
         service.main()
 
     return run

@@ -1,4 +1,4 @@
-"""`aiaas up`, `down`, `status` and `doctor`: the local stack from the command line.
+"""`aiaas up`, `down` and `status`: the local stack from the command line.
 
 The stack itself is `services.cli.local`; here is what a person sees of it. `up --detach` is the same `up` in a session
 of its own, watched through the record that every stack keeps.
@@ -7,6 +7,7 @@ of its own, watched through the record that every stack keeps.
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import doctor as checks
 from services.cli.errors import CommandError
 from services.cli.local import LocalStack, LocalStackSettings, RunningStack, hold, standard_services, stop_stack
 from services.cli.local.child_logs import open_for_child, tail
@@ -34,7 +34,9 @@ _POLL_S = 0.2
 def up(
     *,
     workers: Workers = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it is ready; `aiaas down` stops it.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once it is ready; `aiaas down` stops it.")
+    ] = False,
 ) -> None:
     """Start the whole platform on this machine, without Docker, and keep it until Ctrl-C."""
     settings = read(LocalStackSettings)
@@ -61,8 +63,10 @@ def status(*, json: Json = False) -> None:
     """The running stack: its processes and URLs. Exit code 1 if none runs or something is not ready."""
     root = read(LocalStackSettings).root
     stack = RunningStack.find(root)
-    if json:
-        as_json(stack.model_dump(mode="json", exclude={"environment"}) if stack else {"ready": False, "root": str(root)})
+    if json and stack:
+        as_json({**stack.model_dump(mode="json", exclude={"environment"}), "urls": _shown(stack.urls)})
+    elif json:
+        as_json({"ready": False, "root": str(root)})
     elif stack:
         _show(stack)
     if stack is None:
@@ -85,23 +89,31 @@ class EventLines:
 
 def _announce(out: Console, urls: dict[str, str], how_it_ends: str) -> None:
     shown = table("ready", "where")
-    for name, url in urls.items():
+    for name, url in _shown(urls).items():
         shown.add_row(name, url)
     out.print()
     out.print(shown)
-    out.print(f"\nHTTP API: {urls.get('gateway', '')}/docs    Metrics: {urls.get('monitor', '')}/metrics", soft_wrap=True)
+    out.print(
+        f"\nHTTP API: {urls.get('gateway', '')}/docs    Metrics: {urls.get('monitor', '')}/metrics", soft_wrap=True
+    )
     out.print(how_it_ends)
 
 
 def _show(stack: RunningStack) -> None:
+    urls = _shown(stack.urls)
     shown = table("process", "state", "pid", "restarts", "where", "log")
     for name, child in stack.children.items():
         style = "green" if child.state == "ready" else "yellow"
         state = f"[{style}]{child.state}[/]"
-        shown.add_row(name, state, str(child.pid or ""), str(child.restarts), stack.urls.get(name, ""), str(child.log))
+        shown.add_row(name, state, str(child.pid or ""), str(child.restarts), urls.get(name, ""), str(child.log))
     console().print(shown)
-    for name in stack.urls.keys() - stack.children.keys():  # a server that was given to the stack
-        console().print(f"{name}: {stack.urls[name]}")
+    for name in sorted(urls.keys() - stack.children.keys()):  # servers that were given to the stack
+        console().print(f"{name}: {urls[name]}")
+
+
+def _shown(urls: dict[str, str]) -> dict[str, str]:
+    """The URLs without the passwords that those of given servers may hold."""
+    return {name: re.sub(r"//[^/@]*@", "//***@", url) for name, url in urls.items()}
 
 
 def _detach(settings: LocalStackSettings, workers: int) -> None:

@@ -31,6 +31,7 @@ def application(gateway: Gateway) -> ASGIApp:
     api.state.gateway = gateway
     for routes in (routes_models, routes_requests, routes_repository):
         api.include_router(routes.router)
+    api.include_router(routes_repository.catalogue)
     api.add_exception_handler(AiaasError, _ours)
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http)

@@ -1,4 +1,4 @@
-"""`/v2/repository/models/{model}…`: uploads, versions and which of them answer."""
+"""`/v2/repository/models…`: the catalogue, uploads, versions and which of them answer."""
 
 import asyncio
 import re
@@ -19,6 +19,7 @@ from shared.errors import AiaasError, InvalidInput, Stalled
 from shared.events import VersionNumber
 from shared.registry import Version
 
+catalogue = APIRouter(prefix="/v2/repository/models", tags=["Models"])
 router = APIRouter(prefix="/v2/repository/models/{model}", tags=["Models"])
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
 _MAX_TRAFFIC_BYTES: Final = 64 * 1024
@@ -33,6 +34,12 @@ class Traffic(BaseModel):
 def _body(content_type: str, schema: dict[str, Any]) -> dict[str, Any]:
     """An OpenAPI request body for a route that reads its body itself, capped."""
     return {"requestBody": {"required": True, "content": {content_type: {"schema": schema}}}}
+
+
+@catalogue.get("", summary="All models")
+async def show_models(backbone: TheBackbone, _tenant: TheTenant) -> Response:
+    """By name, each with its versions and which of them answer."""
+    return JsonResponse([views.model_state(model) for _, model in sorted(backbone.log.registry.models.items())])
 
 
 @router.post(

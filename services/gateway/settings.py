@@ -12,15 +12,15 @@ from shared.settings import PlatformSettings
 if TYPE_CHECKING:
     from pydantic import ValidationInfo
 
-ApiKey = Annotated[str, StringConstraints(pattern=r"\A[\x21-\x7e]{8,200}\Z")]
-Tenant = Annotated[str, StringConstraints(pattern=r"\A[A-Za-z0-9._-]{1,100}\Z")]
+ApiKey = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{8,200}$")]
+Tenant = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
 _MIB = 1024 * 1024
 
 
 class GatewaySettings(PlatformSettings):
     """Where it listens, who may ask, and the bounds on everything a caller can make it hold."""
 
-    api_keys: Json[dict[ApiKey, Tenant]] = Field(default_factory=dict, repr=False)
+    api_keys: Json[dict[ApiKey, Tenant]] = Field(default="{}", validate_default=True, repr=False)
     """JSON map of API key to tenant. Without keys everyone is let in, and only loopback is bound."""
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(default=8080, ge=1, le=65535)
@@ -47,6 +47,11 @@ class GatewaySettings(PlatformSettings):
     max_connections: int = Field(default=4096, ge=1)
     drain_timeout_s: float = Field(default=20.0, ge=0)
     """How long callers that wait may still get their answer after the gateway was told to stop."""
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _empty_is_none(cls, text: str) -> str:
+        return text or "{}"  # a variable that is there and empty, as compose files pass it on
 
     @field_validator("gateway_host")
     @classmethod

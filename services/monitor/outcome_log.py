@@ -112,8 +112,7 @@ class OutcomeLog:
     async def run(self, fold: OutcomeFold, save: Callable[[], Awaitable[object]]) -> None:
         """Fold until cancelled. `save` stores the state."""
         while True:
-            fetched = await self._consumer.getmany(timeout_ms=1000, max_records=_PORTION)
-            records = [record for portion in fetched.values() for record in portion]
+            records = await self._fetch()
             outcomes = await self._judge(records)
             for record, outcome in zip(records, outcomes, strict=True):
                 fold.add(record.partition, record.offset, outcome)
@@ -121,6 +120,15 @@ class OutcomeLog:
                 await self._note_position()
             if "forged" in outcomes:
                 await save()
+
+    async def _fetch(self) -> list[ConsumerRecord]:
+        try:
+            fetched = await self._consumer.getmany(timeout_ms=1000, max_records=_PORTION)
+        except KafkaError as err:
+            logs.get().warning("waiting for kafka", what="outcomes", error=repr(err))
+            await asyncio.sleep(_RETRY_S)
+            return []
+        return [record for portion in fetched.values() for record in portion]
 
     async def _judge(self, records: Sequence[ConsumerRecord]) -> list[Receipt | Ignored]:
         read = [self._read(record) for record in records]

@@ -91,7 +91,13 @@ class Snapshots:
         self._path.rename(aside)
 
     async def save(self, data: bytes) -> bool:
-        """Store `data` (see `encode`); whether it is on disk now. A full disk is logged, and tried again next time."""
+        """Store `data` (see `encode`); whether it is on disk now. A full disk is logged, and tried again next time.
+
+        A save that is cancelled is still finished before the next begins: its thread can't be stopped.
+        """
+        return await asyncio.shield(self._save(data))
+
+    async def _save(self, data: bytes) -> bool:
         async with self._writing:
             try:
                 await asyncio.to_thread(_replace, self._path, data)

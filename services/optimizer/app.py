@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from services.optimizer.claims import Listening
 from services.optimizer.confined import open_sandbox
-from services.optimizer.job import Jobs
+from services.optimizer.job import Jobs, sweep
 from services.optimizer.reactor import Reactor
 from shared import health, heartbeats, kafka, logs, registry_log
 from shared.artifacts import ArtifactStore
@@ -32,6 +32,7 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
     missing: str | None = "sandbox"
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(health.served(settings.health_host, settings.health_port, lambda: missing))
+        sweep(settings)
         sandbox, probed = await open_sandbox(settings)
         store = ArtifactStore(settings.artifact_store_url)
         missing = "kafka"

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from services.optimizer.settings import OptimizerSettings
 
 _NO_NETWORK = ("unshare", "--user", "--map-current-user", "--net", "--")
+_CHILD = ("-P", "-m", "services.optimizer.sandbox")
+"""-P: the working directory, where the file lies, is no place to import from."""
 _PROBE_TIMEOUT_S = 60.0
 _STDERR_BYTES = 16 * 1024
 _SOURCES = str(Path(__file__).resolve().parents[2])
@@ -112,7 +114,7 @@ class Sandbox:
         Raises:
             SandboxUnusable: the child could not be started, or said that it can't work here.
         """
-        command = (*self._prefix, sys.executable, "-P", "-m", "services.optimizer.sandbox")
+        command = (*self._prefix, sys.executable, *_CHILD)
         try:
             child = await asyncio.create_subprocess_exec(
                 *command,

@@ -1,7 +1,7 @@
 """The gate: which variants may serve, which one does, and why, in a sentence with the figures.
 
-A pure function of what was measured. fp32 is the reference and always passes: it is the model. A candidate passes if
-its answers are close enough, if rows are as independent in it as in fp32, and if it is worth its bytes, that is, faster.
+A pure function of what was measured. fp32 is the reference and always passes: it is the model. A candidate passes
+if its answers are close enough, if rows are as independent in it as in fp32, and if it is faster.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Decision:
     rejected: Mapping[str, str]
 
 
-def decide(reference: Candidate, candidates: Sequence[Candidate], failed: Mapping[str, str], policy: Policy) -> Decision:
+def decide(
+    reference: Candidate, candidates: Sequence[Candidate], failed: Mapping[str, str], policy: Policy
+) -> Decision:
     """The fastest candidate that passes, else the reference. `failed` are candidates that could not be measured."""
     rejected = dict(failed)
     passed = []
@@ -53,10 +55,12 @@ def decide(reference: Candidate, candidates: Sequence[Candidate], failed: Mappin
 def _problem(reference: Candidate, candidate: Candidate, policy: Policy) -> str | None:
     """Why a candidate does not pass, None if it does."""
     found = candidate.measurements
-    if found.cosine is None or found.cosine < policy.min_cosine:
-        return f"cosine {_share(found.cosine)} is below {policy.min_cosine:g}"
+    if found.cosine is None and found.top1_agreement is None:
+        return "its answers could not be compared with those of fp32"
+    if found.cosine is not None and found.cosine < policy.min_cosine:
+        return f"cosine {found.cosine:.5f} is below {policy.min_cosine:g}"
     if found.top1_agreement is not None and found.top1_agreement < policy.min_top1_agreement:
-        return f"top-1 agreement {_share(found.top1_agreement)} is below {policy.min_top1_agreement:g}"
+        return f"top-1 agreement {found.top1_agreement:.5f} is below {policy.min_top1_agreement:g}"
     if reference.measurements.row_independent and not found.row_independent:
         return "its answers depend on the rows beside them, those of fp32 do not"
     if found.speedup is None or found.speedup < policy.min_speedup:
@@ -66,13 +70,10 @@ def _problem(reference: Candidate, candidate: Candidate, policy: Policy) -> str 
 
 def _figures(candidate: Candidate) -> str:
     found = candidate.measurements
-    top1 = "" if found.top1_agreement is None else f" and top-1 agreement {_share(found.top1_agreement)}"
-    return f"{_speed(found.speedup)} at cosine {_share(found.cosine)}{top1}"
+    shares = (("cosine", found.cosine), ("top-1 agreement", found.top1_agreement))
+    quality = " and ".join(f"{name} {value:.5f}" for name, value in shares if value is not None)
+    return f"{_speed(found.speedup)} at {quality}"
 
 
 def _speed(speedup: float | None) -> str:
     return "unknown speed" if speedup is None else f"{speedup:.2f}x"
-
-
-def _share(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.5f}"

@@ -15,7 +15,8 @@ import stat
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, BinaryIO
 
 from services.optimizer import gate
@@ -103,7 +104,7 @@ class Jobs:
             Unavailable, OSError, SandboxUnusable: not the model's fault; the attempt may be tried again.
         """
         try:
-            with TemporaryDirectory(dir=self._settings.scratch_dir, prefix="aiaas-job-") as directory:
+            with TemporaryDirectory(dir=self._settings.scratch_dir, prefix=_prefix(self._settings)) as directory:
                 return await self._run(version, Path(directory), on_progress)
         except Rejection as rejection:
             return (rejected(version, self._settings.owner, rejection),)
@@ -181,6 +182,17 @@ class Jobs:
             batch_cap=candidate.batch_cap,
             measurements=candidate.measurements.model_copy(update={"byte_size": artifact.byte_size}),
         )
+
+
+def sweep(settings: OptimizerSettings) -> None:
+    """Remove what an earlier run of this instance left in the scratch directory when it was killed."""
+    for path in Path(settings.scratch_dir or gettempdir()).glob(f"{_prefix(settings)}*"):
+        rmtree(path, ignore_errors=True)  # what can't be removed is in nobody's way
+
+
+def _prefix(settings: OptimizerSettings) -> str:
+    """The names of this instance's job directories. `~` is in no instance's name, so none is another's beginning."""
+    return f"aiaas-job-{settings.instance}~"
 
 
 def rejected(version: Version, owner: str, rejection: Rejection) -> ModelRejected:

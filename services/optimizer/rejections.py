@@ -49,7 +49,7 @@ ADVICE: Final[dict[str, str]] = {
 }
 
 
-class Rejection(Exception):  # noqa: N818 - it is a verdict about a model, as ModelRejected is
+class Rejection(Exception):
     """The model can't be served: a code of `ADVICE`, and what was found."""
 
     def __init__(self, code: str, found: str) -> None:

@@ -22,7 +22,6 @@ from shared.events import BatchesRan, Heartbeat, LoadedModel, MachineClass
 from shared.machine import isa
 from shared.outcomes import OutcomeWriter
 from shared.telemetry import Telemetry
-from shared.topics import OUTCOMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,9 +41,9 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(health.served(settings.health_host, settings.health_port, lambda: starting[0]))
         await kafka.ensure_topics(settings)
-        outcomes_producer, copies_producer, producer = [
+        copies_producer, producer = [
             await stack.enter_async_context(kafka.started(lambda: kafka.producer(settings), what))
-            for what in ("outcomes", "reply copies", "events")
+            for what in ("reply copies", "events")
         ]
         starting[0] = "redis"
         redis = await stack.enter_async_context(replies.connect(settings))
@@ -57,7 +56,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             log,
             redis,
             DeadLetters(settings, producer),
-            OutcomeWriter(outcomes_producer, settings.topics.name(OUTCOMES), settings.instance),
+            await stack.enter_async_context(OutcomeWriter(settings)),
             ReplyCopies(copies_producer, settings.instance),
             Receipts(settings.owner, await kafka.cluster_id(settings)),
             executor,

@@ -13,9 +13,9 @@ from shared.settings import PlatformSettings
 class WorkerSettings(PlatformSettings):
     """See `PlatformSettings` for how to reach Kafka, Redis and the store."""
 
-    static_membership: bool = True
-    """Join consumer groups under the instance's name, so that a restart takes its partitions back without a
-    rebalance. Needs an instance name that is the same across restarts and unique at any time."""
+    static_membership: bool = False
+    """Join consumer groups under the instance's name, so that a restart takes its partitions back at once and without
+    a rebalance. Only where something guarantees that no two workers have one name: they would fight for ever."""
     session_timeout_s: float = Field(default=6.0, ge=6.0)
     """A worker unheard of for this long loses its partitions."""
 

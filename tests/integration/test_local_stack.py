@@ -17,6 +17,8 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from services.cli import doctor
+from services.cli.checks import examine
 from services.cli.local import (
     LocalStack,
     LocalStackError,
@@ -229,6 +231,30 @@ async def test_ready_means_ready_and_killed_servers_come_back_with_their_data(tm
 async def _cancel(clients):
     async with replies.connect(clients) as redis:
         return await redis.cancel("model", "request")
+
+
+@pytest.mark.stack
+async def test_the_stacks_own_servers_pass_the_doctor(tmp_path):
+    settings = LocalStackSettings(data_dir=tmp_path)
+    async with LocalStack(settings) as stack:
+        clients = settings.model_copy(
+            update={"kafka_bootstrap_servers": stack.urls["kafka"], "redis_url": stack.urls["redis"]}
+        )
+        await kafka.ensure_topics(clients)
+        await kafka.ensure_topics(clients, "digits")
+        facts = await eventually(
+            lambda: _facts_with(clients, "aiaas.requests.digits"), what="the topic in the metadata"
+        )
+        apache = RunningStack.find(tmp_path).kafka.startswith("Apache")
+    machine = {"file limit", "disk"}
+    wrong = [finding for finding in examine(facts, clients.topics) if finding.verdict != "ok"]
+    assert {finding.what for finding in wrong} - machine == (set() if apache else {"broker settings"})
+
+
+async def _facts_with(clients, topic):
+    """A broker lists a topic a moment after the controller has created it."""
+    facts = await doctor.gather(clients)
+    return facts if topic in facts.topics else None
 
 
 @pytest.mark.stack

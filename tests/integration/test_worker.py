@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from services.worker.settings import WorkerSettings
 from shared.codec import pack
+from shared.events import ModelPromoted, ModelRolledBack
 from shared.tensors import DTYPES, Tensor, from_numpy, output_digest, to_numpy
 from support import onnx_models
 from support.worker_rig import rig, worker_running
@@ -143,8 +145,9 @@ async def test_the_same_id_twice_is_run_once_and_another_request_under_it_confli
     name = backbone.model()
     await worker.upload(name, onnx_models.linear())
     one, other = body(np.ones((1, 4), np.float32)), body(np.zeros((1, 4), np.float32))
-    first = await worker.send(name, one, ce_id="same", partition=0)
-    again = await worker.send(name, one, ce_id="same", partition=1)
+    # Two at once, on two partitions: one of them is first, and which is not for us to say.
+    first, again = await asyncio.gather(*(worker.send(name, one, ce_id="same", partition=p) for p in range(2)))
+    await worker.outcomes(name, 2)
     conflicting = await worker.send(name, other, ce_id="same", partition=0)
     tenant = await worker.send(name, one, ce_id="same", partition=2, tenant="someone")
 
@@ -204,13 +207,9 @@ async def test_versions_switch_without_a_failed_request(worker, backbone):
             ids.append(f"v{round_}-{index}")
             await worker.send(name, value, ce_id=ids[-1])
         if round_ == 0:
-            from shared.events import ModelPromoted
-
             await worker.upload(name, onnx_models.linear(seed=2))
             await worker.log.publish(ModelPromoted(model=name, version=2))
         if round_ == 1:
-            from shared.events import ModelRolledBack
-
             await worker.log.publish(ModelRolledBack(model=name))
     results = [await worker.result(name, id_) for id_ in ids]
     assert {result.status for result in results} == {"succeeded"}

@@ -38,6 +38,7 @@ class Rig:
         async def chunks():
             yield model.content
 
+        await kafka.ensure_topics(self.settings, name)
         artifact = await self._store.put_stream(chunks(), limit_bytes=len(model.content))
         upload_id = uuid.uuid4().hex
         registry = await self.log.publish(events.ModelUploaded(model=name, upload_id=upload_id, artifact=artifact))
@@ -73,13 +74,11 @@ class Rig:
             self.settings.topics.requests(model),
             value,
             key=key,
-            headers=[
-                (name if name == "ce_id" else name.replace("_", "-"), value) for name, value in headers.items()
-            ],
+            headers=[(name if name == "ce_id" else name.replace("_", "-"), value) for name, value in headers.items()],
             on_delivery=on_delivery,
             **where,
         )
-        await asyncio.to_thread(self._producer.flush, 10)
+        assert await asyncio.to_thread(self._producer.flush, 10) == 0, "Kafka did not take the request"
         return await delivered
 
     async def result(self, model, request_id, *, within_s=15.0):

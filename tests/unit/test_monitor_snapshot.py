@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import pytest
 
+from services.monitor import snapshot
 from services.monitor.fold import OutcomeFold
 from services.monitor.measurements import Measurements
 from services.monitor.snapshot import Snapshots, encode
@@ -52,6 +56,28 @@ async def test_one_that_cannot_be_used_is_set_aside(tmp_path, damage):
     assert Snapshots(path).load(LOG) is None
     assert not path.exists()
     assert len(list(tmp_path.glob("*.unusable"))) == 1
+
+
+async def test_a_cancelled_save_does_not_meet_the_next(tmp_path, monkeypatch):
+    entered, leave = threading.Event(), threading.Event()
+    replace = snapshot._replace
+
+    def slow(path, data):
+        if data == b"first":
+            entered.set()
+            leave.wait(5)
+        replace(path, data)
+
+    monkeypatch.setattr(snapshot, "_replace", slow)
+    snapshots = snapshot.Snapshots(tmp_path / "state.json")
+    first = asyncio.create_task(snapshots.save(b"first"))
+    await asyncio.to_thread(entered.wait, 5)
+    first.cancel()
+    second = asyncio.create_task(snapshots.save(b"second"))
+    await asyncio.sleep(0)
+    leave.set()
+    assert await second
+    assert (tmp_path / "state.json").read_bytes() == b"second"
 
 
 async def test_a_disk_that_refuses_is_no_end(tmp_path):

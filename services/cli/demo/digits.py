@@ -1,8 +1,8 @@
 """The demo's own model: a small CNN that reads handwritten digits, trained here in seconds.
 
 Scikit-learn brings 1797 digits of 8 by 8 pixels; two thirds train, one third is kept for the demo's requests. Seeds and
-one thread make it the same model on each run of a machine, and the file is cached under the digest of this source: change the
-recipe and it is trained again. It is exported as a user would: `torch.onnx.export` with a batch dimension by name.
+one thread make it the same model at each run on a machine. The file is cached under the digest of this source: change
+the recipe and it is trained again. It is exported as a user would: `torch.onnx.export`, a batch dimension by name.
 """
 
 from __future__ import annotations
@@ -65,18 +65,25 @@ def _train(images: Images, labels: Labels) -> torch.nn.Module:
     torch.manual_seed(_SEED)
     torch.set_num_threads(1)  # sums in one order: the same weights each time
     model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Dropout(0.3), nn.Linear(32 * 4 * 4, 128), nn.ReLU(), nn.Linear(128, 10),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(32 * 4 * 4, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
     )  # fmt: skip - one block of the network a line
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     optimizer = torch.optim.Adam(model.parameters())
     steps = _EPOCHS * -(-len(x) // _BATCH_ROWS)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
     for _ in range(_EPOCHS):
-        for rows in torch.randperm(len(x)).split(_BATCH_ROWS):
+        for rows in torch.randperm(len(x)).split(_BATCH_ROWS):  # type: ignore[no-untyped-call] # torch has it untyped
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call] # torch has it untyped
             optimizer.step()
             schedule.step()
     return model.eval()
@@ -90,6 +97,14 @@ def _export(model: torch.nn.Module, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own use of what torch deprecates
         torch.onnx.export(
-            model, (torch.zeros(2, 1, 8, 8),), path, input_names=[INPUT], output_names=[OUTPUT], opset_version=_OPSET,
-            dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False,
+            model,
+            (torch.zeros(2, 1, 8, 8),),
+            path,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=_OPSET,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=False,
+            verbose=False,
         )  # fmt: skip - what it is, then how it is written

@@ -6,20 +6,20 @@ import asyncio
 import base64
 import shutil
 import signal
-import tempfile
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
 from services.cli.local import probes
 from services.cli.local.errors import LocalStackError
 from services.cli.local.events import StackEvent
-from services.cli.local.kafka_runtime import DATA
+from services.cli.local.kafka_runtime import DATA, locked
 from services.cli.local.ports import LOOPBACK
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from services.cli.local.events import OnEvent
     from services.cli.local.kafka_runtime import KafkaRuntime
     from services.cli.local.ports import Ports
@@ -86,19 +86,21 @@ async def archive_classes(
     It is a gain of seconds and no more, so a failure is told and forgiven.
     """
     archive = node.runtime.archive
-    if archive.exists():
-        return
-    on_event(StackEvent("kafka", "preparing", "recording its classes for quick starts (once, some seconds)"))
-    with tempfile.TemporaryDirectory(prefix="archive-", dir=archive.parent) as directory:
-        unfinished = Path(directory) / archive.name
-        trial = ApacheNode(node.runtime, Path(directory), node.port, node.controller_port)
+    async with locked(archive.parent):
+        if archive.exists():
+            return
+        on_event(StackEvent("kafka", "preparing", "recording its classes for quick starts (once, some seconds)"))
+        trial = ApacheNode(node.runtime, archive.with_suffix(".part"), node.port, node.controller_port)
+        shutil.rmtree(trial.directory, ignore_errors=True)
         try:
             async with asyncio.timeout(_ARCHIVE_TIMEOUT_S):
                 await trial.prepare(processes)
-                await _run_once(trial, unfinished, settings, processes)
-            shutil.move(unfinished, archive)
+                await _run_once(trial, trial.directory / archive.name, settings, processes)
+            (trial.directory / archive.name).rename(archive)
         except (LocalStackError, TimeoutError, OSError) as err:
             on_event(StackEvent("kafka", "warning", f"starts without a class archive, some seconds later: {err}"))
+        finally:
+            shutil.rmtree(trial.directory, ignore_errors=True)
 
 
 async def _run_once(node: ApacheNode, archive: Path, settings: LocalStackSettings, processes: Processes) -> None:

@@ -82,7 +82,7 @@ async def runtime(cache_dir: Path, processes: Processes, on_event: OnEvent) -> K
     java, java_version = await _find_java()
     digest = hashlib.sha256(_POM.read_bytes()).hexdigest()
     home = cache_dir / f"kafka-{kafka_version()}-{digest[:8]}"
-    async with _locked(home):
+    async with locked(home):
         if not (home / "jars").is_dir():
             await _fetch(home, processes, on_event)
     return KafkaRuntime(java, java_version, home)
@@ -130,8 +130,8 @@ async def _fetch(home: Path, processes: Processes, on_event: OnEvent) -> None:
 
 
 @asynccontextmanager
-async def _locked(home: Path) -> AsyncIterator[None]:
-    """Hold the cache entry's lock; the kernel frees it if we die."""
+async def locked(home: Path) -> AsyncIterator[None]:
+    """Hold the lock of this cache entry: one stack at a time prepares it. The kernel frees it if we die."""
     home.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - a few system calls at start-up, nothing else runs yet
     with (home / "lock").open("w") as lock:
         while True:

@@ -67,7 +67,13 @@ def standard_services(workers: int = 1) -> list[Service]:
             host_variable="AIAAS_GATEWAY_HOST",
         ),
         *(
-            Service(f"worker-{number}", _module("worker"), _USUAL_HEALTH_PORT, "AIAAS_HEALTH_PORT")
+            Service(
+                f"worker-{number}",
+                _module("worker"),
+                _USUAL_HEALTH_PORT,
+                "AIAAS_HEALTH_PORT",
+                env={"AIAAS_STATIC_MEMBERSHIP": "true"},  # the stack guarantees that the name is unique
+            )
             for number in range(1, workers + 1)
         ),
         Service("optimizer", _module("optimizer"), _USUAL_HEALTH_PORT, "AIAAS_HEALTH_PORT"),

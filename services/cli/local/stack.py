@@ -126,6 +126,7 @@ class LocalStack:
 
     async def _drain(self) -> None:
         """Services first, so that their last records and replies find a broker and a Redis; then those."""
+        self._ready = False
         servers = [self._children[name] for name in ("redis", "kafka") if name in self._children]
         services = [child for child in self.children if child not in servers]
         await asyncio.gather(*(child.stop() for child in services))

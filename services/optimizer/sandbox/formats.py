@@ -30,7 +30,9 @@ def describe(content: bytes) -> str | None:
     if content.startswith(b"PK\x03\x04"):
         return _zip(content)
     if content[0] == 0x80 and len(content) > 1 and content[1] in _PICKLE_PROTOCOLS:  # noqa: PLR2004 - pickle's PROTO
-        return "a Python pickle: it would run code when loaded, so it is never accepted; convert it where you trained it"
+        return (
+            "a Python pickle: it would run code when loaded, so it is never accepted; convert it where you trained it"
+        )
     length = int.from_bytes(content[:_SAFETENSORS_HEADER_BYTES], "little")
     if content[_SAFETENSORS_HEADER_BYTES : _SAFETENSORS_HEADER_BYTES + 1] == b"{" and length <= len(content):
         return "a safetensors file: weights without a model; load them into their class and export that"

@@ -1,0 +1,199 @@
+"""The bytes of every event and result, as they were when first released: `golden/{name}.hex`.
+
+Records are kept for weeks, the registry's log for ever, and other systems write and read them: what is in `golden` must
+stay readable, and what is written must stay the same. A field that is added changes the bytes on purpose; then add a
+second file beside the first and keep reading both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared import codec
+from shared import events as ev
+from shared.codec import decode_event, encode_event
+from shared.replies import Result
+from shared.requests import RequestHeaders
+from shared.tensors import Tensor
+from shared.topics import EVENT_TYPES
+from support.facts import OWNER, SIGNATURE, artifact, receipt
+
+GOLDEN = Path(__file__).parent / "golden"
+ATTEMPT = {"model": "my-model", "version": 3, "attempt": 1, "owner": OWNER}
+AT_NS = 1_700_000_000_000_000_001
+METRIC = {
+    "instance": "worker-1",
+    "incarnation": "abc",
+    "service": "worker",
+    "seq": 9,
+    "at_ns": AT_NS,
+}
+MEASUREMENTS = ev.Measurements(
+    max_abs_error=0.001,
+    cosine=0.999,
+    top1_agreement=1.0,
+    row_independent=True,
+    latencies=(ev.Latency(batch_size=1, p50_s=0.002), ev.Latency(batch_size=8, p50_s=0.011)),
+    speedup=1.7,
+    byte_size=1234,
+    machine="avx512",
+)
+RECEIPT = receipt(
+    41,
+    duplicate_of=ev.Coordinates(cluster_id="c", topic="t.requests.m", partition=1, offset=2),
+    tenant="acme",
+    model_version=3,
+    variant="fp32",
+    artifact_sha256="ab" * 32,
+    output_sha256="cd" * 32,
+    runtime=ev.Runtime(
+        engine="onnxruntime",
+        version="1.20.0",
+        provider="CPUExecutionProvider",
+        options={"intra_op": 1, "mem_pattern": False, "mode": "sequential"},
+        threads=1,
+        isa="avx512",
+    ),
+    batch=ev.BatchMembership(id="b-1", index=1, size=3, padding=0, members_sha256="ef" * 32),
+    timings_ns=ev.Timings(queue=1_000, compute_input=2_000, compute_infer=3_000_000_000, compute_output=4_000),
+)
+EXAMPLES: dict[str, ev.Event] = {
+    "ModelUploaded": ev.ModelUploaded(
+        model="my-model", upload_id="u-1", artifact=artifact(), requested_version=3, tenant="acme"
+    ),
+    "OptimizationClaimed": ev.OptimizationClaimed(**ATTEMPT),
+    "VariantReady": ev.VariantReady(
+        **ATTEMPT,
+        variant="fp32",
+        artifact=artifact(),
+        signature=SIGNATURE,
+        batch_cap=32,
+        measurements=MEASUREMENTS,
+    ),
+    "VariantRejected": ev.VariantRejected(**ATTEMPT, variant="int8", reason="slower", measurements=MEASUREMENTS),
+    "ModelReady": ev.ModelReady(**ATTEMPT, variant="fp32", reason="the reference"),
+    "ModelRejected": ev.ModelRejected(**ATTEMPT, code="invalid_model", reason="no graph"),
+    "ModelPromoted": ev.ModelPromoted(model="my-model", version=3),
+    "TrafficSplit": ev.TrafficSplit(model="my-model", weights={2: 90, 3: 10}),
+    "ModelRolledBack": ev.ModelRolledBack(model="my-model"),
+    "ModelRetired": ev.ModelRetired(model="my-model", version=None),
+    "Receipt": RECEIPT,
+    "Heartbeat": ev.Heartbeat(
+        instance="worker-1",
+        incarnation="abc",
+        service="worker",
+        machine=ev.MachineClass(isa="avx512", providers=("CPUExecutionProvider",), threads=2),
+        loaded=(
+            ev.LoadedModel(model="my-model", version=3, variant="fp32", artifact_sha256="ab" * 32, byte_size=1234),
+        ),
+        registry_offset=17,
+        lag={"my-model": 5},
+        queued={"my-model": 2},
+        interval_s=2.0,
+    ),
+    "HostSampled": ev.HostSampled(
+        **METRIC,
+        cpu_percent=99.5,
+        rss_bytes=1,
+        host_cpu_percent=50.0,
+        host_memory_used_bytes=2,
+        host_memory_total_bytes=3,
+        disk_used_bytes=4,
+        disk_total_bytes=5,
+        disk_read_bytes=6,
+        disk_written_bytes=7,
+        gpus=(ev.GpuSample(index=0, name="H100", utilisation_percent=1.0, memory_used_bytes=1, memory_total_bytes=2),),
+        loop_delay_s=0.25,
+    ),
+    "BatchesRan": ev.BatchesRan(
+        **METRIC, model="my-model", version=3, variant="fp32", executions=7, sizes={1: 5, 8: 2}, compute_infer_ns=9
+    ),
+    "HttpAnswered": ev.HttpAnswered(**METRIC, statuses={200: 10, 503: 1}, in_flight=4),
+    "JobProgressed": ev.JobProgressed(**METRIC, model="my-model", version=3, attempt=1, step="measure", fraction=0.5),
+}
+RESULT = Result(
+    id="r-1",
+    status="succeeded",
+    model_name="my-model",
+    model_version=3,
+    outputs=(Tensor("y", "FP32", (1, 2), bytes.fromhex("0000803f00000040")),),
+    receipt=codec.to_map(RECEIPT),
+)
+
+
+def golden(name):
+    return bytes.fromhex((GOLDEN / f"{name}.hex").read_text())
+
+
+def assert_golden(name, encoded):
+    assert encoded.hex() == golden(name).hex(), f"the bytes of {name} have changed; see the module docstring"
+
+
+def test_every_event_has_golden_bytes_and_nothing_else_has():
+    assert set(EXAMPLES) == set(EVENT_TYPES)
+    assert {path.stem for path in GOLDEN.glob("*.hex")} == {*EVENT_TYPES, "Result"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_bytes_of_events(name):
+    assert_golden(name, encode_event(EXAMPLES[name]))
+    assert decode_event(EVENT_TYPES[name], golden(name)) == EXAMPLES[name]
+
+
+def test_the_bytes_of_a_result():
+    assert_golden("Result", RESULT.encode())
+    assert Result.decode(golden("Result")) == RESULT
+
+
+@pytest.fixture
+def at_a_known_time(monkeypatch):
+    monkeypatch.setattr(codec.time, "time_ns", lambda: AT_NS)
+
+
+@pytest.mark.usefixtures("at_a_known_time")
+def test_the_headers_of_an_event_are_the_attributes_of_a_cloud_event():
+    headers = codec.cloud_event_headers(event_type="Receipt", source="worker-1", event_id="r-1")
+    assert headers == [
+        ("ce_specversion", b"1.0"),
+        ("ce_type", b"Receipt"),
+        ("ce_source", b"worker-1"),
+        ("ce_id", b"r-1"),
+        ("ce_time", b"2023-11-14T22:13:20.000000001Z"),
+        ("content-type", b"application/msgpack"),
+    ]
+
+
+@pytest.mark.usefixtures("at_a_known_time")
+def test_the_headers_of_a_request():
+    headers = RequestHeaders(
+        request_id="r-1",
+        content_type="application/octet-stream",
+        header_length=99,
+        deadline_ms=1_700_000_001_000,
+        model_version=3,
+        tenant="acme",
+        reply_topic="orders.replies",
+        reply_channel="gateway-1",
+        registry_offset=17,
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        echo=(("x-trace", b"\xff"),),
+    )
+    assert headers.to_kafka("gateway-1") == [
+        ("ce_specversion", b"1.0"),
+        ("ce_type", b"InferenceRequested"),
+        ("ce_source", b"gateway-1"),
+        ("ce_id", b"r-1"),
+        ("ce_time", b"2023-11-14T22:13:20.000000001Z"),
+        ("content-type", b"application/octet-stream"),
+        ("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("inference-header-content-length", b"99"),
+        ("deadline", b"1700000001000"),
+        ("model-version", b"3"),
+        ("tenant", b"acme"),
+        ("reply-topic", b"orders.replies"),
+        ("reply-channel", b"gateway-1"),
+        ("registry-offset", b"17"),
+        ("x-trace", b"\xff"),
+    ]

@@ -1,0 +1,328 @@
+"""One suite for the Redis contract and for the fake that stands in for it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from dataclasses import replace
+
+import pytest
+from redis.asyncio import Redis
+
+from shared import replies as module
+from shared.errors import RepliesUnavailable
+from shared.replies import ANNOUNCED_PAYLOAD_BYTES, Claim, Replies, Result, Screened
+from shared.settings import PlatformSettings
+from shared.tensors import Tensor
+from support.fake_replies import FakeReplies
+from support.ports import free_port
+
+CLAIM = Claim(topic="t.requests.m", partition=2, offset=7, tenant="acme", input_sha256="ab" * 32)
+TTL_S = 1
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.stack)])
+async def harness(request):
+    if request.param == "fake":
+        yield Harness(FakeReplies(ttl_s=TTL_S), "m")
+        return
+    backbone = request.getfixturevalue("backbone")
+    redis = Redis.from_url(backbone.redis_url)
+    yield Harness(Replies(redis, TTL_S), backbone.model())
+    await redis.aclose()
+
+
+class Harness:
+    def __init__(self, replies, model):
+        self.replies = replies
+        self.model = model
+
+    async def pass_time(self, seconds_s):
+        if isinstance(self.replies, FakeReplies):
+            self.replies.pass_time(seconds_s)
+        else:
+            await asyncio.sleep(seconds_s)
+
+
+@pytest.fixture
+def replies(harness):
+    return harness.replies
+
+
+@pytest.fixture
+def model(harness):
+    return harness.model
+
+
+def answer(model, request_id="r", size=8, **fields):
+    tensor = Tensor("y", "UINT8", (size,), bytes(size))
+    return Result(id=request_id, status="succeeded", model_name=model, model_version=1, outputs=(tensor,), **fields)
+
+
+def public_methods(of):
+    return {
+        name: [parameter.name for parameter in inspect.signature(method).parameters.values()]
+        for name, method in inspect.getmembers(of, callable)
+        if not name.startswith("_")
+    }
+
+
+def test_the_fake_has_the_methods_of_the_real_one():
+    fake = public_methods(FakeReplies)
+    assert {name: fake.get(name) for name in public_methods(Replies)} == public_methods(Replies)
+
+
+async def test_redis_answers(replies):
+    await replies.ping()
+
+
+async def test_a_result_comes_back_whole(replies, model):
+    full = replace(
+        answer(model, receipt={"request_id": "r", "batch": {"size": 3}, "runtime": None}),
+        outputs=(Tensor("y", "BYTES", (1,), b"\x01\x00\x00\x00\xff"), Tensor("z", "FP32", (0, 3), b"")),
+    )
+    failed = Result(id="f", status="failed", model_name=model, error={"code": "run_timeout", "message": "too long"})
+    assert await replies.put([full, failed]) == [full, failed]
+    assert await replies.get([(model, "f"), (model, "nobody"), (model, "r")]) == [failed, None, full]
+
+
+async def test_memory_views_are_stored_as_bytes(replies, model):
+    viewed = replace(answer(model), outputs=(Tensor("y", "UINT8", (2,), memoryview(b"ab")),))
+    await replies.put([viewed])
+    assert await replies.get([(model, "r")]) == [replace(answer(model), outputs=(Tensor("y", "UINT8", (2,), b"ab"),))]
+
+
+async def test_the_first_answer_counts_and_everyone_learns_it(replies, model):
+    first, second, other = answer(model), answer(model, size=3), answer(model, "other")
+    assert await replies.put([first]) == [first]
+    assert await replies.put([second, other]) == [first, other]
+    assert await replies.get([(model, "r")]) == [first]
+
+
+async def test_the_same_id_twice_in_one_put_has_one_answer(replies, model):
+    first, second = answer(model), answer(model, size=3)
+    assert await replies.put([first, second]) == [first, first]
+
+
+async def test_models_do_not_share_ids(replies, model):
+    await replies.put([answer(model)])
+    assert await replies.get([(f"{model}-b", "r")]) == [None]
+    other = answer(f"{model}-b", size=1)
+    assert await replies.put([other]) == [other]
+
+
+async def test_nothing_in_nothing_out(replies, model):
+    assert await replies.put([]) == []
+    assert await replies.get([]) == []
+    assert await replies.screen(model, {}) == {}
+    await replies.announce({})
+    await replies.mark_running(model, "w/1#1", {})
+    await replies.mark_ran(model, "w/1#1", [])
+    await replies.forget_deaths(model, [])
+    assert await replies.count_deaths(model, "w/1", {}) == {}
+
+
+async def test_of_a_cancel_and_an_answer_the_first_wins(replies, model):
+    cancelled = await replies.cancel(model, "r")
+    assert (cancelled.status, cancelled.error["code"], cancelled.receipt) == ("cancelled", "cancelled", None)
+    assert await replies.put([answer(model)]) == [cancelled]
+    answered = answer(model, "s")
+    await replies.put([answered])
+    assert await replies.cancel(model, "s") == answered
+
+
+async def test_a_race_of_many_has_one_winner_that_all_agree_on(replies, model):
+    offers = [answer(model, size=size) for size in range(1, 20)]
+    told = await asyncio.gather(replies.cancel(model, "r"), *(replies.put([offer]) for offer in offers))
+    winners = [told[0], *(winner for [winner] in told[1:])]
+    [stored] = await replies.get([(model, "r")])
+    assert winners == [stored] * 20
+
+
+async def test_an_answer_is_forgotten_after_its_time_and_the_id_is_free_again(harness):
+    replies, model = harness.replies, harness.model
+    await replies.put([answer(model)])
+    await replies.claim(model, "r", CLAIM)
+    await harness.pass_time(TTL_S + 0.2)
+    assert await replies.get([(model, "r")]) == [None]
+    assert await replies.claimed(model, "r") is None
+    later = answer(model, size=3)
+    assert await replies.put([later]) == [later]
+
+
+async def test_the_first_claim_of_an_id_counts(replies, model):
+    second = replace(CLAIM, offset=8, tenant=None)
+    assert await replies.claimed(model, "r") is None
+    assert await replies.claim(model, "r", CLAIM) == CLAIM
+    assert await replies.claim(model, "r", second) == CLAIM
+    assert await replies.claimed(model, "r") == CLAIM
+    assert CLAIM.same_record(replace(CLAIM, tenant="x"))
+    assert not CLAIM.same_record(second)
+    assert CLAIM.same_request(replace(CLAIM, offset=8))
+    assert not CLAIM.same_request(second)
+
+
+async def test_screening_claims_and_tells_what_is_answered(replies, model):
+    theirs, mine = replace(CLAIM, offset=1), replace(CLAIM, offset=2)
+    done = answer(model, "done")
+    await replies.claim(model, "taken", theirs)
+    await replies.put([done])
+    screened = await replies.screen(model, {"new": mine, "taken": mine, "done": mine})
+    assert screened == {
+        "new": Screened(mine, None),
+        "taken": Screened(theirs, None),
+        "done": Screened(mine, done),
+    }
+    assert list(screened) == ["new", "taken", "done"]
+    assert await replies.claimed(model, "new") == mine
+    assert await replies.screen(model, {"new": mine}) == {"new": Screened(mine, None)}
+
+
+async def test_announcements_reach_the_gateway_they_name(replies, model):
+    small, large = answer(model, "small"), answer(model, "large", size=ANNOUNCED_PAYLOAD_BYTES)
+    gateway, other = f"{model}-gateway-1", f"{model}-gateway-2"
+    async with replies.announcements(gateway) as heard, replies.announcements(other) as elsewhere:
+        await replies.announce({gateway: [small, large], other: [small], "nobody": [small]})
+        await replies.announce({gateway: [large]})
+        async with asyncio.timeout(5):
+            assert await anext(heard) == [(model, "small", small), (model, "large", None)]
+            assert await anext(heard) == [(model, "large", None)]
+            assert await anext(elsewhere) == [(model, "small", small)]
+
+
+async def test_an_announcement_that_nobody_hears_is_lost(replies, model):
+    await replies.announce({model: [answer(model, "early")]})
+    async with replies.announcements(model) as heard:
+        await replies.announce({model: [answer(model, "later")]})
+        async with asyncio.timeout(5):
+            assert (await anext(heard))[0][1] == "later"
+
+
+async def test_a_run_that_ended_counts_no_death(replies, model):
+    await replies.mark_running(model, "w/1#1", {0: [5, 6], 1: [9]})
+    await replies.mark_ran(model, "w/1#1", [0, 1])
+    assert await replies.count_deaths(model, "w/2", {0: 0, 1: 0}) == {}
+
+
+async def test_a_run_that_never_ended_counts_one_death_for_each_record_in_it(replies, model):
+    await replies.mark_running(model, "w/1#1", {0: [5, 6], 1: [9]})
+    assert await replies.count_deaths(model, "w/2", {0: 0}) == {(0, 5): 1, (0, 6): 1}
+    assert await replies.count_deaths(model, "w/2", {0: 0, 1: 0}) == {(0, 5): 1, (0, 6): 1, (1, 9): 1}
+
+
+async def test_a_mark_is_counted_once_however_often_it_is_looked_at(replies, model):
+    await replies.mark_running(model, "w/1#1", {0: [5]})
+    for _ in range(3):
+        assert await replies.count_deaths(model, "w/2", {0: 0}) == {(0, 5): 1}
+
+
+async def test_deaths_add_up_over_owners(replies, model):
+    for life in range(1, 4):
+        await replies.mark_running(model, f"w/{life}#1", {0: [5]})
+        assert await replies.count_deaths(model, f"w/{life + 1}", {0: 5}) == {(0, 5): life}
+
+
+async def test_what_has_its_outcome_is_not_counted(replies, model):
+    await replies.mark_running(model, "w/1#1", {0: [5, 6, 7]})
+    assert await replies.count_deaths(model, "w/2", {0: 6}) == {(0, 6): 1, (0, 7): 1}
+
+
+async def test_an_owner_does_not_count_its_own_runs(replies, model):
+    await replies.mark_running(model, "w/1#1", {0: [5]})
+    assert await replies.count_deaths(model, "w/1", {0: 0}) == {}
+    await replies.mark_running(model, "w/1#2", {0: [6]})
+    assert await replies.count_deaths(model, "w/12", {0: 0}) == {(0, 5): 1, (0, 6): 1}
+
+
+async def test_forgotten_deaths_are_not_counted_again(replies, model):
+    await replies.mark_running(model, "w/1#1", {0: [5, 6]})
+    await replies.count_deaths(model, "w/2", {0: 0})
+    await replies.forget_deaths(model, [(0, 5), (3, 99)])
+    assert await replies.count_deaths(model, "w/2", {0: 0}) == {(0, 6): 1}
+
+
+COMMANDS = {
+    "ping": lambda r: r.ping(),
+    "put": lambda r: r.put([answer("m")]),
+    "get": lambda r: r.get([("m", "r")]),
+    "claimed": lambda r: r.claimed("m", "r"),
+    "claim": lambda r: r.claim("m", "r", CLAIM),
+    "cancel": lambda r: r.cancel("m", "r"),
+    "screen": lambda r: r.screen("m", {"r": CLAIM}),
+    "announce": lambda r: r.announce({"g": [answer("m")]}),
+    "announcements": lambda r: r.announcements("g").__aenter__(),
+    "mark_running": lambda r: r.mark_running("m", "w/1#1", {0: [1]}),
+    "mark_ran": lambda r: r.mark_ran("m", "w/1#1", [0]),
+    "count_deaths": lambda r: r.count_deaths("m", "w/1", {0: 0}),
+    "forget_deaths": lambda r: r.forget_deaths("m", [(0, 1)]),
+}
+
+
+def test_every_command_is_tried_below():
+    assert set(COMMANDS) == set(public_methods(Replies))
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("kind", ["fake", "real"])
+async def test_a_redis_that_is_down_is_an_error_that_can_be_retried(kind, command):
+    if kind == "fake":
+        fake = FakeReplies()
+        fake.down = True
+        with pytest.raises(RepliesUnavailable):
+            await command(fake)
+        return
+    settings = PlatformSettings(redis_url=f"redis://127.0.0.1:{free_port()}/0")
+    async with module.connect(settings) as replies:
+        with pytest.raises(RepliesUnavailable, match="Redis did not answer") as caught:
+            await command(replies)
+    assert caught.value.retriable
+
+
+async def test_a_redis_that_hangs_is_down_within_its_timeout():
+    async def say_nothing(reader, writer):
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        settings = PlatformSettings(redis_url=f"redis://127.0.0.1:{port}/0", redis_timeout_s=0.2)
+        async with asyncio.timeout(2), module.connect(settings) as replies:
+            with pytest.raises(RepliesUnavailable):
+                await replies.ping()
+
+
+@pytest.mark.stack
+async def test_the_keys_are_the_documented_ones(backbone):
+    """Upstream systems read results from Redis themselves."""
+    model, redis = backbone.model(), Redis.from_url(backbone.redis_url)
+    async with module.connect(backbone.settings(result_ttl_s=60)) as replies:
+        await replies.put([answer(model)])
+        await replies.claim(model, "r", CLAIM)
+        await replies.mark_running(model, "w/1#1", {0: [5]})
+        assert Result.decode(await redis.get(f"aiaas:result:{model}:r")) == answer(model)
+        assert 50 < await redis.ttl(f"aiaas:result:{model}:r") <= 60
+        assert 50 < await redis.ttl(f"aiaas:claim:{model}:r") <= 60
+        assert await redis.hkeys(f"aiaas:running:{model}") == [b"0:w/1#1"]
+        await replies.count_deaths(model, "w/2", {0: 0})
+        assert await redis.hgetall(f"aiaas:deaths:{model}") == {b"0:5": b"1"}
+        assert not await redis.exists(f"aiaas:running:{model}")
+    await redis.aclose()
+
+
+@pytest.mark.stack
+async def test_garbage_on_a_channel_is_skipped(backbone):
+    model, redis = backbone.model(), Redis.from_url(backbone.redis_url)
+    async with module.connect(backbone.settings()) as replies, replies.announcements(model) as heard:
+        for garbage in (b"\xc1", b"\x01", b"\x91\x01", b"\x91\x93\xa1m\xa1r\xc4\x01\x80"):
+            await redis.publish(f"aiaas:replies:{model}", garbage)
+        await replies.announce({model: [answer(model)]})
+        async with asyncio.timeout(5):
+            messages = [await anext(heard) for _ in range(5)]
+    assert messages == [[], [], [], [], [(model, "r", answer(model))]]
+    await redis.aclose()
+
+
+@pytest.mark.stack
+async def test_what_doctor_wants_to_know(backbone):
+    facts = await module.server_facts(backbone.settings())
+    assert {"redis_version", "appendonly", "appendfsync", "maxmemory", "maxmemory-policy"} <= set(facts)

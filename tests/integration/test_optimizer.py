@@ -1,0 +1,245 @@
+"""The optimizer as processes on real Kafka: uploads become ready or rejected, whoever dies on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import asynccontextmanager, contextmanager
+
+import psutil
+import pytest
+from aiokafka import TopicPartition
+from onnx import helper
+
+from services.optimizer.rejections import ADVICE
+from services.optimizer.settings import OptimizerSettings
+from shared import events as ev
+from shared import kafka, registry_log, topics
+from shared.artifacts import ArtifactStore
+from shared.codec import decode_event
+from shared.registry import MAX_ATTEMPTS
+from support import uploads
+from support.processes import service
+from support.waiting import eventually
+
+pytestmark = pytest.mark.stack
+WITHIN_S = 90.0
+"""For a job on a machine that is busy with other tests."""
+
+
+class Rig:
+    """The registry's log and the store, as an uploader has them."""
+
+    def __init__(self, settings, log):
+        self.settings = settings
+        self.log = log
+        self.store = ArtifactStore(settings.artifact_store_url)
+
+    async def upload(self, model, made, upload_id="u"):
+        content = made if isinstance(made, bytes) else made.SerializeToString()
+
+        async def chunks():
+            yield content
+
+        artifact = await self.store.put_stream(chunks(), limit_bytes=10**9)
+        event = ev.ModelUploaded(model=model, upload_id=upload_id, artifact=artifact)
+        return (await self.log.publish(event)).version(model, 1)
+
+    async def becomes(self, model, *states):
+        """The version, once it is in one of the states."""
+        return await eventually(
+            lambda: version if (version := self.log.registry.version(model, 1)).state in states else None,
+            within_s=WITHIN_S,
+            what=f"{model} {states}",
+        )
+
+    async def ended(self, model):
+        return await self.becomes(model, "ready", "rejected")
+
+
+@pytest.fixture
+async def rig(backbone):
+    async with _rig(backbone.settings(OptimizerSettings, run_timeout_s=3, job_timeout_s=60)) as rig:
+        yield rig
+
+
+@asynccontextmanager
+async def _rig(settings):
+    await kafka.ensure_topics(settings)
+    async with (
+        kafka.started(lambda: kafka.producer(settings), "test") as producer,
+        registry_log.follow(settings, producer) as log,
+    ):
+        yield Rig(settings, log)
+
+
+@pytest.fixture
+def start(rig, tmp_path):
+    """Start an optimizer of some name, as a context that ends with it."""
+
+    @contextmanager
+    def start(name="o1"):
+        settings = rig.settings.model_copy(update={"instance": f"{rig.settings.instance}-{name}"})
+        with (tmp_path / f"{name}.log").open("ab") as log, service("optimizer", settings, log) as process:
+            yield process
+
+    return start
+
+
+def children(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def _runs(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def slow(trips=250_000):
+    """A model whose every run takes about a second: a Loop that ends."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["c_out"]), helper.make_node("Cos", ["s"], ["s_out"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", uploads.INT64, []),
+            helper.make_tensor_value_info("c", uploads.BOOL, []),
+            helper.make_tensor_value_info("s", uploads.FP32, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("c_out", uploads.BOOL, []),
+            helper.make_tensor_value_info("s_out", uploads.FP32, [1]),
+        ],
+    )
+    node = helper.make_node("Loop", ["trips", "", "x"], ["y"], body=body)
+    one = (uploads.FP32, (1,))
+    return uploads.model([node], {"x": one}, {"y": one}, {"trips": uploads.np.array(trips)})
+
+
+async def test_uploads_become_ready(rig, start):
+    """Those from before the optimizer started, too; with everything that was measured."""
+    await rig.upload("early", uploads.mlp())
+    with start() as optimizer:
+        early = await rig.ended("early")
+        await rig.upload("magika", uploads.magika())
+        magika = await rig.ended("magika")
+        beat = await _heartbeat(rig, "o1")
+        steps = await _steps(rig, "magika")
+        optimizer.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(optimizer.wait, 20) == 0
+    assert (early.state, early.attempt) == ("ready", 1)
+    assert rig.log.registry.model("early").active == 1
+    assert magika.state == "ready"
+    assert magika.reason.startswith(f"{magika.chosen}: ")
+    fp32 = magika.variants["fp32"]
+    assert await rig.store.get_bytes(fp32.artifact) == uploads.magika()
+    assert fp32.batch_cap > 1
+    assert {spec.batch_axis for spec in (*fp32.signature.inputs, *fp32.signature.outputs)} == {0}
+    measured = {**{v: variant.measurements for v, variant in magika.variants.items()}}
+    measured |= {rejection.variant: rejection.measurements for rejection in magika.rejections}
+    assert measured["int8-weight-only"].cosine > 0.999
+    assert measured["int8-weight-only"].top1_agreement > 0.99
+    assert (beat.service, beat.machine.providers) == ("optimizer", ("CPUExecutionProvider",))
+    assert {"vet", "batching", "quantize", "store"} <= steps
+
+
+async def test_nothing_stops_it(rig, start):
+    """A corpus of hostile files, each with its code, and a good one behind them."""
+    corpus = {
+        "truncated": (uploads.mlp().SerializeToString()[:-7], "invalid_model"),
+        "pickle": (uploads.pickled(), "unsupported_format"),
+        "checkpoint": (uploads.zipped("m/data.pkl"), "unsupported_format"),
+        "empty": (b"", "unsupported_format"),
+        "outside": (uploads.with_outside_initializer(), "external_data"),
+        "custom": (uploads.custom_operator(), "operator_domain"),
+        "endless": (uploads.endless(), "run_timeout"),
+        "bomb": (uploads.bomb(), "out_of_memory"),
+    }
+    for model, (made, _) in corpus.items():
+        await rig.upload(model, made)
+    await rig.upload("good", uploads.mlp())
+    with start() as optimizer:
+        good = await rig.ended("good")
+        assert optimizer.poll() is None
+        versions = {model: await rig.ended(model) for model in corpus}
+    assert good.state == "ready"
+    assert {model: version.code for model, version in versions.items()} == {
+        model: code for model, (_, code) in corpus.items()
+    }
+    for version in versions.values():
+        assert version.reason.endswith(f"{ADVICE[version.code]}.")
+        assert version.attempt == 1
+
+
+async def test_the_work_of_a_killed_optimizer_is_finished_by_another(rig, start):
+    with start("o1") as first, start("o2") as second:
+        await rig.upload("slow", slow())
+        claimed = await rig.becomes("slow", "optimizing")
+        owner = first if "-o1/" in claimed.owner else second
+        await eventually(lambda: children(owner), within_s=20)
+        job = children(owner)
+        owner.kill()
+        await eventually(lambda: not [child for child in job if _runs(child)], what="the death of the child")
+        finished = await rig.ended("slow")
+    assert finished.owner != claimed.owner
+    assert (finished.state, finished.attempt) == ("ready", 2)
+
+
+async def test_a_restarted_optimizer_takes_its_own_work_up_again(rig, start):
+    with start() as first:
+        await rig.upload("slow", slow())
+        await rig.becomes("slow", "optimizing")
+        await eventually(lambda: children(first), within_s=20)
+        job = children(first)
+        first.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(first.wait, 20) == 0
+        assert not [child for child in job if _runs(child)]
+    assert rig.log.registry.version("slow", 1).state == "optimizing"
+    with start():
+        finished = await rig.ended("slow")
+    assert (finished.state, finished.attempt) == ("ready", 2)
+
+
+async def test_two_optimizers_share_the_work(rig, start):
+    for number in range(6):
+        await rig.upload(f"m{number}", uploads.mlp())
+    with start("o1"), start("o2"):
+        versions = [await rig.ended(f"m{number}") for number in range(6)]
+    assert {version.state for version in versions} == {"ready"}
+    assert {version.attempt for version in versions} == {1}
+    assert len({version.owner for version in versions}) == 2
+
+
+async def test_an_upload_that_kills_optimizers_is_given_up(rig, start):
+    await rig.upload("killer", uploads.mlp())
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        claim = ev.OptimizationClaimed(model="killer", version=1, attempt=attempt, owner=f"gone/{attempt}")
+        await rig.log.publish(claim)
+    with start():
+        version = await rig.ended("killer")
+    assert (version.state, version.code, version.attempt) == ("rejected", "optimizer_crashed", MAX_ATTEMPTS + 1)
+
+
+async def _heartbeat(rig, name):
+    """The last heartbeat of an optimizer."""
+    beats = [decode_event(ev.Heartbeat, record.value) for record in await _records(rig, topics.WORKERS)]
+    return next((beat for beat in reversed(beats) if beat.instance.endswith(f"-{name}")), None)
+
+
+async def _steps(rig, model):
+    records = await _records(rig, topics.METRICS)
+    ours = [record for record in records if dict(record.headers)["ce_type"] == b"JobProgressed"]
+    progress = [decode_event(ev.JobProgressed, record.value) for record in ours]
+    return {event.step for event in progress if event.model == model}
+
+
+async def _records(rig, topic):
+    """All records of a fixed topic."""
+    async with kafka.started(lambda: kafka.consumer(rig.settings), "test") as consumer:
+        partition = TopicPartition(rig.settings.topics.name(topic), 0)
+        consumer.assign([partition])
+        await consumer.seek_to_beginning(partition)
+        end = (await consumer.end_offsets([partition]))[partition]
+        records = []
+        while await consumer.position(partition) < end:
+            for batch in (await consumer.getmany(timeout_ms=500)).values():
+                records += batch
+        return records
