@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
@@ -68,7 +68,7 @@ class Sandbox:
         """The description of a job under the configured limits."""
         return self._job("optimize", seed)
 
-    def _job(self, kind: str, seed: int = 0) -> Job:
+    def _job(self, kind: Literal["probe", "optimize"], seed: int = 0) -> Job:
         settings = self._settings
         limits = Limits(
             address_space_bytes=settings.sandbox_memory_bytes,
@@ -76,14 +76,15 @@ class Sandbox:
             file_bytes=2 * settings.max_model_bytes,
         )
         return Job(
-            kind="probe" if kind == "probe" else "optimize",
+            kind=kind,
             parent_pid=os.getpid(),
             limits=limits,
             threads=settings.threads,
             batch_cap=settings.batch_cap,
             max_batch_run_s=settings.max_batch_run_s,
             run_timeout_s=settings.run_timeout_s,
-            candidates_budget_s=settings.job_timeout_s / 2,
+            search_budget_s=settings.job_timeout_s / 4,
+            candidates_budget_s=settings.job_timeout_s / 4,
             seed=seed,
         )
 

@@ -58,6 +58,8 @@ class Job(_Frozen):
     batch_cap: int
     max_batch_run_s: float
     run_timeout_s: float
+    search_budget_s: float
+    """Once this time is over and the model has run at all, it is taken as it is: one request per run."""
     candidates_budget_s: float
     """A candidate that can't be measured within this time is rejected, so that fp32 is not lost with it."""
     seed: int = 0

@@ -58,8 +58,9 @@ class Rig:
 
 
 @pytest.fixture
-async def rig(backbone):
-    async with _rig(backbone.settings(OptimizerSettings, run_timeout_s=3, job_timeout_s=60)) as rig:
+async def rig(backbone, tmp_path):
+    settings = backbone.settings(OptimizerSettings, run_timeout_s=3, job_timeout_s=60, scratch_dir=tmp_path)
+    async with _rig(settings) as rig:
         yield rig
 
 

@@ -65,7 +65,7 @@ def accepted(records):
     return [outcome for outcome in outcomes if reader.accept(outcome)]
 
 
-async def test_outcomes_lie_in_request_order_under_their_key(writer, log):
+async def test_outcomes_lie_in_request_order_under_their_key(settings, writer, log):
     for start in range(0, 100, 10):
         await writer.append(REQUESTS, 0, [receipt(offset) for offset in range(start, start + 10)])
     records = await log()
@@ -73,7 +73,7 @@ async def test_outcomes_lie_in_request_order_under_their_key(writer, log):
     assert {record.key for record in records} == {b"t.requests.m/0"}
     headers = dict(records[7].headers)
     assert (headers["ce_type"], headers["ce_id"]) == (b"Receipt", b"t.requests.m-0-7")
-    assert headers["ce_source"] == b"worker-1"
+    assert headers["ce_source"] == settings.instance.encode()
 
 
 async def test_all_outcomes_of_a_request_partition_lie_in_one_partition(writer, log, producer, settings):

@@ -50,7 +50,7 @@ class Scripted(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST = do_DELETE = answer
+    do_GET = do_POST = do_DELETE = answer  # noqa: N815 - names that http.server looks for
 
     def log_message(self, *_):
         """Say nothing."""
@@ -108,7 +108,8 @@ def test_wrong_usage_is_2(aiaas):
     assert "Usage" in err
 
 
-def test_nothing_answers_is_2_and_says_what_to_do(aiaas, gateway, monkeypatch):
+@pytest.mark.usefixtures("gateway")
+def test_nothing_answers_is_2_and_says_what_to_do(aiaas, monkeypatch):
     monkeypatch.setenv("AIAAS_GATEWAY_URL", "http://127.0.0.1:1")
     code, _, err = aiaas("models", "list")
     assert code == 2
@@ -260,20 +261,23 @@ def test_decisions_on_a_model(aiaas, gateway, arguments, asked, body):
     assert gateway.asked[0][2] == body
 
 
-def test_shares_that_are_none_are_2(aiaas, gateway):
+@pytest.mark.usefixtures("gateway")
+def test_shares_that_are_none_are_2(aiaas):
     code, _, err = aiaas("models", "traffic", "digits", "1:90")
     assert code == 2
     assert "VERSION=WEIGHT" in err
 
 
-def test_topics_are_the_map(aiaas, gateway, monkeypatch):
+@pytest.mark.usefixtures("gateway")
+def test_topics_are_the_map(aiaas, monkeypatch):
     monkeypatch.setenv("AIAAS_TOPIC_PREFIX", "mine.")
     code, out, _ = aiaas("topics", "--json")
     assert code == 0
     assert {row["topic"] for row in json.loads(out)} == {f"mine.{t.name}" for t in FIXED} | {"mine.requests.{model}"}
 
 
-def test_status_and_down_without_a_stack(aiaas, gateway):
+@pytest.mark.usefixtures("gateway")
+def test_status_and_down_without_a_stack(aiaas):
     code, out, err = aiaas("status", "--json")
     assert (code, json.loads(out)["ready"]) == (1, False)
     assert "aiaas up" in err

@@ -100,6 +100,14 @@ def test_a_slow_model_gets_a_smaller_cap(monkeypatch):
     assert found_for(uploads.mlp(), cap=32, max_run_s=1.0)[0].cap == 8
 
 
+def test_a_search_that_takes_too_long_ends_with_what_runs():
+    made = uploads.centred()
+    read = signature.read(made)
+    engine = Engine(made.SerializeToString(), read, threads=1, run_timeout_s=5)
+    found = batching.find(engine, read, cap=32, max_run_s=2, seed=1, until_s=0.0)
+    assert (found.setting.sizes, found.outputs) == ({"batch": 1}, None)
+
+
 def test_an_endless_loop_ends():
     with pytest.raises(Rejection) as caught:
         found_for(uploads.endless(), run_timeout_s=0.5)

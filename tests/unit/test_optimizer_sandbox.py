@@ -309,5 +309,11 @@ def test_what_a_killed_run_left_behind_is_swept(settings, tmp_path):
     assert list(tmp_path.iterdir()) == [others]
 
 
+def test_the_service_itself_loads_nothing_that_parses_models():
+    script = "import services.optimizer.app, sys; print(sorted({'onnx', 'onnxruntime', 'torch'} & set(sys.modules)))"
+    command = [sys.executable, "-c", script]
+    assert subprocess.run(command, cwd=SOURCES, check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_every_code_has_advice():
     assert all(text and not text.endswith(".") for text in ADVICE.values())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -207,20 +209,21 @@ def _stats(place: Place, requests: dict[str, int]) -> dict[str, dict[str, Any]]:
 
 
 def _where_next(out: Console, digits_path: Path) -> None:
+    aiaas = "aiaas" if which("aiaas") else _from_here(Path(sys.argv[0]))
     out.print("\n[bold]Where to look next[/]")
-    shown = table("type", "and see")
-    if digits_path.is_relative_to(Path.cwd()):
-        digits_path = digits_path.relative_to(Path.cwd())
     for command, what in {
-        "make up": "the platform, until Ctrl-C; its API at /docs",
-        f"aiaas models upload {digits_path} --name {DIGITS} --wait": "an upload of yours go through the gate",
-        f"aiaas models show {DIGITS}": "what was measured, what was chosen, and why",
-        "aiaas status; aiaas topics; aiaas dead-letters list": "processes, the map of the log, what went wrong",
+        "make up": "the platform, until Ctrl-C; then, in another terminal:",
+        f"{aiaas} models upload {_from_here(digits_path)} --name {DIGITS} --wait": "an upload goes through the gate",
+        f"{aiaas} models show {DIGITS}": "what was measured, what was chosen, and why",
+        f"{aiaas} status; {aiaas} topics; {aiaas} dead-letters list": "processes, the map of the log, what went wrong",
         "README.md": "both ways through the system, the Kafka contract, configuration",
     }.items():
-        shown.add_row(command, what)
-    out.print(shown)
-    out.print("  (`aiaas` is .venv/bin/aiaas)")
+        out.print(f"  [bold]{command}[/]\n      {what}", soft_wrap=True)
+
+
+def _from_here(path: Path) -> str:
+    """The path as one would type it here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _one_input(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ hypothesis holds, there are no batch axes: one execution per request, which is a
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import TYPE_CHECKING, Final
@@ -73,8 +74,12 @@ class Batching:
         return type(signature)(inputs=tuple(inputs), outputs=tuple(outputs))
 
 
-def find(engine: Engine, signature: Signature, *, cap: int, max_run_s: float, seed: int) -> Batching:
+def find(
+    engine: Engine, signature: Signature, *, cap: int, max_run_s: float, seed: int, until_s: float = math.inf
+) -> Batching:
     """The batching that holds for the model.
+
+    Once `until_s` (of the monotonic clock) has passed and a setting that works is known, no hypothesis is tried on.
 
     Raises:
         Rejection: the model runs on nothing that was tried; the first failure says why.
@@ -82,6 +87,8 @@ def find(engine: Engine, signature: Signature, *, cap: int, max_run_s: float, se
     search = _Search(engine, signature, seed)
     works: Setting | None = None
     for axes in hypotheses(signature):
+        if works is not None and time.monotonic() > until_s:
+            break
         settings = list(islice(search.settings(axes), 2))
         if not settings:
             continue
@@ -90,16 +97,14 @@ def find(engine: Engine, signature: Signature, *, cap: int, max_run_s: float, se
         if outputs is None:
             continue
         proof = Proof(engine, Rows(signature, settings[0], axes, seed), axes, outputs)
-        if not proof.holds(_PROOF_SIZES):
-            continue
-        if len(settings) > 1 and not search.holds_at(axes, outputs, settings[1]):
-            continue
         most = proof.cap(cap, max_run_s)
-        if most > 1 and proof.holds([most]):
+        if most == 1 or not proof.holds(_proof_sizes(most)):
+            continue
+        if all(search.holds_at(axes, outputs, other) for other in settings[1:]):
             return Batching(settings[0], axes, outputs, most)
     if works is None:
         raise search.failure or Rejection("execution_failed", "The model ran on nothing that was tried")
-    return Batching(works, dict.fromkeys((spec.name for spec in signature.inputs), None), None)
+    return Batching(works, _none(signature), None)
 
 
 def holds(engine: Engine, signature: Signature, batching: Batching, seed: int) -> bool:
@@ -107,7 +112,11 @@ def holds(engine: Engine, signature: Signature, batching: Batching, seed: int) -
     if batching.outputs is None:
         return False
     rows = Rows(signature, batching.setting, batching.inputs, seed)
-    return Proof(engine, rows, batching.inputs, batching.outputs).holds(sorted({*_PROOF_SIZES, batching.cap}))
+    return Proof(engine, rows, batching.inputs, batching.outputs).holds(_proof_sizes(batching.cap))
+
+
+def _proof_sizes(cap: int) -> list[int]:
+    return [*(size for size in _PROOF_SIZES if size < cap), cap]
 
 
 def hypotheses(signature: Signature) -> list[Axes]:
@@ -119,9 +128,13 @@ def hypotheses(signature: Signature) -> list[Axes]:
     combined = islice(product(*options), _MAX_HYPOTHESES)
     found += [_complete(specs, {name for name in names if name}) for names in combined]
     unique = {tuple(axes.items()): axes for axes in found if axes is not None}
-    none = dict.fromkeys((spec.name for spec in specs), None)
-    unique.setdefault(tuple(none.items()), dict(none))
-    return sorted(unique.values(), key=lambda axes: _unlikeliness(specs, axes))[:_MAX_HYPOTHESES]
+    unique.pop(tuple(_none(signature).items()), None)
+    likely = sorted(unique.values(), key=lambda axes: _unlikeliness(specs, axes))
+    return [*likely[: _MAX_HYPOTHESES - 1], _none(signature)]
+
+
+def _none(signature: Signature) -> Axes:
+    return dict.fromkeys((spec.name for spec in signature.inputs), None)
 
 
 def _keys(specs: Iterable[TensorSpec]) -> Iterator[str]:
@@ -142,10 +155,10 @@ def _complete(specs: Iterable[TensorSpec], names: set[str]) -> Axes | None:
     return axes
 
 
-def _unlikeliness(specs: Iterable[TensorSpec], axes: Axes) -> tuple[bool, int, int]:
-    given = [axis for axis in axes.values() if axis is not None]
+def _unlikeliness(specs: Iterable[TensorSpec], axes: Axes) -> tuple[int, int]:
+    """How many inputs have free dimensions and no batch axis, then how far back the axes are."""
     without = sum(axes[spec.name] is None for spec in specs if any(True for _ in _keys([spec])))
-    return (not given, without, sum(given))
+    return without, sum(axis for axis in axes.values() if axis is not None)
 
 
 class _Search:
@@ -282,8 +295,12 @@ class Proof:
     def cap(self, most: int, max_run_s: float) -> int:
         """The largest of `most`, its half and so on that runs within `max_run_s` seconds and a bounded memory."""
         row_bytes = sum(array.nbytes for array in self._plain[0].values())
+        row_s = self._duration_s(1)
         size = most
-        while size > 1 and not (size * row_bytes <= _MAX_BATCH_BYTES and self._duration_s(size) <= max_run_s):
+        # Runs twice as long as they may be, by the time of one row, are not even tried.
+        while size > 1 and (size * row_bytes > _MAX_BATCH_BYTES or size * row_s > 2 * max_run_s):
+            size //= 2
+        while size > 1 and self._duration_s(size) > max_run_s:
             size //= 2
         return size
 

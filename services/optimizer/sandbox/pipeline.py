@@ -79,7 +79,12 @@ class Pipeline:
         reference = self._engine(inline, found)
         self._step("batching", 0.2)
         batched = batching.find(
-            reference, found, cap=self._job.batch_cap, max_run_s=self._job.max_batch_run_s, seed=self._job.seed
+            reference,
+            found,
+            cap=self._job.batch_cap,
+            max_run_s=self._job.max_batch_run_s,
+            seed=self._job.seed,
+            until_s=time.monotonic() + self._job.search_budget_s,
         )
         if inline != content:
             self._compare(reference, self._engine(content, found), found, batched)
