@@ -15,9 +15,7 @@ EXTRAS := local,cpu,demo,test
 # The environment is made anew when what it holds is declared anew, wherever the checkout came from.
 WANTED := $(shell cat pyproject.toml constraints.txt | cksum | tr -d ' ')
 STAMP := $(VENV)/made-of-$(WANTED)
-NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,\
-	$(shell $(python) -c "$(NEW_ENOUGH)" 2>/dev/null && echo $(python))))
+PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,27 +52,25 @@ constraints: environment ## pin the newest versions that fit pyproject.toml
 
 environment: $(STAMP)
 
-$(STAMP): | python
+$(STAMP):
 	@echo "make: building the environment in $(VENV) (once; some gigabytes, mostly torch)"
-	@"$(PYTHON)" -m venv $(VENV) || { \
-		echo "make: '$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv; then make again." >&2; \
-		exit 1; }
+	@for python in $(or $(PYTHON),$(PYTHONS)); do \
+		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+		"$$python" -m venv $(VENV) && exit; \
+		echo "make: '$$python -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv; then make again." >&2; \
+		exit 1; \
+	done; \
+	echo "make: no Python 3.11 or newer is here ($(or $(PYTHON),$(PYTHONS))). Install one (Debian and Ubuntu:" \
+		"apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python3." >&2; \
+	exit 1
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv && \
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[$(EXTRAS)]' || { \
 		echo "make: installing failed, see above. The package index must be reachable; then make again." >&2; \
 		exit 1; }
 	@rm -f $(VENV)/made-of-* && touch $@
 
-.PHONY: python
-python:
-	@test -n "$(PYTHON)" || { \
-		echo "make: no Python 3.11 or newer is here. Install one (Debian: apt-get install python3 python3-venv)," \
-			"or name one: make PYTHON=/path/to/python3." >&2; \
-		exit 1; }
-	@"$(PYTHON)" -c "$(NEW_ENOUGH)" || { echo "make: $(PYTHON) is older than Python 3.11." >&2; exit 1; }
-
 # A warning, not an error: the local stack then runs on the embedded broker, and says so again.
 java:
 	@test -n "$$AIAAS_KAFKA_BOOTSTRAP_SERVERS" || { command -v mvn && java --version; } >/dev/null 2>&1 || \
 		echo "make: no JDK (17 or newer) and Maven here, so the embedded in-memory broker takes Apache Kafka's place." \
-			"On Debian and Ubuntu: apt-get install openjdk-17-jdk-headless maven." >&2
+			"On Debian and Ubuntu: apt-get install default-jdk-headless maven." >&2

@@ -1,7 +1,8 @@
 """aiokafka clients as the platform uses them, and topics that are there before they are needed.
 
 Start order does not matter: `started` retries for ever with a bounded back-off and a log line that says what for.
-Producers are idempotent with acks=all. Consumers start at earliest, read committed, and never commit by themselves.
+Producers are idempotent with acks=all. Consumers start at earliest, read committed, never commit by themselves, and
+read whatever a broker takes from producers (`shared.tolerant_records`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
-from shared import logs
+from shared import logs, tolerant_records
 from shared.topics import FIXED, REQUESTS, Topic
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def producer(settings: PlatformSettings, **options: Any) -> AIOKafkaProducer:
 
 def consumer(settings: PlatformSettings, *topics: str, **options: Any) -> AIOKafkaConsumer:
     """A consumer that commits only when told to, from the earliest record where nothing is committed."""
+    tolerant_records.install()
     return AIOKafkaConsumer(
         *topics,
         **client_options(settings),

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from shared.settings import PlatformSettings
 
 _STOP_S = 15.0
+_APPEND_S = 30.0
+"""Longer than the producer itself tries: a bound for what it does not bound, such as waiting for metadata."""
 _BATCH_BYTES = 256 * 1024
 """One append: at most this many bytes of receipts in one record batch."""
 
@@ -81,20 +83,29 @@ class OutcomeWriter:
         key = outcome_key(request_topic, request_partition)
         producer = self._producer
         try:
-            partition = await self._partition_of(producer, key)
-            builder = producer.create_batch()
-            for receipt in receipts:
-                value, headers = encode_event(receipt), self._headers(receipt)
-                if builder.size() > _BATCH_BYTES or not builder.append(
-                    key=key, value=value, timestamp=None, headers=headers
-                ):
-                    await self._send(producer, builder, partition)
-                    builder = producer.create_batch()
-                    builder.append(key=key, value=value, timestamp=None, headers=headers)
-            await self._send(producer, builder, partition)
-        except KafkaError as err:
+            async with asyncio.timeout(_APPEND_S):
+                await self._append(producer, key, receipts)
+        except (KafkaError, TimeoutError) as err:
             await self._replace(producer)
             raise LogUnavailable(f"Kafka did not acknowledge outcomes of {key.decode()}: {err!r}") from err
+
+    async def _append(self, producer: AIOKafkaProducer, key: bytes, receipts: Sequence[Receipt]) -> None:
+        partition = await self._partition_of(producer, key)
+        builder = producer.create_batch()
+        for receipt in receipts:
+            record = {
+                "key": key,
+                "value": encode_event(receipt),
+                "timestamp": None,
+                "headers": cloud_event_headers(
+                    event_type=Receipt.__name__, source=self._source, event_id=receipt.request_id
+                ),
+            }
+            if builder.size() > _BATCH_BYTES or not builder.append(**record):
+                await self._send(producer, builder, partition)
+                builder = producer.create_batch()
+                builder.append(**record)
+        await self._send(producer, builder, partition)
 
     async def _send(self, producer: AIOKafkaProducer, builder: object, partition: int) -> None:
         await (await producer.send_batch(builder, self._topic, partition=partition))
@@ -103,9 +114,6 @@ class OutcomeWriter:
         partitions = sorted(await producer.partitions_for(self._topic))
         partition: int = self._partitioner(key, partitions, partitions)
         return partition
-
-    def _headers(self, receipt: Receipt) -> list[tuple[str, bytes]]:
-        return cloud_event_headers(event_type=Receipt.__name__, source=self._source, event_id=receipt.request_id)
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:

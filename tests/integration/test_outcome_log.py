@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaTimeoutError
+from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
 from shared import kafka, topics
 from shared.errors import LogUnavailable
@@ -125,11 +125,15 @@ async def test_after_a_failed_append_the_run_from_the_committed_offset_is_exact(
     assert [outcome.status for outcome in accepted(records)] == ["succeeded"] * 3 + ["failed"] * 3 + ["succeeded"] * 2
 
 
-async def test_a_failed_append_gets_a_fresh_producer(writer, log):
+async def test_a_failed_append_gets_a_fresh_producer(writer, log, monkeypatch):
+    async def refuse(*_):
+        raise MessageSizeTooLargeError
+
     before = writer._producer
-    await before.stop()
-    with pytest.raises(LogUnavailable) as caught:
-        await writer.append(REQUESTS, 0, [receipt(0)])
+    with monkeypatch.context() as patch:
+        patch.setattr(OutcomeWriter, "_send", refuse)
+        with pytest.raises(LogUnavailable) as caught:
+            await writer.append(REQUESTS, 0, [receipt(0)])
     assert caught.value.retriable
     assert writer._producer is not before
     await writer.append(REQUESTS, 0, [receipt(0)])

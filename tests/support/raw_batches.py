@@ -46,9 +46,7 @@ def batch(*records: Raw, codec: str = "none", first_timestamp: int = 1_700_000_0
     last = max(range(len(records)))
     stamps = [first_timestamp + record.timestamp_delta for record in records]
     after_crc = struct.pack(">hiqqqhii", number, last, first_timestamp, max(stamps), -1, -1, -1, len(records)) + payload
-    return (
-        struct.pack(">qiibI", base_offset, 9 + len(after_crc), -1, 2, calc_crc32c(after_crc)) + after_crc
-    )
+    return struct.pack(">qiibI", base_offset, 9 + len(after_crc), -1, 2, calc_crc32c(after_crc)) + after_crc
 
 
 async def produce(settings, topic: str, partition: int, content: bytes) -> int:
