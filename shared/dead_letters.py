@@ -1,7 +1,9 @@
 """Dead letters: records that failed before they ran, with their cause, kept for people.
 
 The value and key are the original bytes; where they came from and why they are here is in `x-*` headers. The topic
-takes records up to twice the bound of a request, so that any request fits.
+takes records up to twice the bound of a request, so that any request fits. A producer that compresses can get a larger
+one past its broker, whose bound is for compressed bytes: of that, only the headers are kept, and `x-omitted-bytes`
+says how much it was. Its coordinates say where all of it is, as long as its topic keeps it.
 """
 
 from __future__ import annotations
@@ -13,13 +15,17 @@ from aiokafka.errors import KafkaError
 from shared import topics
 from shared.codec import cloud_event_headers
 from shared.errors import AiaasError, LogUnavailable
+from shared.topics import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaProducer, ConsumerRecord
 
     from shared.settings import PlatformSettings
 
-_MESSAGE_BYTES = 500
+_MESSAGE_CHARS = 500
+_CONTENT_TYPE_BYTES = 200
+_KEPT_BYTES = 2 * MAX_RECORD_BYTES
+"""The largest key and value together. A record that Kafka refuses would cost the idempotent producer its sequence."""
 
 
 class DeadLetters:
@@ -41,19 +47,25 @@ class DeadLetters:
             "x-original-partition": str(record.partition),
             "x-original-offset": str(record.offset),
             "x-error-code": error.code,
-            "x-error": error.message[:_MESSAGE_BYTES],
+            "x-error": error.message[:_MESSAGE_CHARS],
             "x-attempt": str(attempt),
         }
         content_type = next(
             (v for k, v in record.headers if v and k.lower() == "content-type"), b"application/octet-stream"
         )
         headers = cloud_event_headers(
-            event_type="DeadLettered", source=self._source, content_type=content_type.decode("ascii", "replace")
+            event_type="DeadLettered",
+            source=self._source,
+            content_type=content_type[:_CONTENT_TYPE_BYTES].decode("ascii", "replace"),
         )
-        headers += [(name, value.encode()) for name, value in about.items()]
-        # A record has a key or a value, says aiokafka; of one that had neither, the headers are all there is to keep.
-        value = b"" if record.key is None and record.value is None else record.value
+        key, value = record.key, record.value
+        if (size_bytes := len(key or b"") + len(value or b"")) > _KEPT_BYTES:
+            about["x-omitted-bytes"] = str(size_bytes)
+            key = value = None
+        headers += [(name, text.encode("utf-8", "replace")) for name, text in about.items()]
+        if key is None and value is None:
+            value = b""  # a record has a key or a value, says aiokafka; of this one the headers are all there is
         try:
-            await self._producer.send_and_wait(self._topic, value, key=record.key, headers=headers)
+            await self._producer.send_and_wait(self._topic, value, key=key, headers=headers)
         except KafkaError as err:
             raise LogUnavailable(f"Kafka did not acknowledge a dead letter: {err!r}") from err

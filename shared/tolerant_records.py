@@ -5,33 +5,38 @@ then raises at the same offset for ever, so that the partition stands still, or 
 
 - a header name that is not UTF-8 (Java can't send one, C clients can);
 - a record's `attributes`, a reserved byte, above 127: aiokafka reads it as a varint and all that follows is shifted;
-- offset deltas of an uncompressed batch that are not 0, 1, 2, …: they name other records' offsets.
+- offset deltas of an uncompressed batch that are not 0, 1, 2, …: they name other records' offsets;
+- a compressed batch whose records contradict their own lengths, or that is followed by other bytes.
 
 What it does. `install` replaces two names in `aiokafka.consumer.fetcher`, for every consumer of the process:
 
 `MemoryRecords` by `TolerantRecords`: each batch is parsed by aiokafka's C extension, as before. Only one that this
-can't parse, or whose offsets are wrong, is parsed again by `_Forgiving`, aiokafka's parser in Python without the three
-faults. Bytes of a header name that are not UTF-8 become U+FFFD, which can be encoded again wherever the name goes.
+can't parse, or whose offsets are wrong, is parsed again by `_Forgiving`, aiokafka's parser in Python without the first
+two faults. Bytes of a header name that are not UTF-8 become U+FFFD, which can be encoded again wherever the name goes;
+records whose offsets are wrong are numbered as the broker counted them; in the place of each record that can't be read
+at all comes one without key, value and headers, which readers refuse as they refuse any other garbage.
 
-`PartitionRecords` by `WholePartitionRecords`: when a batch can't be read at all (damaged on its way, an unknown
-compression), aiokafka loses the good records that it has read before it in the same call. Here they are delivered
-first, and the error is raised by the next call.
+`PartitionRecords` by `WholePartitionRecords`: when a batch raises all the same (damaged on disk or on its way),
+aiokafka loses the good records that it has read before it in the same call. Here they are delivered first, and the
+next call raises.
 
 When it can go: when aiokafka decodes header names leniently, skips `attributes` as a byte, and `FetchResult.getall`
 keeps what it has when a later batch fails. The tests of this module then pass without `install`.
 
-It does not hide damage: a batch whose checksum is wrong still raises, since no producer can cause that.
+It does not hide damage: a batch whose checksum is wrong still raises, since no producer can cause that. It does not
+bound what a compressed batch grows to: the broker's bound for a batch is all there is.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 from aiokafka.consumer import fetcher
-from aiokafka.errors import CorruptRecordException, KafkaError
+from aiokafka.consumer.fetcher import PartitionRecords
+from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecordPy
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import decode_varint
@@ -44,7 +49,6 @@ if TYPE_CHECKING:
 _LENGTH_OFFSET = 8
 _BEFORE_LENGTH_ENDS = 12
 """A batch begins with its base offset (8 bytes) and the length (4 bytes) of what follows."""
-_PartitionRecords = fetcher.PartitionRecords
 
 
 def install() -> None:
@@ -99,29 +103,34 @@ class TolerantBatch:
         """The records, all parsed before the first is given out: what is wrong with one decides how all are read.
 
         Raises:
-            KafkaError: there is no way to read it.
+            UnsupportedCodecError: the library for its compression is not installed.
         """
         try:
             records = list(self._batch)
-        except (CorruptRecordException, UnicodeDecodeError) as err:
+        except UnsupportedCodecError:
+            raise  # what is missing is a library here, not sense there
+        except Exception as err:  # noqa: BLE001 - what the parser and the decompressors raise has no common type
             why = repr(err)
         else:
             if self._in_order(records):
                 return iter(records)
             why = "offsets out of order"
         logs.get().warning("a malformed record batch, read leniently", offset=self._batch.base_offset, error=why)
-        return iter(self._forgiven())
+        return self._forgiven()
 
-    def _forgiven(self) -> Sequence[Any]:
+    def _forgiven(self) -> Iterator[Any]:
+        """The records as far as they can be read, and null records in the place of the rest."""
+        records: list[Any] = []
         try:
-            records = list(_Forgiving(self._content))
-        except KafkaError:
-            raise
-        except Exception as err:  # what decompressors raise has no common type; readers know Kafka's errors
-            raise CorruptRecordException(f"an unreadable record batch: {err!r}") from err
-        if self._in_order(records):
-            return records
-        return [replace(record, offset=self._batch.base_offset + index) for index, record in enumerate(records)]
+            records.extend(_Forgiving(self._content))
+        except Exception as err:  # noqa: BLE001 - as above
+            logs.get().warning("unreadable records", offset=self._batch.base_offset + len(records), error=repr(err))
+        base = self._batch.base_offset
+        if not self._in_order(records):
+            records = [replace(record, offset=base + index) for index, record in enumerate(records)]
+        unread = range(records[-1].offset + 1 if records else base, self._batch.next_offset)
+        stamped_ms = self._batch.max_timestamp
+        return chain(records, (_DefaultRecordPy(offset, stamped_ms, 0, None, None, []) for offset in unread))
 
     def _in_order(self, records: Sequence[Any]) -> bool:
         """Whether offsets grow within the batch's own. Compaction leaves holes in them, nothing else may."""
@@ -136,6 +145,8 @@ class _Forgiving(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka has n
 
     https://kafka.apache.org/documentation/#record
     """
+
+    _pos: int
 
     def _read_msg(self) -> _DefaultRecordPy:
         length, start = decode_varint(self._buffer, self._pos)
@@ -166,7 +177,7 @@ class _Forgiving(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka has n
         return bytes(self._buffer[start:end]), end
 
 
-class WholePartitionRecords(_PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
+class WholePartitionRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
     """Records of one fetched partition. An error ends the iteration if there were records before it.
 
     The position then stands at what could not be read; it is fetched again, and the error comes first.

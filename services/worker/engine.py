@@ -57,7 +57,7 @@ class OnnxEngine:
             engine="onnxruntime",
             version=ort.__version__,
             provider=session.get_providers()[0],  # what it got, not what was asked for
-            options={"graph_optimization_level": "all", "inter_op_threads": 1},
+            options={"graph_optimization_level": "all", "inter_op_threads": 1, "allow_spinning": False},
             threads=threads,
             isa=isa(),
         )
@@ -72,6 +72,8 @@ class OnnxEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = settings.threads
         options.inter_op_num_threads = 1
+        # Spinning threads take the cores that decode and encode beside the run, and those of other services.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what fails is raised; the rest is noise on stderr
         try:
             session = ort.InferenceSession(content, options, providers=providers(settings))

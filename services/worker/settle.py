@@ -97,11 +97,9 @@ class Settlement:
 
     async def answer(self, answers: Sequence[tuple[Job, Result]]) -> None:
         """Offer answers, complete the jobs with the winners, and tell the gateways that wait."""
-        for job, result in answers:
+        for job, _ in answers:
             if job.error is not None and not isinstance(job.error, RunError):
                 await self._bury(job, job.error)
-            elif result.status == "failed" and job.error is None:
-                logs.get().warning("run failed", request_id=job.request_id, model=job.model, error=result.error)
         winners = await persistently("redis", lambda: self._replies.put([result for _, result in answers]))
         channels: dict[str, list[Result]] = {}
         for (job, _), winner in zip(answers, winners, strict=True):
@@ -146,6 +144,7 @@ class Settlement:
             copy = ReplyCopy(job.headers.reply_topic, job.record.key, job.headers.echo, winner)
         job.ledger.complete(job.record.offset, Outcome(receipt, copy))
         self._completed(job)
+        _log(job, receipt, winner)
 
     async def _bury(self, job: Job, error: AiaasError) -> None:
         await persistently("dead letter", lambda: self._dead_letters.publish(job.record, error, attempt=job.deaths + 1))
@@ -179,3 +178,22 @@ class Settlement:
         await self._bury(job, error)
         receipt = self._receipts.not_run(job, "failed", error.code)
         self._finish(job, receipt, self.result(job, receipt, error=error))
+
+
+def _log(job: Job, receipt: Receipt, result: Result) -> None:
+    """The canonical line of a request."""
+    record, timings = job.record, receipt.timings_ns
+    logs.get().info(
+        "request",
+        request_id=job.request_id,
+        trace_id=logs.trace_id(job.headers.traceparent),
+        model=job.model,
+        version=receipt.model_version,
+        status=receipt.status,
+        code=receipt.error_code,
+        error=result.error["message"] if result.error else None,
+        at=f"{record.topic}/{record.partition}/{record.offset}",
+        batch_size=receipt.batch.size if receipt.batch else None,
+        queue_ms=round(timings.queue / 1e6, 3),
+        infer_ms=round(timings.compute_infer / 1e6, 3) if timings.compute_infer else None,
+    )

@@ -5,8 +5,8 @@ Format: https://kafka.apache.org/documentation/#recordbatch (magic 2). `produce`
 
 from __future__ import annotations
 
+import gzip
 import struct
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CODECS = {
     "none": (0, bytes),
-    "gzip": (1, lambda data: _gzip(data)),
+    "gzip": (1, gzip.compress),
     "snappy": (2, lambda data: bytes(cramjam.snappy.compress_raw(data))),
     "lz4": (3, lambda data: bytes(cramjam.lz4.compress(data))),
     "zstd": (4, lambda data: bytes(cramjam.zstd.compress(data))),
@@ -89,8 +89,3 @@ def _varint(value: int) -> bytes:
     encoded = bytearray()
     encode_varint(value, encoded.append)
     return bytes(encoded)
-
-
-def _gzip(data: bytes) -> bytes:
-    compressor = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
-    return compressor.compress(data) + compressor.flush()

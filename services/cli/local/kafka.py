@@ -8,6 +8,7 @@ AIAAS_LOCAL_KAFKA=embedded              the embedded broker: Tansu, in memory, f
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from services.cli.local.settings import LocalStackSettings
 
 _GIVEN_TIMEOUT_S = 15.0
+_TANSU = {
+    "AIAAS_KAFKA_IDEMPOTENCE": "false",  # it has no idempotent producer
+    "AIAAS_KAFKA_FETCH_MAX_WAIT_MS": "20",  # it sits out the whole wait even when records come
+}
 
 
 async def choose(settings: LocalStackSettings, ports: Ports, processes: Processes, on_event: OnEvent) -> Server:
@@ -83,7 +88,7 @@ def _embedded(settings: LocalStackSettings, ports: Ports, on_event: OnEvent, why
     url = f"tcp://{address}"
     where = ("--listener-url", url, "--advertised-listener-url", url)
     argv = (str(_embedded_binary()), "broker", *where, "--storage-engine", "memory://tansu/", "--cluster-id", "aiaas")
-    return _ours(settings, address, "embedded broker (Tansu, in memory)", argv)
+    return replace(_ours(settings, address, "embedded broker (Tansu, in memory)", argv), variables=_TANSU)
 
 
 def _embedded_binary() -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from services.cli.local.probes import Probe
     from services.cli.local.supervisor import ChildSpec
 
@@ -15,12 +17,16 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """`address` as clients configure it, `what` for people. `child` is None for a server that was given to us."""
+    """`address` as clients configure it, `what` for people. `child` is None for a server that was given to us.
+
+    `variables` are what clients must be told besides the address.
+    """
 
     address: str
     what: str
     probe: Probe
     child: ChildSpec | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 async def unreachable(server: Server, timeout_s: float) -> str | None:

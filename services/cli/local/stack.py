@@ -81,6 +81,7 @@ class LocalStack:
         given = "artifact_store_url" in self.settings.model_fields_set
         found = {
             "AIAAS_KAFKA_BOOTSTRAP_SERVERS": self._kafka.address if self._kafka else "",
+            **(self._kafka.variables if self._kafka else {}),
             "AIAAS_REDIS_URL": self._redis.address if self._redis else "",
             "AIAAS_ARTIFACT_STORE_URL": self.settings.artifact_store_url if given else (root / "artifacts").as_uri(),
             "AIAAS_DATA_DIR": str(root),
