@@ -41,6 +41,9 @@ class PlatformSettings(BaseSettings):
     kafka_replication_factor: int = Field(default=1, ge=1)
     kafka_idempotence: bool = True
     """Off only for brokers that don't have it (the embedded one): a retried record may then be in the log twice."""
+    kafka_exact_ends: bool = True
+    """Off only for brokers that name the last batch's beginning as a partition's end (the embedded one): whether an
+    outcome lies beyond the end of its requests, and so is forged, can't be told there."""
     kafka_fetch_max_wait_ms: int = Field(default=500, ge=1)
     """How long a broker may hold a fetch that finds nothing. Data returns at once on Kafka."""
 

@@ -8,6 +8,7 @@ loops of tests. In CI `AIAAS_LOCAL_KAFKA=apache` forbids the fallback to the emb
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from contextlib import ExitStack
 
@@ -39,7 +40,10 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def stack(backbone, tmp_path_factory):
-    """All services over the backbone's servers: gateway, two workers, optimizer, monitor."""
+    """All services over the backbone's servers: gateway, two workers, optimizer, monitor.
+
+    fp32 always serves, since only that has one right answer; copies of replies may go to topics below a prefix.
+    """
     from services.cli.local import standard_services  # noqa: PLC0415 - as above
     from support.local import local_stack  # noqa: PLC0415 - as above
 
@@ -47,7 +51,11 @@ def stack(backbone, tmp_path_factory):
     with local_stack(
         tmp_path_factory.mktemp("stack"),
         standard_services(workers=2),
-        service_env={"AIAAS_TOPIC_PREFIX": settings.topic_prefix},
+        service_env={
+            "AIAAS_TOPIC_PREFIX": settings.topic_prefix,
+            "AIAAS_MIN_SPEEDUP": "1e9",
+            "AIAAS_REPLY_TOPIC_PREFIXES": json.dumps([f"{backbone.model()}-copies."]),
+        },
         kafka_bootstrap_servers=settings.kafka_bootstrap_servers,
         redis_url=settings.redis_url,
     ) as running:

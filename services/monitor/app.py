@@ -69,7 +69,7 @@ async def _work(settings: MonitorSettings, state: State, events: KafkaBroker) ->
         )
         beats = await stack.enter_async_context(heartbeats.follow(settings))
         dead_letters = DeadLetters(settings, producer)
-        ends = RequestEnds(consumer, admin, settings.topics.name(REQUESTS))
+        ends = RequestEnds(consumer, admin, settings.topics.name(REQUESTS), exact=settings.kafka_exact_ends)
         log = await outcome_log.describe(settings, admin)
         outcomes = outcome_log.OutcomeLog(settings, log, consumer, ends, dead_letters)
         snapshots = snapshot.Snapshots(settings.snapshot_path)

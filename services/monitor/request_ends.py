@@ -3,11 +3,13 @@
 An outcome of a request at or beyond the end of its partition is forged or damaged. Ends only grow, so a known end is
 good enough for every offset below it, and is asked for again only when an outcome lies at or above it. A partition
 that does not exist has no end. Which partitions exist is asked before where they end, because aiokafka waits a long
-time for a topic that is not there, and anyone who forges an outcome may name one.
+time for a topic that is not there, and anyone who forges an outcome may name one. Where a broker does not know its
+ends exactly, every partition that exists is taken to be endless: better a forged outcome than all real ones refused.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from aiokafka import TopicPartition
@@ -26,10 +28,13 @@ Partition = tuple[str, int]
 class RequestEnds:
     """End offsets by request `(topic, partition)`, in `known`."""
 
-    def __init__(self, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient, prefix: str) -> None:
+    def __init__(
+        self, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient, prefix: str, *, exact: bool = True
+    ) -> None:
         self._consumer = consumer
         self._admin = admin
         self._prefix = prefix
+        self._exact = exact
         self.known: dict[Partition, int] = {}
 
     async def cover(self, receipts: Iterable[Receipt]) -> None:
@@ -49,6 +54,9 @@ class RequestEnds:
         existing = {at for at in asked if at in self.known}
         if asked - existing:
             existing = asked & await self._existing()
+        if not self._exact:
+            self.known.update(dict.fromkeys(existing, sys.maxsize))
+            return
         ends = await self._consumer.end_offsets([TopicPartition(*at) for at in existing]) if existing else {}
         self.known.update({(at.topic, at.partition): end for at, end in ends.items()})
 

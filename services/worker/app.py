@@ -41,10 +41,11 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(health.served(settings.health_host, settings.health_port, lambda: starting[0]))
         await kafka.ensure_topics(settings)
-        copies_producer, producer = [
-            await stack.enter_async_context(kafka.started(lambda: kafka.producer(settings), what))
-            for what in ("reply copies", "events")
-        ]
+        producer = await stack.enter_async_context(kafka.started(lambda: kafka.producer(settings), "events"))
+        copies_producer = await stack.enter_async_context(
+            # Topics of others may refuse a record, and that costs an idempotent producer its sequence, for good.
+            kafka.started(lambda: kafka.producer(settings, enable_idempotence=False), "reply copies")
+        )
         starting[0] = "redis"
         redis = await stack.enter_async_context(replies.connect(settings))
         await persistently("redis", redis.ping)

@@ -32,9 +32,12 @@ def members_sha256(jobs: Sequence[Job]) -> str:
 
 
 def queue_ns(job: Job) -> int:
-    """Nanoseconds since the broker (or producer) stamped the record; clocks may disagree, time does not run back."""
+    """Nanoseconds since the broker (or producer) stamped the record; clocks may disagree, time does not run back.
+
+    A stamp before 1970 is none: Kafka writes -1 where a producer gave no time, and takes any other from it.
+    """
     stamped_ms: int = job.record.timestamp
-    return max(0, time.time_ns() - stamped_ms * 1_000_000)
+    return 0 if stamped_ms < 0 else max(0, time.time_ns() - stamped_ms * 1_000_000)
 
 
 class Receipts:

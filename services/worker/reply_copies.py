@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import orjson
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from shared import logs
 from shared.codec import cloud_event_headers
@@ -63,6 +63,8 @@ class ReplyCopies:
                     await self._producer.send_and_wait(
                         copy.topic, _body(copy.result), key=copy.key, headers=headers + list(copy.headers)
                     )
+            except MessageSizeTooLargeError as err:  # this one's fault, not its topic's
+                logs.get().warning("reply copy dropped", topic=copy.topic, request_id=copy.result.id, error=repr(err))
             except (KafkaError, TimeoutError) as err:
                 self._skipped[copy.topic] = time.monotonic() + _SKIP_S
                 logs.get().warning("reply copies skipped", topic=copy.topic, seconds=_SKIP_S, error=repr(err))

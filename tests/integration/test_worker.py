@@ -14,7 +14,9 @@ from services.worker.settings import WorkerSettings
 from shared.codec import pack
 from shared.events import ModelPromoted, ModelRolledBack
 from shared.tensors import DTYPES, Tensor, from_numpy, output_digest, to_numpy
+from shared.topics import OUTCOMES
 from support import onnx_models
+from support.garbage import garbage
 from support.worker_rig import rig, worker_running
 
 pytestmark = pytest.mark.stack
@@ -93,38 +95,17 @@ async def test_garbage_gets_a_failed_outcome_and_a_dead_letter_and_what_follows_
     good = body(np.ones((1, 4), np.float32))
     await worker.send(name, good, ce_id="warm", partition=0)
     await worker.result(name, "warm")
-    garbage = [
-        (b"", {}),
-        (b"not json", {}),
-        (b"[]", {}),
-        (b"{}", {}),
-        (b'{"inputs": 3}', {}),
-        (good[:-5], {}),
-        (good, {"content_type": "text/plain"}),
-        (good, {"content_type": "application/msgpack"}),
-        (b"\xc1\xff", {"content_type": "application/msgpack"}),
-        (good, {"content_type": "application/octet-stream", "inference_header_content_length": "99999999"}),
-        (good, {"deadline": "soon"}),
-        (good, {"deadline": "-1"}),
-        (good, {"model_version": "77"}),
-        (good, {"model_version": "one"}),
-        (good, {"ce_id": b"\xff\xfe"}),
-        (good, {"ce_id": b"x" * 201}),
-        (good, {"reply_topic": "somewhere"}),
-        (good, {"reply_topic": worker.settings.topic_prefix + "outcomes"}),
-        (body(np.ones((1, 5), np.float32)), {}),
-        (good.replace(b'"x"', b'"z"'), {}),
-        (good.replace(b"FP32", b"INT8"), {}),
-    ]
+    misshapen = body(np.ones((1, 5), np.float32))
+    records = garbage(good, misshapen, worker.settings.topics.name(OUTCOMES))
     started_s = time.monotonic()
-    for value, headers in garbage:
+    for value, headers in records:
         await worker.send(name, value, partition=0, **headers)
     await worker.send(name, good, ce_id="after", partition=0)
 
     assert (await worker.result(name, "after")).status == "succeeded"
-    outcomes = await worker.outcomes(name, len(garbage) + 2)
+    outcomes = await worker.outcomes(name, len(records) + 2)
     failed = {receipt.request.offset for receipt in outcomes.values() if receipt.status == "failed"}
-    assert failed == set(range(1, len(garbage) + 1))
+    assert failed == set(range(1, len(records) + 1))
     letters = await worker.dead_letters(name)
     assert sorted(int(dict(letter.headers)["x-original-offset"]) for letter in letters) == sorted(failed)
     assert time.monotonic() - started_s < 20

@@ -38,11 +38,19 @@ class Raw:
     offset_delta: int | None = None
     timestamp_delta: int = 0
     attributes: int = 0
+    lie_bytes: int = 0
+    """Added to the record's length as it says it."""
 
 
-def batch(*records: Raw, codec: str = "none", first_timestamp: int = 1_700_000_000_000, base_offset: int = 0) -> bytes:
+def batch(
+    *records: Raw,
+    codec: str = "none",
+    first_timestamp: int = 1_700_000_000_000,
+    base_offset: int = 0,
+    after: bytes = b"",
+) -> bytes:
     number, compress = CODECS[codec]
-    payload = compress(b"".join(_record(index, record) for index, record in enumerate(records)))
+    payload = compress(b"".join(_record(index, record) for index, record in enumerate(records))) + after
     last = max(range(len(records)))
     stamps = [first_timestamp + record.timestamp_delta for record in records]
     after_crc = struct.pack(">hiqqqhii", number, last, first_timestamp, max(stamps), -1, -1, -1, len(records)) + payload
@@ -78,7 +86,7 @@ def _record(index: int, record: Raw) -> bytes:
     body += _nullable(record.key) + _nullable(record.value) + _varint(len(record.headers))
     for name, value in record.headers:
         body += _varint(len(name)) + name + _nullable(value)
-    return _varint(len(body)) + body
+    return _varint(len(body) + record.lie_bytes) + body
 
 
 def _nullable(data: bytes | None) -> bytes:
