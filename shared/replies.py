@@ -14,6 +14,7 @@ Redis is the index of answers, not their record: that is the outcome log. After 
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,10 +76,14 @@ class Result:
 
     @classmethod
     def decode(cls, data: bytes) -> Result:
-        """The inverse of `encode`. Redis is ours: bytes that are not a result are a bug, and raise as one."""
-        fields = unpack(data)
-        outputs = tuple(Tensor(o["name"], o["datatype"], tuple(o["shape"]), o["data"]) for o in fields["outputs"])
-        return cls(**{**fields, "outputs": outputs})
+        """The inverse of `encode`. Redis is ours: bytes that are not a result are a bug, and raise as one.
+
+        Fields that it does not know are a newer writer's, and are left out.
+        """
+        stored = unpack(data)
+        outputs = tuple(Tensor(o["name"], o["datatype"], tuple(o["shape"]), o["data"]) for o in stored["outputs"])
+        known = {field.name: stored[field.name] for field in dataclasses.fields(cls) if field.name in stored}
+        return cls(**{**known, "outputs": outputs})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,15 @@
-"""Waiting for answers: a future per request, woken by announcements, backed by reading.
+"""Waiting for answers: a future per caller, woken by announcements, backed by reading.
 
 Announcements (pub/sub) make the wait short; they may be lost, so pending ids are also read from Redis after every
-(re)connection and every second. A reply for a caller that has gone is a normal case and is dropped.
+(re)connection and every second. Several may wait for one request, and each may stop waiting without the others
+noticing. A reply for a caller that has gone is a normal case and is dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from shared import logs
@@ -14,6 +17,7 @@ from shared.background import beside
 from shared.errors import RepliesUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from shared.replies import Replies, Result
@@ -29,7 +33,7 @@ class ReplyWaiter:
     def __init__(self, replies: Replies, instance: str) -> None:
         self._replies = replies
         self._instance = instance
-        self._pending: dict[tuple[str, str], asyncio.Future[Result]] = {}
+        self._pending: defaultdict[tuple[str, str], set[asyncio.Future[Result]]] = defaultdict(set)
         self._background = beside(self._listen(), self._read())
         self.healthy = False
 
@@ -42,19 +46,23 @@ class ReplyWaiter:
     ) -> bool | None:
         return await self._background.__aexit__(kind, err, traceback)
 
-    def expect(self, model: str, request_id: str) -> asyncio.Future[Result]:
-        """The future answer. Call it before producing the request, and `forget` when nobody waits any more."""
+    @contextmanager
+    def expected(self, model: str, request_id: str) -> Iterator[asyncio.Future[Result]]:
+        """The caller's own future of the answer, for as long as it waits. Enter it before producing the request."""
+        key = (model, request_id)
         future = asyncio.get_running_loop().create_future()
-        return self._pending.setdefault((model, request_id), future)
-
-    def forget(self, model: str, request_id: str) -> None:
-        """Nobody waits for this any more."""
-        self._pending.pop((model, request_id), None)
+        self._pending[key].add(future)
+        try:
+            yield future
+        finally:
+            self._pending[key].discard(future)
+            if not self._pending[key]:
+                del self._pending[key]
 
     def _resolve(self, model: str, request_id: str, result: Result) -> None:
-        future = self._pending.get((model, request_id))
-        if future is not None and not future.done():
-            future.set_result(result)
+        for future in self._pending.get((model, request_id), ()):
+            if not future.done():
+                future.set_result(result)
 
     async def _listen(self) -> None:
         log = logs.get()
@@ -89,7 +97,9 @@ class ReplyWaiter:
             await asyncio.sleep(_READ_INTERVAL_S)
 
     async def _read_pending(self) -> None:
-        await self._read_keys([key for key, future in self._pending.items() if not future.done()])
+        await self._read_keys(
+            [key for key, futures in self._pending.items() if not all(future.done() for future in futures)]
+        )
 
     async def _read_keys(self, keys: list[tuple[str, str]]) -> None:
         for start in range(0, len(keys), _READ_CHUNK):

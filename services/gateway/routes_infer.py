@@ -76,13 +76,9 @@ class InferRoute:
 
     async def _now(self, call: infer.Call, headers: Headers, receive: Receive, line: dict[str, Any]) -> Response:
         """Enqueue, wait, answer."""
-        waiter = self._gateway.backbone.waiter
-        answer = waiter.expect(call.model, call.id)
-        try:
+        with self._gateway.backbone.waiter.expected(call.model, call.id) as answer:
             request, accepted = await self._enqueued(call, headers, receive, self._gateway.settings.instance)
             result = await infer.outcome(self._gateway, accepted, answer, receive)
-        finally:
-            waiter.forget(call.model, call.id)
         line |= {"version": result.model_version, "outcome": result.status, "code": (result.error or {}).get("code")}
         return answers.of_result(result, request)
 

@@ -99,7 +99,7 @@ class Sandbox:
         async def keep(message: Message) -> None:
             answers.append(message)
 
-        with TemporaryDirectory(dir=self._settings.scratch_dir, prefix="aiaas-probe-") as directory:
+        with TemporaryDirectory(dir=self._settings.jobs_dir, prefix="aiaas-probe-") as directory:
             ending = await self.run(self._job("probe"), Path(directory), keep, timeout_s=_PROBE_TIMEOUT_S)
         match answers:
             case [Probed() as probed] if ending.code is None:

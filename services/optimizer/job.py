@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
 
 from services.optimizer import gate
@@ -104,7 +104,7 @@ class Jobs:
             Unavailable, OSError, SandboxUnusable: not the model's fault; the attempt may be tried again.
         """
         try:
-            with TemporaryDirectory(dir=self._settings.scratch_dir, prefix=_prefix(self._settings)) as directory:
+            with TemporaryDirectory(dir=self._settings.jobs_dir, prefix=_prefix(self._settings)) as directory:
                 return await self._run(version, Path(directory), on_progress)
         except Rejection as rejection:
             return (rejected(version, self._settings.owner, rejection),)
@@ -185,8 +185,9 @@ class Jobs:
 
 
 def sweep(settings: OptimizerSettings) -> None:
-    """Remove what an earlier run of this instance left in the scratch directory when it was killed."""
-    for path in Path(settings.scratch_dir or gettempdir()).glob(f"{_prefix(settings)}*"):
+    """Make the jobs' directory, and remove what an earlier run of this instance left there when it was killed."""
+    settings.jobs_dir.mkdir(parents=True, exist_ok=True)
+    for path in settings.jobs_dir.glob(f"{_prefix(settings)}*"):
         rmtree(path, ignore_errors=True)  # what can't be removed is in nobody's way
 
 

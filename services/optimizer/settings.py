@@ -30,7 +30,8 @@ class OptimizerSettings(PlatformSettings):
     sandbox_memory_bytes: int = Field(default=6 * 1024**3, ge=1024**3)
     """Address space of the child: several copies of the model, of its tensors, and the libraries (about 1 GiB)."""
     scratch_dir: Path | None = None
-    """Where jobs keep their files while they run; the system's temporary directory if not set."""
+    """Where jobs keep their files while they run; in `data_dir` if not set. One optimizer's alone: what is found there
+    at the start is removed."""
 
     min_cosine: float = Field(default=0.999, ge=0, le=1)
     """A variant's answers must be at least this similar to those of fp32."""
@@ -38,3 +39,8 @@ class OptimizerSettings(PlatformSettings):
     """Where answers look like scores, the best one must be the same for this share of rows."""
     min_speedup: float = Field(default=1.05, ge=1)
     """How much faster than fp32 a variant must be to be worth serving."""
+
+    @property
+    def jobs_dir(self) -> Path:
+        """The directory of the jobs' directories, absolute: children work elsewhere."""
+        return (self.scratch_dir or self.data_dir / "jobs").absolute()

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _POLL_MS = 500
 _MAX_OPEN_ROWS = 8192
 """Rows of one model that wait for an earlier one: what a duplicate that waits for its first may hold up."""
+_LEAST_RECORDS = 8
 _CATCH_UP_S = 5.0
 
 
@@ -158,8 +159,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             await asyncio.sleep(1)
 
     def _room(self) -> int:
-        if self._held.used >= self._held.limit or sum(map(len, self._ledgers.values())) >= _MAX_OPEN_ROWS:
+        if sum(map(len, self._ledgers.values())) >= _MAX_OPEN_ROWS:
             return 0
+        if self._held.used >= self._held.limit:
+            # Whoever holds nothing may still take a little: one model's backlog must not starve the others.
+            return 0 if self._in_progress else _LEAST_RECORDS
         return self._settings.max_queued - len(self._server.pending)
 
     async def _take_partition(self, partition: TopicPartition, records: Sequence[ConsumerRecord]) -> None:

@@ -91,9 +91,9 @@ class Shelf:
             self._make_room(len(content))
             engine = await asyncio.to_thread(OnnxEngine.load, content, variant.signature, self._settings)
             await self._warm(engine, variant)
-        except AiaasError as err:
-            log.warning("variant not loaded", error=err.message, retry_after_s=_RETRY_AFTER_S)
-            self._failures[sha256] = (time.monotonic(), ModelNotReady(f"it did not load: {err.message}"))
+        except Exception as err:  # noqa: BLE001 - whatever is wrong with one variant must not end the worker
+            log.warning("variant not loaded", error=repr(err), retry_after_s=_RETRY_AFTER_S)
+            self._failures[sha256] = (time.monotonic(), ModelNotReady(f"the variant did not load: {err}"))
             return
         self._failures.pop(sha256, None)
         self._engines[sha256] = (engine, len(content))

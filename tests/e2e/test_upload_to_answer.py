@@ -24,8 +24,8 @@ def directly(content, inputs):
     return onnxruntime.InferenceSession(content).run(None, inputs)
 
 
-def ask_triton(url, model, inputs, *, binary):
-    """The outputs by name, through Triton's own client, unmodified."""
+def ask_triton(url, model, inputs):
+    """The outputs by name, in binary, through Triton's own client, unmodified."""
     client = triton.InferenceServerClient(url.removeprefix("http://"))
     given = []
     for name, (datatype, array) in inputs.items():
@@ -34,7 +34,7 @@ def ask_triton(url, model, inputs, *, binary):
             given[-1]._raw_data = array.tobytes()
             given[-1]._parameters["binary_data_size"] = array.nbytes
         else:
-            given[-1].set_data_from_numpy(array, binary_data=binary)
+            given[-1].set_data_from_numpy(array)
     result = client.infer(model, given)
     client.close()
     return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
@@ -50,27 +50,30 @@ async def test_a_batch_answers_as_onnx_runtime_does_with_the_same_batch(door, st
     assert 0 < found.batches < found.outcomes == 200, "some requests ran together"
 
 
-async def test_every_datatype_comes_back_bit_by_bit_in_json_and_in_binary(door, stack, backbone):
+# ONNX Runtime's Python can't take strings and BF16 in one run.
+@pytest.mark.parametrize("datatypes", [tuple(DTYPES)[:-1], ("BYTES",)], ids=["numbers", "strings"])
+async def test_every_datatype_comes_back_bit_by_bit_in_json_and_in_binary(door, stack, backbone, datatypes):
     name = backbone.model()
     every = uploads.model(
-        [uploads.helper.make_node("Identity", [datatype], [f"same {datatype}"]) for datatype in DTYPES],
-        {datatype: (ONNX_TYPES[datatype], ("batch", 3)) for datatype in DTYPES},
-        {f"same {datatype}": (ONNX_TYPES[datatype], ("batch", 3)) for datatype in DTYPES},
+        [uploads.helper.make_node("Identity", [datatype], [f"same {datatype}"]) for datatype in datatypes],
+        {datatype: (ONNX_TYPES[datatype], ("batch", 3)) for datatype in datatypes},
+        {f"same {datatype}": (ONNX_TYPES[datatype], ("batch", 3)) for datatype in datatypes},
     )
     await door.serve(name, every.SerializeToString())
 
-    document = {"inputs": [json_input(datatype) for datatype in DTYPES]}
+    document = {"inputs": [json_input(datatype) for datatype in datatypes]}
     response = await door.http.post(f"/v2/models/{name}/infer", content=orjson.dumps(document))
     assert response.status_code == 200, response.text
     in_json = {output.name: bytes(output.data) for output in outputs_of(response.json())}
-    assert in_json == {f"same {datatype}": bytes(tensor(datatype).data) for datatype in DTYPES}
+    assert in_json == {f"same {datatype}": bytes(tensor(datatype).data) for datatype in datatypes}
 
-    inputs = {datatype: (datatype, example(datatype)) for datatype in DTYPES}
-    in_binary = await asyncio.to_thread(ask_triton, stack.gateway_url, name, inputs, binary=True)
-    for datatype in set(DTYPES) - {"BF16"}:
+    inputs = {datatype: (datatype, example(datatype)) for datatype in datatypes}
+    in_binary = await asyncio.to_thread(ask_triton, stack.gateway_url, name, inputs)
+    for datatype in set(datatypes) - {"BF16"}:
         assert np.array_equal(in_binary[f"same {datatype}"], example(datatype)), datatype
-    bf16 = in_binary["same BF16"].astype(np.float32).view(np.uint32) >> 16
-    assert np.array_equal(bf16, example("BF16"))
+    if "BF16" in datatypes:  # Triton's client shows it as the FP32 numbers that it stands for
+        bits = in_binary["same BF16"].astype(np.float32).view(np.uint32) >> 16
+        assert np.array_equal(bits, example("BF16"))
 
 
 async def test_magika_answers_bit_by_bit_as_onnx_runtime_does(door, stack, backbone):
@@ -82,9 +85,7 @@ async def test_magika_answers_bit_by_bit_as_onnx_runtime_does(door, stack, backb
     expected = directly(content, {"bytes": tokens})[0]
 
     over_json = await door.infer(name, {"bytes": tokens})
-    over_binary = await asyncio.to_thread(
-        ask_triton, stack.gateway_url, name, {"bytes": ("INT32", tokens)}, binary=True
-    )
+    over_binary = await asyncio.to_thread(ask_triton, stack.gateway_url, name, {"bytes": ("INT32", tokens)})
 
     assert bytes(over_json.outputs[0].data) == expected.tobytes()
     assert next(iter(over_binary.values())).tobytes() == expected.tobytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import ExitStack
 
 import pytest
 from redis.asyncio import Redis
@@ -53,10 +54,10 @@ def answer(model, request_id="r", size=8):
 async def test_an_announcement_wakes_who_waits(replies, model, size, backbone):
     async with ReplyWaiter(replies, model) as waiting:
         await subscribed(backbone, model)
-        future = waiting.expect(model, "r")
-        await replies.put([answer(model, size=size)])
-        await replies.announce({model: [answer(model, size=size)]})
-        assert await asyncio.wait_for(future, 5) == answer(model, size=size)
+        with waiting.expected(model, "r") as future:
+            await replies.put([answer(model, size=size)])
+            await replies.announce({model: [answer(model, size=size)]})
+            assert await asyncio.wait_for(future, 5) == answer(model, size=size)
 
 
 async def subscribed(backbone, channel):
@@ -73,47 +74,70 @@ async def number_of_subscribers(redis, channel):
 
 
 async def test_an_answer_whose_announcement_is_lost_is_read(replies, model, waiter):
-    future = waiter.expect(model, "r")
     started_s = time.monotonic()
-    await replies.put([answer(model)])
-    assert await asyncio.wait_for(future, 5) == answer(model)
+    with waiter.expected(model, "r") as future:
+        await replies.put([answer(model)])
+        assert await asyncio.wait_for(future, 5) == answer(model)
     assert time.monotonic() - started_s < 2.5
 
 
 async def test_an_answer_that_was_there_before_anyone_waited_is_read(replies, model, waiter):
     await replies.put([answer(model)])
-    assert await asyncio.wait_for(waiter.expect(model, "r"), 5) == answer(model)
+    with waiter.expected(model, "r") as future:
+        assert await asyncio.wait_for(future, 5) == answer(model)
 
 
 async def test_a_reply_for_a_caller_that_has_gone_is_dropped(replies, model, waiter):
-    gone = waiter.expect(model, "gone")
-    gone.cancel()
-    waiter.expect(model, "forgotten")
-    waiter.forget(model, "forgotten")
-    waiter.forget(model, "never there")
-    for request_id in ("gone", "forgotten", "unknown"):
-        await replies.put([answer(model, request_id)])
-        await replies.announce({model: [answer(model, request_id)]})
-    there = waiter.expect(model, "r")
-    await replies.put([answer(model)])
-    await replies.announce({model: [answer(model)]})
-    assert await asyncio.wait_for(there, 5) == answer(model)
+    with waiter.expected(model, "forgotten") as forgotten:
+        pass
+    with waiter.expected(model, "gone") as gone, waiter.expected(model, "r") as there:
+        gone.cancel()
+        for request_id in ("gone", "forgotten", "unknown", "r"):
+            await replies.put([answer(model, request_id)])
+            await replies.announce({model: [answer(model, request_id)]})
+        assert await asyncio.wait_for(there, 5) == answer(model)
+    assert not forgotten.done()
+
+
+@pytest.mark.parametrize("leaves", ["first", "second"])
+async def test_who_stops_waiting_leaves_the_other_waiting(replies, model, waiter, leaves):
+    """Two callers under one `Idempotency-Key`: one hangs up, or its deadline passes."""
+    with ExitStack() as first, ExitStack() as second:
+        futures = {"first": first.enter_context(waiter.expected(model, "r"))}
+        futures["second"] = second.enter_context(waiter.expected(model, "r"))
+        gone = futures.pop(leaves)
+        gone.set_exception(ConnectionResetError("hung up"))
+        (first if leaves == "first" else second).close()
+        assert isinstance(gone.exception(), ConnectionResetError)
+        await replies.put([answer(model)])
+        await replies.announce({model: [answer(model)]})
+        [stays] = futures.values()
+        assert await asyncio.wait_for(stays, 5) == answer(model)
+
+
+async def test_who_waits_for_an_answer_that_another_has_already_gets_it_too(replies, model, waiter):
+    with waiter.expected(model, "r") as early:
+        await replies.put([answer(model)])
+        await asyncio.wait_for(early, 5)
+        with waiter.expected(model, "r") as late:
+            assert await asyncio.wait_for(late, 5) == answer(model)
 
 
 async def test_many_wait_at_once(replies, model, waiter):
     ids = [str(number) for number in range(450)]
-    futures = {request_id: waiter.expect(model, request_id) for request_id in ids}
-    await replies.put([answer(model, request_id) for request_id in ids])
-    async with asyncio.timeout(5):
-        assert [(await futures[request_id]).id for request_id in ids] == ids
+    with ExitStack() as waits:
+        futures = {request_id: waits.enter_context(waiter.expected(model, request_id)) for request_id in ids}
+        await replies.put([answer(model, request_id) for request_id in ids])
+        async with asyncio.timeout(5):
+            assert [(await futures[request_id]).id for request_id in ids] == ids
 
 
 async def test_a_lost_connection_is_made_again(replies, model, waiter, backbone):
     await subscribed(backbone, model)
     await replies._redis.connection_pool.disconnect(inuse_connections=True)
-    future = waiter.expect(model, "r")
-    await replies.put([answer(model)])
-    assert await asyncio.wait_for(future, 5) == answer(model)
+    with waiter.expected(model, "r") as future:
+        await replies.put([answer(model)])
+        assert await asyncio.wait_for(future, 5) == answer(model)
     await subscribed(backbone, model)
 
 
@@ -124,8 +148,8 @@ async def test_redis_going_away_makes_it_unhealthy_and_coming_back_answers(monke
         await eventually(lambda: waiting.healthy)
         fake.down = True
         await eventually(lambda: not waiting.healthy)
-        future = waiting.expect("m", "r")
-        fake.down = False
-        await fake.put([answer("m")])
-        assert await asyncio.wait_for(future, 5) == answer("m")
+        with waiting.expected("m", "r") as future:
+            fake.down = False
+            await fake.put([answer("m")])
+            assert await asyncio.wait_for(future, 5) == answer("m")
         await eventually(lambda: waiting.healthy)

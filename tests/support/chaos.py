@@ -90,7 +90,11 @@ class Storm:
 
         async def look() -> bool:
             await asyncio.to_thread(self.outcomes.poll)
-            reached = {partition for topic, partition, offset in self.outcomes.accepted if self._beyond(topic, partition, offset, ends)}
+            reached = {
+                partition
+                for topic, partition, offset in self.outcomes.accepted
+                if self._beyond(topic, partition, offset, ends)
+            }
             return reached == set(ends)
 
         await eventually(look, within_s=within_s, what="outcomes of new requests in every partition")
@@ -210,7 +214,9 @@ async def storm(
         while len(raging.sent) < requests or not disturbing.done():
             await places.acquire()
             sent = Sent(row(len(raging.sent)))
-            sending = senders.create_task((_over_http, _over_kafka)[len(raging.sent) % 2](raging, sent, len(raging.sent)))
+            sending = senders.create_task(
+                (_over_http, _over_kafka)[len(raging.sent) % 2](raging, sent, len(raging.sent))
+            )
             sending.add_done_callback(lambda _: places.release())
             raging.sent.append(sent)
             await asyncio.sleep(began_s + len(raging.sent) / rate_per_s - time.monotonic())
@@ -219,9 +225,7 @@ async def storm(
     return raging
 
 
-async def _disturb(
-    raging: Storm, disturbances: Sequence[Callable[[Storm], Awaitable[None]]], requests: int
-) -> None:
+async def _disturb(raging: Storm, disturbances: Sequence[Callable[[Storm], Awaitable[None]]], requests: int) -> None:
     for number, disturb in enumerate(disturbances, start=1):
         due = number * requests // (len(disturbances) + 1)
         while len(raging.sent) < due:  # noqa: ASYNC110 - the load has a clock, not an event
@@ -275,9 +279,7 @@ class Audit:
 Run = "Callable[[dict[str, Array]], Array]"
 
 
-async def audit(
-    raging: Storm, run: Callable[[dict[str, Array]], Array], *, broken: bool = False
-) -> Audit:
+async def audit(raging: Storm, run: Callable[[dict[str, Array]], Array], *, broken: bool = False) -> Audit:
     """Hold a storm's traces against each other; `run` is ONNX Runtime called directly."""
     found = Audit(requests=len(raging.sent))
     accepted = await _all_outcomes(raging, found)
@@ -342,7 +344,10 @@ _CODES = {error.code for error in Unavailable.__subclasses__()}
 
 
 def _expected(
-    found: Audit, known: dict[str | None, Sent], by_id: dict[str, list[Receipt]], run: Callable[[dict[str, Array]], Array]
+    found: Audit,
+    known: dict[str | None, Sent],
+    by_id: dict[str, list[Receipt]],
+    run: Callable[[dict[str, Array]], Array],
 ) -> dict[str, tuple[Array, bool]]:
     """What ONNX Runtime answers, by request id: with the same batch where all members are known (True), else alone."""
     batches: dict[str, list[Receipt]] = defaultdict(list)

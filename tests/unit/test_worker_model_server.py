@@ -1,0 +1,217 @@
+"""The queue of one model: which version answers, who waits, who is turned away, who runs together."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import orjson
+import pytest
+
+from services.worker.job import read
+from services.worker.ledger import Ledger
+from services.worker.model_server import ModelServer
+from shared.errors import ModelNotReady
+from shared.events import (
+    Measurements,
+    ModelPromoted,
+    ModelReady,
+    ModelRetired,
+    ModelUploaded,
+    OptimizationClaimed,
+    VariantReady,
+)
+from shared.registry import Registry
+from shared.signature import Signature, TensorSpec
+from support.facts import artifact, folded
+
+SIGNATURE = Signature(
+    inputs=(TensorSpec(name="x", datatype="FP32", shape=("n", "length"), batch_axis=0),),
+    outputs=(TensorSpec(name="y", datatype="FP32", shape=("n",), batch_axis=0),),
+)
+
+
+class FakeShelf:
+    """A shelf whose loads the test finishes."""
+
+    def __init__(self):
+        self.loaded, self.wanted, self.failed = set(), [], {}
+
+    def has(self, variant):
+        return variant.artifact.sha256 in self.loaded
+
+    def want(self, variant):
+        self.wanted.append(variant.artifact.sha256)
+
+    def failure(self, variant):
+        return self.failed.get(variant.artifact.sha256)
+
+    def take(self, variant):
+        return variant.artifact.sha256
+
+
+def version(number, *, cap=4):
+    """The events of an upload that became ready."""
+    attempt = {"model": "m", "version": number, "attempt": 1, "owner": "o"}
+    made = artifact(f"variant {number}")
+    return [
+        ModelUploaded(model="m", upload_id=f"u{number}", artifact=artifact(f"upload {number}")),
+        OptimizationClaimed(**attempt),
+        VariantReady(
+            **attempt, variant="fp32", artifact=made, signature=SIGNATURE, batch_cap=cap, measurements=Measurements()
+        ),
+        ModelReady(**attempt, variant="fp32", reason="r"),
+    ]
+
+
+@pytest.fixture
+def shelf():
+    return FakeShelf()
+
+
+@pytest.fixture
+def settled():
+    return []
+
+
+@pytest.fixture
+def server(shelf, settled):
+    made = ModelServer("m", Registry(), shelf, settled.extend, max_batch_bytes=10_000)
+    made.adopt(folded(*version(1)))
+    return made
+
+
+LEDGER = Ledger("t.requests.m", 0, 0)
+
+
+def job(offset, *, rows=1, length=3, deaths=0, request_id=None, **headers):
+    tensor = {"name": "x", "datatype": "FP32", "shape": [rows, length], "data": [0.5] * rows * length}
+    record = SimpleNamespace(
+        topic="t.requests.m",
+        partition=0,
+        offset=offset,
+        value=orjson.dumps({"inputs": [tensor]}),
+        headers=[("ce_id", (request_id or f"r{offset}").encode())]
+        + [(name.replace("_", "-"), str(value).encode()) for name, value in headers.items()],
+    )
+    return read(record, "m", LEDGER, deaths)
+
+
+def load(server, shelf, *numbers):
+    shelf.loaded |= {artifact(f"variant {number}").sha256 for number in numbers}
+    server.adopt(server.latest)
+
+
+def offsets(batch):
+    return [job.record.offset for job in batch.jobs]
+
+
+def test_a_job_waits_until_its_variant_is_in_memory(server, shelf):
+    server.pending.append(job(0))
+    assert server.next_batch() is None
+    assert shelf.wanted
+    load(server, shelf, 1)
+    assert offsets(server.next_batch()) == [0]
+    assert not server.pending
+
+
+def test_a_batch_fills_up_to_the_cap_in_order_and_leaves_the_rest(server, shelf):
+    load(server, shelf, 1)
+    server.pending.extend(job(offset) for offset in range(6))
+    assert offsets(server.next_batch()) == [0, 1, 2, 3]
+    assert offsets(server.next_batch()) == [4, 5]
+    assert server.next_batch() is None
+
+
+def test_other_shapes_wait_for_their_own_batch_and_are_not_starved(server, shelf):
+    load(server, shelf, 1)
+    server.pending.extend([job(0), job(1, length=5), job(2), job(3, length=5)])
+    assert offsets(server.next_batch()) == [0, 2]
+    assert offsets(server.next_batch()) == [1, 3]
+
+
+def test_rows_count_and_not_requests(server, shelf):
+    load(server, shelf, 1)
+    server.pending.extend([job(0, rows=3), job(1, rows=2), job(2)])
+    assert offsets(server.next_batch()) == [0, 2]
+    assert offsets(server.next_batch()) == [1]
+
+
+def test_bytes_are_bounded(shelf, settled):
+    server = ModelServer("m", Registry(), shelf, settled.extend, max_batch_bytes=job(0).size_bytes * 2)
+    server.adopt(folded(*version(1)))
+    load(server, shelf, 1)
+    server.pending.extend(job(offset) for offset in range(3))
+    assert offsets(server.next_batch()) == [0, 1]
+
+
+def test_a_record_that_killed_a_worker_runs_alone(server, shelf):
+    load(server, shelf, 1)
+    server.pending.extend([job(0), job(1, deaths=1), job(2)])
+    assert offsets(server.next_batch()) == [0, 2]
+    assert offsets(server.next_batch()) == [1]
+
+
+def test_two_jobs_of_one_id_are_never_in_one_batch(server, shelf):
+    load(server, shelf, 1)
+    server.pending.extend([job(0, request_id="same"), job(1, request_id="same")])
+    assert offsets(server.next_batch()) == [0]
+    assert offsets(server.next_batch()) == [1]
+
+
+def test_what_is_overdue_or_does_not_fit_is_settled_without_a_run(server, shelf, settled):
+    load(server, shelf, 1)
+    late = job(0, deadline=int(time.time() * 1000) - 1000)
+    wrong = job(1, model_version=9)
+    server.pending.extend([late, wrong, job(2)])
+    assert offsets(server.next_batch()) == [2]
+    assert [(j.record.offset, j.error.code) for j in settled] == [(0, "deadline_exceeded"), (1, "unknown_version")]
+
+
+def test_a_new_version_answers_only_when_it_is_in_memory(server, shelf):
+    load(server, shelf, 1)
+    server.adopt(folded(*version(1), *version(2), ModelPromoted(model="m", version=2)))
+    server.pending.append(job(0))
+    assert server.next_batch().jobs[0].plan.version.number == 1
+    load(server, shelf, 2)
+    server.pending.append(job(1))
+    batch = server.next_batch()
+    assert batch.jobs[0].plan.version.number == 2
+    assert batch.jobs[0].plan.registry_offset == server.latest.offset
+
+
+def test_a_version_asked_for_by_number_is_found_before_it_is_adopted(server, shelf, settled):
+    load(server, shelf, 1)
+    server.adopt(folded(*version(1), *version(2), ModelPromoted(model="m", version=2)))
+    server.pending.append(job(0, model_version=2))
+    assert server.next_batch() is None
+    shelf.loaded.add(artifact("variant 2").sha256)
+    assert server.next_batch().jobs[0].plan.version.number == 2
+    assert settled == []
+
+
+def test_a_new_version_that_does_not_load_leaves_the_old_one_answering(server, shelf):
+    load(server, shelf, 1)
+    shelf.failed[artifact("variant 2").sha256] = ModelNotReady("it does not load")
+    server.adopt(folded(*version(1), *version(2), ModelPromoted(model="m", version=2)))
+    server.pending.append(job(0))
+    assert server.next_batch().jobs[0].plan.version.number == 1
+
+
+def test_a_retired_model_turns_its_requests_away(server, shelf, settled):
+    load(server, shelf, 1)
+    server.adopt(folded(*version(1), ModelRetired(model="m")))
+    server.pending.append(job(0))
+    assert server.next_batch() is None
+    assert [j.error.code for j in settled] == ["model_retired"]
+
+
+def test_an_evicted_variant_is_asked_for_again_by_the_next_request_only(server, shelf):
+    load(server, shelf, 1)
+    shelf.loaded.clear()
+    shelf.wanted.clear()
+    server.adopt(server.latest)
+    assert shelf.wanted == []
+    server.pending.append(job(0))
+    assert server.next_batch() is None
+    assert shelf.wanted
