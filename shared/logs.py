@@ -36,8 +36,10 @@ def configure(service: str, settings: PlatformSettings) -> FilteringBoundLogger:
         structlog.processors.format_exc_info,
     ]
     pretty = settings.log_format == "pretty" or (settings.log_format == "auto" and sys.stderr.isatty())
-    renderer: Processor = structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer(_dumps)
+    renderer: Processor = structlog.processors.JSONRenderer(_dumps)
     if pretty:
+        # structlog's own way with exceptions prints the values of all locals, passwords among them.
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         shared.remove(structlog.processors.format_exc_info)
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     structlog.configure(

@@ -154,7 +154,7 @@ def read_outcome(
     receipt = decode_event(Receipt, value)
     at = (receipt.request.topic, receipt.request.partition)
     if key != outcome_key(*at):
-        raise InvalidInput(f"an outcome of {at[0]}/{at[1]} is filed under {key!r}")
+        raise InvalidInput(f"an outcome of {at[0]}/{at[1]} is filed under {key and key[:200]!r}")
     if request_ends is not None and is_forged(receipt, request_ends):
         raise InvalidInput(f"an outcome of {at[0]}/{at[1]} offset {receipt.request.offset}, where no request is")
     return receipt

@@ -35,8 +35,15 @@ def run(service: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     try:
         uvloop.run(main())
     except Exception as err:
-        logs.get().exception("stopped by an error")
+        logs.get().exception("stopped by an error", error="; ".join(map(repr, _causes(err))))
         raise SystemExit(1) from err
+
+
+def _causes(err: BaseException) -> list[BaseException]:
+    """The errors themselves, out of the groups that task groups put them in."""
+    if isinstance(err, BaseExceptionGroup):
+        return [cause for each in err.exceptions for cause in _causes(each)]
+    return [err]
 
 
 def _told(signum: int, stop: asyncio.Event) -> None:

@@ -19,12 +19,26 @@ from shared.requests import RequestHeaders, derived_id, from_kafka, request_id_o
 if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
 
+    from services.worker.batching import ShapeKey
     from services.worker.ledger import Ledger
-    from services.worker.model_server import Plan
     from shared.oip import InferenceRequest
+    from shared.registry import Variant, Version
 
 DEATHS_ALLOWED = 2
 """Workers that may die while running a record; the third time it fails instead of running again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will answer a job, decided under one registry."""
+
+    registry_offset: int
+    version: Version
+    variant: Variant
+    key: ShapeKey
+    """Jobs with equal keys can share a run."""
+    rows: int | None
+    """None: it runs alone."""
 
 
 @dataclass(eq=False, slots=True)

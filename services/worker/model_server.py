@@ -16,30 +16,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from services.worker.batching import rows_alone, shape_key
+from services.worker.job import Plan
 from shared.errors import AiaasError, DeadlineExceeded, ModelNotReady
 from shared.signature import validate_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.worker.batching import ShapeKey
     from services.worker.engine import OnnxEngine
     from services.worker.job import Job
     from services.worker.ledger import Ledger
     from services.worker.shelf import Shelf
-    from shared.registry import Registry, Variant, Version
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What will answer a job, decided under one registry."""
-
-    registry_offset: int
-    version: Version
-    variant: Variant
-    key: ShapeKey
-    rows: int | None
-    """None: it runs alone."""
+    from shared.registry import Registry, Variant
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from shared import replies as module
+from shared.codec import pack, unpack
 from shared.errors import RepliesUnavailable
 from shared.replies import ANNOUNCED_PAYLOAD_BYTES, Claim, Replies, Result, Screened
 from shared.settings import PlatformSettings
@@ -84,6 +85,11 @@ async def test_a_result_comes_back_whole(replies, model):
     failed = Result(id="f", status="failed", model_name=model, error={"code": "run_timeout", "message": "too long"})
     assert await replies.put([full, failed]) == [full, failed]
     assert await replies.get([(model, "f"), (model, "nobody"), (model, "r")]) == [failed, None, full]
+
+
+def test_fields_of_a_newer_writer_are_left_out():
+    stored = {**unpack(answer("m").encode()), "invented_later": 1}
+    assert Result.decode(pack(stored)) == answer("m")
 
 
 async def test_memory_views_are_stored_as_bytes(replies, model):

@@ -14,7 +14,7 @@ import pytest
 
 from shared.topics import MODELS
 from support import uploads
-from support.front_door import body, row
+from support.front_door import body, front_door, row
 from support.garbage import garbage
 from support.waiting import eventually
 
@@ -22,10 +22,15 @@ pytestmark = pytest.mark.stack
 MODEL = uploads.mlp().SerializeToString()
 
 
-@pytest.fixture
-async def model(door, backbone):
-    name = backbone.model()
-    await door.serve(name, MODEL)
+@pytest.fixture(scope="module")
+def model(stack, backbone):
+    """A served model; the tests keep their request ids apart."""
+
+    async def serve(name):
+        async with front_door(stack.environment) as door:
+            await door.serve(name, MODEL)
+
+    asyncio.run(serve(name := backbone.model()))
     return name
 
 

@@ -11,6 +11,7 @@ from shared import heartbeats, kafka, topics
 from shared.codec import cloud_event_headers, encode_event
 from shared.events import Heartbeat, MachineClass
 from shared.heartbeats import Heartbeats
+from support.raw_batches import malformed, produce
 from support.waiting import eventually
 
 pytestmark = pytest.mark.stack
@@ -87,6 +88,7 @@ async def test_garbage_among_heartbeats_is_skipped(settings):
         headers = cloud_event_headers(event_type="Heartbeat", source="x")
         await producer.send_and_wait(topic, b"\xc1", key=b"x", headers=headers)
         await producer.send_and_wait(topic, None, key=b"x")
+        await produce(settings, topic, 0, malformed())
         await producer.send_and_wait(topic, encode_event(beat("worker-3")), key=b"worker-3")
         await eventually(lambda: heard.is_alive("worker-3/a"))
 

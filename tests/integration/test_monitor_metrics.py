@@ -11,6 +11,7 @@ from shared.codec import cloud_event_headers, encode_event, pack
 from shared.events import BatchesRan, Heartbeat, HttpAnswered, JobProgressed, MachineClass
 from shared.telemetry import Telemetry
 from support.monitor_process import Monitor, free_port
+from support.raw_batches import malformed, produce
 from support.waiting import eventually
 
 pytestmark = pytest.mark.stack
@@ -51,7 +52,8 @@ async def write_garbage(settings, producer) -> int:
         await producer.send_and_wait(
             settings.topics.name(topics.METRICS), value, key=b"x", headers=headers if name else []
         )
-    return len(records)
+    await produce(settings, settings.topics.name(topics.METRICS), 0, malformed())
+    return len(records) + 3
 
 
 async def write_batches(telemetry: Telemetry, count: int) -> None:

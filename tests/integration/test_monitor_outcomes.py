@@ -16,6 +16,7 @@ from shared.events import BatchMembership, Timings
 from shared.outcomes import OutcomeWriter
 from support.facts import receipt
 from support.monitor_process import Monitor, free_port
+from support.raw_batches import malformed, produce
 from support.waiting import eventually
 
 pytestmark = pytest.mark.stack
@@ -98,10 +99,11 @@ async def write_garbage(settings, producer) -> int:
         (topics.outcome_key(nowhere.request.topic, 0), encode_event(nowhere)),
     ]
     headers = [*cloud_event_headers(event_type="Receipt", source="forger"), ("content-type", None), ("x", b"\xff")]
+    topic = settings.topics.name(topics.OUTCOMES)
     for number, (key_, value) in enumerate(records):
-        topic = settings.topics.name(topics.OUTCOMES)
         await producer.send_and_wait(topic, value, key=key_, partition=number % 4, headers=headers)
-    return len(records)
+    await produce(settings, topic, 2, malformed())
+    return len(records) + 3
 
 
 async def read_all(settings, topic: str) -> list:

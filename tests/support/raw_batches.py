@@ -42,6 +42,13 @@ class Raw:
     """Added to the record's length as it says it."""
 
 
+def malformed() -> bytes:
+    """A batch of three records that every broker takes and no reader may stand still at."""
+    return batch(
+        Raw(key=b"k", headers=[(b"ce_type\xff", b"x")]), Raw(key=b"k", attributes=0x80), Raw(key=b"k", offset_delta=99)
+    )
+
+
 def batch(
     *records: Raw,
     codec: str = "none",
