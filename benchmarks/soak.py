@@ -3,8 +3,8 @@
     python -m benchmarks.soak [--requests 100000] [--every 10000] [--data-dir DIR]
 
 Starts a local stack of its own, sends requests half over HTTP and half straight from Kafka, and prints the resident
-memory of every service after each `--every` requests, when all of them are answered. The first such mark is the warm-up:
-exits with 1 if a service is afterwards ever more than 10% away from it. Kafka and Redis are shown and not judged: they
+memory of every service after each `--every` requests, when all of them are answered. The first mark is the warm-up:
+exits with 1 if a service is ever more than 10% away from it afterwards. Kafka and Redis are shown and not judged: they
 keep what they are given.
 """
 

@@ -75,8 +75,11 @@ class OnnxEngine:
         # Spinning threads take the cores that decode and encode beside the run, and those of other services.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what fails is raised; the rest is noise on stderr
+        wanted = providers(settings)
+        if "CUDAExecutionProvider" in wanted:
+            ort.preload_dlls()  # CUDA's libraries, where they came as Python packages
         try:
-            session = ort.InferenceSession(content, options, providers=providers(settings))
+            session = ort.InferenceSession(content, options, providers=wanted)
         except Exception as err:  # ONNX Runtime raises its own types, all plain Exceptions
             raise ModelNotReady(f"ONNX Runtime does not load this variant: {err}") from err
         if settings.device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":

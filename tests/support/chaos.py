@@ -270,7 +270,7 @@ class Audit:
     batches: int = 0
     """Batches whose members are all known, compared bit by bit."""
 
-    def expect(self, holds: bool, otherwise: str) -> None:  # noqa: FBT001 - an assertion
+    def expect(self, holds: bool, otherwise: str) -> None:
         """Note a violation unless it holds."""
         if not holds:
             self.violations.append(otherwise)
