@@ -1,7 +1,8 @@
 """Logging: structlog, one canonical line per request or event, pretty on a terminal and JSON otherwise.
 
-Libraries that log through the standard library come out in the same form. A line carries the service and instance;
-`request_id` and `trace_id` are bound where there is one. Nothing is configured at import: `main()` calls `configure`.
+Libraries that log through the standard library come out in the same form, and say the same thing only so often. A line
+carries the service and instance; `request_id` and `trace_id` are bound where there is one. Nothing is configured at
+import: `main()` calls `configure`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _QUIET = {
     "uvicorn.access": logging.WARNING,
 }
 """Libraries whose chatter our own lines make superfluous: waits and answers are logged where they matter to us."""
+_REPEAT_S = 10.0
+_MAX_KNOWN = 1000
 
 
 def configure(service: str, settings: PlatformSettings) -> FilteringBoundLogger:
@@ -55,6 +58,7 @@ def configure(service: str, settings: PlatformSettings) -> FilteringBoundLogger:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    handler.addFilter(_Repeats())
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name, floor in _QUIET.items():
         logging.getLogger(name).setLevel(floor)
@@ -72,6 +76,23 @@ def trace_id(traceparent: str | None) -> str | None:
     """The trace id of a W3C `traceparent` (https://www.w3.org/TR/trace-context/), if it has one."""
     parts = (traceparent or "").split("-")
     return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else None  # noqa: PLR2004 - the standard's lengths
+
+
+class _Repeats(logging.Filter):
+    """Lets a library say the same thing once in `_REPEAT_S`: without Kafka, aiokafka does 100 times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_s: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.name, str(record.msg)
+        if record.created - self._said_s.get(said, 0.0) < _REPEAT_S:
+            return False
+        if len(self._said_s) >= _MAX_KNOWN:  # messages that are no templates, each another
+            self._said_s.clear()
+        self._said_s[said] = record.created
+        return True
 
 
 def _dumps(value: Any, **_: Any) -> str:

@@ -64,7 +64,8 @@ def outcome(settings, partition: int, offset: int, worker: str):
 async def write(settings, partition: int, first: int, last: int, *, seed: int) -> None:
     """A worker, its successor and the zombie of the first: everyone starts at a committed offset, without a gap."""
     dice, committed, reached = random.Random(seed), first, first
-    async with OutcomeWriter(settings) as worker, OutcomeWriter(settings) as zombie:
+    named = [settings.model_copy(update={"instance": name}) for name in ("w0", "w1")]
+    async with OutcomeWriter(named[0]) as worker, OutcomeWriter(named[1]) as zombie:
         writers = [worker, zombie]
         positions = [first, first]
         while committed < last:

@@ -55,6 +55,14 @@ def test_libraries_that_chatter_are_quiet(lines):
     assert lines() == []
 
 
+def test_a_library_that_repeats_itself_is_heard_once(lines):
+    configure()
+    for node in range(50):
+        logging.getLogger("aiokafka.conn").error("unable to connect to node %s", node)
+    logging.getLogger("aiokafka.conn").error("the group has gone")
+    assert [line["event"] for line in lines()] == ["unable to connect to node 0", "the group has gone"]
+
+
 def test_an_error_brings_its_traceback_on_the_same_line(lines):
     log = configure()
     try:
