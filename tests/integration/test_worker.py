@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 
 import numpy as np
@@ -212,3 +213,44 @@ async def test_a_restarted_worker_goes_on_where_the_last_one_committed(backbone)
         async with worker_running(settings.model_copy(update={"incarnation": "second"})):
             outcomes = await there.outcomes(name, 2)
         assert [outcomes[0, offset].request_id for offset in range(2)] == ["before", "between"]
+
+
+async def test_a_receipt_can_be_recomputed_from_the_log(worker, backbone):
+    name, model = backbone.model(), onnx_models.linear()
+    values = [body(np.full((1, 4), index, np.float32)) for index in range(12)]
+    at = [await worker.send(name, value, ce_id=f"c{index}") for index, value in enumerate(values)]
+    await worker.upload(name, model)  # all are queued by now: batches of several
+    receipts = await worker.outcomes(name, len(values))
+    digests = {place: hashlib.sha256(value).hexdigest() for place, value in zip(at, values, strict=True)}
+    batches = {}
+    for place, receipt in receipts.items():
+        assert receipt.input_sha256 == digests[place]
+        assert receipt.artifact_sha256 == hashlib.sha256(model.content).hexdigest()
+        [result] = await worker.replies.get([(name, receipt.request_id)])
+        assert receipt.output_sha256 == output_digest(result.outputs)
+        batches.setdefault(receipt.batch.id, []).append(receipt)
+    assert max(map(len, batches.values())) > 1
+    for members in batches.values():
+        members.sort(key=lambda receipt: receipt.batch.index)
+        assert [receipt.batch.index for receipt in members] == list(range(members[0].batch.size))
+        lines = (
+            f"{m.request.topic}-{m.request.partition}-{m.request.offset} {m.input_sha256}\n".encode() for m in members
+        )
+        assert {m.batch.members_sha256 for m in members} == {hashlib.sha256(b"".join(lines)).hexdigest()}
+
+
+async def test_models_beyond_the_memory_budget_take_turns(backbone):
+    models = [onnx_models.linear(seed=seed) for seed in range(3)]
+    budget = sum(len(model.content) for model in models[:2])  # room for two of the three
+    settings = backbone.settings(WorkerSettings, threads=1, memory_budget_bytes=budget)
+    names = [backbone.model() for _ in models]
+    x = np.ones((1, 4), np.float32)
+    async with rig(settings) as there, worker_running(settings):
+        for name, model in zip(names, models, strict=True):
+            await there.upload(name, model)
+        for turn in range(2):
+            for name, model in zip(names, models, strict=True):
+                await there.send(name, body(x), ce_id=f"turn-{turn}")
+                result = await there.result(name, f"turn-{turn}")
+                expected = ort.InferenceSession(model.content).run(None, {"x": x})[0]
+                assert to_numpy(result.outputs[0]).tobytes() == expected.tobytes()

@@ -30,6 +30,7 @@ class Rig:
         self.replies = redis
         self._aio = producer
         self._producer = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers, "linger.ms": 0})
+        self._made = set()
         self._store = ArtifactStore(settings.artifact_store_url)
 
     async def upload(self, name, model, variant="fp32"):
@@ -38,7 +39,7 @@ class Rig:
         async def chunks():
             yield model.content
 
-        await kafka.ensure_topics(self.settings, name)
+        await self.ensure(name)
         artifact = await self._store.put_stream(chunks(), limit_bytes=len(model.content))
         upload_id = uuid.uuid4().hex
         registry = await self.log.publish(events.ModelUploaded(model=name, upload_id=upload_id, artifact=artifact))
@@ -58,8 +59,15 @@ class Rig:
         await self.log.publish(events.ModelReady(**attempt, variant=variant, reason="the rig lets everything pass"))
         return number
 
+    async def ensure(self, name):
+        """The model's request topic is there, as the gateway would have made it."""
+        if name not in self._made:
+            await kafka.ensure_topics(self.settings, name)
+            self._made.add(name)
+
     async def send(self, model, value, *, key=None, partition=None, **headers):
         """Produce one request; returns its (partition, offset)."""
+        await self.ensure(model)
         loop = asyncio.get_running_loop()
         delivered = loop.create_future()
 
