@@ -4,6 +4,9 @@ In:  what queued up is fetched, read into jobs, opened in the partition's ledger
 Out: the contiguous run of completed rows is appended to `outcomes`, acknowledged, and only then committed
      (`WHEN_SAVED`). A failed append closes the ledger and starts the partition again at its committed offset.
 
+A writer must never skip: an outcome above a missing one would hide it from every reader for ever. So records that
+were fetched before a partition was given up or started again are never taken after it.
+
 On revocation and shutdown: nothing new is taken, what was not started is dropped (its next owner has it), what runs
 is finished within a bound, appended and committed.
 """
@@ -11,6 +14,7 @@ is finished within a bound, appended and committed.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
@@ -79,6 +83,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._topic = settings.topics.requests(server.name)
         self._consumer: AIOKafkaConsumer
         self._ledgers: dict[TopicPartition, Ledger] = {}
+        self._epochs: Counter[TopicPartition] = Counter()
+        """How often a partition was given up or started again: records fetched before that must not be taken after."""
         self._deaths: dict[tuple[int, int], int] = {}
         self._in_progress = 0
         self._freed = asyncio.Event()
@@ -124,6 +130,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         )
 
     async def _give_up(self, partitions: Sequence[TopicPartition]) -> None:
+        self._epochs.update(partitions)
         ledgers = [self._ledgers.pop(tp) for tp in partitions if tp in self._ledgers]
         for ledger in ledgers:
             self._release(self._server.drop(ledger))
@@ -152,11 +159,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._consumer.resume(*self._consumer.paused())
         try:
             fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=room)
-            for partition, records in fetched.items():
-                await self._take_partition(partition, records)
         except KafkaError as err:
             logs.get().warning("waiting for kafka", what=self._topic, error=repr(err))
             await asyncio.sleep(1)
+            return
+        epochs = self._epochs.copy()
+        for partition, records in fetched.items():
+            if epochs[partition] == self._epochs[partition]:
+                await self._take_partition(partition, records)
 
     def _room(self) -> int:
         if sum(map(len, self._ledgers.values())) >= _MAX_OPEN_ROWS:
@@ -171,7 +181,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         jobs = [read(record, self._server.name, ledger, self._death_count(record)) for record in records]
         await self._catch_up(jobs)
         if ledger is not self._ledgers.get(partition):
-            return  # revoked or started again meanwhile: these records come again, to whoever owns them
+            return  # given up or started again meanwhile: these records come again, to whoever owns them
         for job in jobs:
             ledger.open(job.record.offset)
             self._check_reply_topic(job)
@@ -225,8 +235,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
     @property
     def lag(self) -> int:
         """Records of this worker's partitions that it has not taken yet, as of the last fetch."""
-        ends = ((self._consumer.highwater(tp) or 0, ledger) for tp, ledger in self._ledgers.items())
-        return sum(max(0, end - ledger.taken) for end, ledger in ends)
+        ledgers = [(tp, ledger) for tp, ledger in self._ledgers.items() if tp in self._consumer.assignment()]
+        return sum(max(0, (self._consumer.highwater(tp) or 0) - ledger.taken) for tp, ledger in ledgers)
 
     # ------------------------------------------------------------------ out
 
@@ -295,6 +305,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         """Nobody knows what was appended: go back to what is certain."""
         logs.get().warning("starting again at the committed offset", partition=ledger.partition, error=error.message)
         partition = TopicPartition(ledger.topic, ledger.partition)
+        self._epochs[partition] += 1
         ledger.close()
         self._release(self._server.drop(ledger))
         if self._ledgers.get(partition) is ledger:
