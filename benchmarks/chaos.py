@@ -22,11 +22,13 @@ import onnxruntime
 
 from services.cli.local import standard_services
 from tests.support import uploads
-from tests.support.chaos import THE_FULL_STORM, Audit, audit, storm
+from tests.support.audit import Audit, audit
 from tests.support.front_door import front_door
 from tests.support.local import RunningStack, local_stack
+from tests.support.storm import THE_FULL_STORM, storm
 
-MODEL = "storm"
+MODEL = f"storm-{time.time_ns()}"
+"""Another in each run: a data directory may be used again."""
 
 
 async def rage(stack: RunningStack, requests: int, rate_per_s: float) -> Audit:
@@ -51,8 +53,13 @@ def main() -> int:
     for given in ("AIAAS_KAFKA_BOOTSTRAP_SERVERS", "AIAAS_REDIS_URL"):  # servers of its own: they are killed
         os.environ.pop(given, None)
     with tempfile.TemporaryDirectory() as scratch:
-        settings = {"service_env": {"AIAAS_MIN_SPEEDUP": "1e9"}}  # fp32 serves: it has one right answer
-        with local_stack(asked.data_dir or Path(scratch), standard_services(2), **settings) as stack:
+        own = local_stack(
+            asked.data_dir or Path(scratch),
+            standard_services(2),
+            service_env={"AIAAS_MIN_SPEEDUP": "1e9"},  # fp32 serves: it has one right answer
+            local_kafka="apache",  # the embedded broker keeps nothing when it is killed
+        )
+        with own as stack:
             found = asyncio.run(rage(stack, asked.requests, asked.rate))
     print(f"{found.requests} requests, {found.outcomes} outcomes; HTTP answers {dict(found.answers)}")
     print(f"{found.repeats} repeats in the log, {found.reexecuted} requests run again after a crash")

@@ -30,7 +30,8 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODEL = "soak"
+MODEL = f"soak-{time.time_ns()}"
+"""Another in each run: a data directory may be used again."""
 SERVICES = ("gateway", "worker-1", "worker-2", "optimizer", "monitor")
 SERVERS = ("kafka", "redis")
 CALLERS = 32
@@ -59,8 +60,8 @@ async def all_answered(door: FrontDoor, count: int) -> None:
     """Wait until the monitor has counted an outcome of every request."""
 
     async def look() -> bool:
-        series = (await door.stats())["models"]
-        return bool(series) and series[0]["outcomes"] == {"succeeded": count}
+        told = [series["outcomes"] for series in (await door.stats())["models"] if series["model"] == MODEL]
+        return told == [{"succeeded": count}]
 
     await eventually(look, within_s=120, what=f"{count} outcomes at the monitor")
 

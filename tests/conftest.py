@@ -38,6 +38,13 @@ def backbone(tmp_path_factory):
         asyncio.run(there.clean())
 
 
+@pytest.fixture
+def apache_kafka(backbone):
+    """Skips a test of what only Apache Kafka does."""
+    if backbone.embedded:
+        pytest.skip("the embedded broker knows no exact ends, LogAppendTime or max.message.bytes: needs Apache Kafka")
+
+
 @pytest.fixture(scope="session")
 def stack(backbone, tmp_path_factory):
     """All services over the backbone's servers: gateway, two workers, optimizer, monitor.
@@ -52,6 +59,7 @@ def stack(backbone, tmp_path_factory):
         tmp_path_factory.mktemp("stack"),
         standard_services(workers=2),
         service_env={
+            **{name: value for name, value in backbone.environment.items() if name.startswith("AIAAS_KAFKA_")},
             "AIAAS_TOPIC_PREFIX": settings.topic_prefix,
             "AIAAS_MIN_SPEEDUP": "1e9",
             "AIAAS_REPLY_TOPIC_PREFIXES": json.dumps([f"{backbone.model()}-copies."]),

@@ -40,10 +40,11 @@ def expected(content, inputs):
 
 async def queued(door, model, count):
     """Wait until this many requests are on the model's topic."""
-    requests = door.log(door.topics.requests(model))
+    requests, found = door.log(door.topics.requests(model)), []
 
     async def look():
-        return sum((await asyncio.to_thread(requests.ends)).values()) >= count
+        found.extend(await asyncio.to_thread(requests.poll))
+        return len(found) >= count
 
     await eventually(look, what=f"{count} requests of {model} on their topic")
 

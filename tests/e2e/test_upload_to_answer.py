@@ -12,10 +12,11 @@ import tritonclient.http as triton
 
 from shared.tensors import DTYPES, output_digest
 from support import uploads
-from support.chaos import audit, storm
+from support.audit import audit
 from support.front_door import outputs_of
 from support.gateway import example, json_input, tensor
 from support.onnx_models import ONNX_TYPES
+from support.storm import storm
 
 pytestmark = pytest.mark.stack
 
@@ -48,6 +49,8 @@ async def test_a_batch_answers_as_onnx_runtime_does_with_the_same_batch(door, st
     assert found.violations == []
     assert found.answers == {"200": 100}
     assert 0 < found.batches < found.outcomes == 200, "some requests ran together"
+    off = await audit(calm, lambda inputs: directly(content, inputs)[0] * np.float32(1.000001))
+    assert len(off.violations) > 100, "the audit sees a bit that is wrong"
 
 
 # ONNX Runtime's Python can't take strings and BF16 in one run.

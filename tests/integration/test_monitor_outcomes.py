@@ -152,6 +152,7 @@ def shown(stats) -> dict:
     }
 
 
+@pytest.mark.usefixtures("apache_kafka")
 async def test_numbers_are_exact_with_zombies_garbage_forgeries_and_sigkill(settings, monitor, producer):
     for partition in range(4):
         for _ in range(REQUESTS):

@@ -112,6 +112,7 @@ async def test_changes_end_at_the_present(settings):
         await changes.aclose()
 
 
+@pytest.mark.usefixtures("apache_kafka")
 async def test_a_moment_in_the_log_is_told_by_the_brokers_clock(settings):
     async with following(settings) as (log, producer):
         await producer.send_and_wait(

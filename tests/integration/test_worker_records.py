@@ -148,6 +148,7 @@ async def committed(consumer, partition, offset):
     return await consumer.committed(partition) == offset
 
 
+@pytest.mark.usefixtures("apache_kafka")
 async def test_a_reply_copy_that_is_refused_costs_no_other(backbone):
     """Echoed headers make one copy too large for its topic; those after it go through."""
     settings = backbone.settings(WorkerSettings, threads=1, request_partitions=1)

@@ -31,6 +31,13 @@ class Backbone:
         self.environment = environment
         self.bootstrap_servers = environment["AIAAS_KAFKA_BOOTSTRAP_SERVERS"]
         self.redis_url = environment["AIAAS_REDIS_URL"]
+        self.embedded = environment.get("AIAAS_KAFKA_IDEMPOTENCE") == "false"
+        """Whether it is the broker that stands in for Apache Kafka where that can't be had."""
+        self._kafka = {
+            name.removeprefix("AIAAS_").lower(): value
+            for name, value in environment.items()
+            if name.startswith("AIAAS_KAFKA_")  # where it is, and what this one must be spared
+        }
         self._directory = directory
         self._run = f"t{uuid.uuid4().hex[:8]}"
         self._numbers = count(1)
@@ -39,8 +46,8 @@ class Backbone:
         """Settings of a service that meets nobody else's topics or files. Pass `topic_prefix` on to let two meet."""
         name = self._fresh()
         fields: dict[str, Any] = {
+            **self._kafka,
             "instance": name,
-            "kafka_bootstrap_servers": self.bootstrap_servers,
             "redis_url": self.redis_url,
             "topic_prefix": f"{name}.",
             "artifact_store_url": (self._directory / name / "artifacts").as_uri(),

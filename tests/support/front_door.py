@@ -8,7 +8,6 @@ knows only the documented contract.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,25 +15,22 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import orjson
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from shared.outcomes import Watermarks, read_outcome
 from shared.tensors import Array, Tensor, from_json, from_numpy, to_json
 from shared.topics import DEAD_LETTERS, OUTCOMES, Topics
 
+from .log_readers import At, Log, Outcomes
 from .waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from shared.events import Receipt
 
 OK = 200
 _GATE_S = 90.0
 _POLL_S = 0.1
-At = tuple[str, int, int]
-"""Topic, partition and offset of a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,83 +58,6 @@ def outputs_of(response: Mapping[str, Any]) -> tuple[Tensor, ...]:
     return tuple(from_json(o["name"], o["datatype"], tuple(o["shape"]), o["data"]) for o in response["outputs"])
 
 
-class Log:
-    """A reader of one topic, from its beginning; `poll` gives what is new."""
-
-    def __init__(self, bootstrap_servers: str, topic: str) -> None:
-        options = {"bootstrap.servers": bootstrap_servers, "group.id": f"test-{uuid.uuid4()}"}
-        self._consumer = Consumer(options | {"enable.auto.commit": False, "enable.partition.eof": True})
-        self._topic = topic
-        self._partitions: list[int] = []
-
-    def open(self) -> None:
-        """Find the topic's partitions; a topic that appears later is found by the next `poll`."""
-        found = self._consumer.list_topics(self._topic, timeout=10).topics[self._topic].partitions
-        self._partitions = sorted(found)
-        self._consumer.assign([TopicPartition(self._topic, number, OFFSET_BEGINNING) for number in found])
-
-    def poll(self) -> list[Message]:
-        """All records up to the present ends."""
-        if not self._partitions:
-            self.open()
-        records: list[Message] = []
-        behind = self._behind()
-        while behind:
-            for message in self._consumer.consume(1000, _POLL_S):
-                error = message.error()
-                if error is None:
-                    records.append(message)
-                elif error.code() != KafkaError._PARTITION_EOF and not error.retriable():
-                    raise KafkaException(error)
-            behind = {at for at in behind if self._position(at[0]) < at[1]}
-        return records
-
-    def ends(self) -> dict[int, int]:
-        """The offset after the last record, by partition."""
-        if not self._partitions:
-            self.open()
-        return {
-            number: self._consumer.get_watermark_offsets(TopicPartition(self._topic, number), timeout=10)[1]
-            for number in self._partitions
-        }
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        self._consumer.close()
-
-    def _behind(self) -> set[tuple[int, int]]:
-        return {(number, end) for number, end in self.ends().items() if end and self._position(number) < end}
-
-    def _position(self, number: int) -> int:
-        [at] = self._consumer.position([TopicPartition(self._topic, number)])
-        return max(0, int(at.offset))
-
-
-class Outcomes:
-    """The outcome log, read by the public rule: the first outcome of a request counts."""
-
-    def __init__(self, log: Log) -> None:
-        self.log = log
-        self.accepted: dict[At, Receipt] = {}
-        self.by_id: dict[tuple[str, str], list[Receipt]] = {}
-        """By model and request id: one, unless the id was sent again."""
-        self.written_ms: dict[At, int] = {}
-        self.repeats = 0
-        self._marks = Watermarks()
-
-    def poll(self) -> None:
-        """Take in what is new."""
-        for message in self.log.poll():
-            receipt = read_outcome(message.key(), message.value())
-            if not self._marks.accept(receipt):
-                self.repeats += 1
-                continue
-            at = receipt.request.topic, receipt.request.partition, receipt.request.offset
-            self.accepted[at] = receipt
-            self.written_ms[at] = message.timestamp()[1]
-            self.by_id.setdefault((receipt.model_name, receipt.request_id), []).append(receipt)
-
-
 class FrontDoor:
     """Clients of one running stack, whose `environment` says where it is. Build it with `front_door`."""
 
@@ -147,8 +66,9 @@ class FrontDoor:
         self.monitor_url = environment["AIAAS_MONITOR_URL"]
         self.topics = Topics(environment.get("AIAAS_TOPIC_PREFIX", "aiaas."))
         self.http = http
+        idempotent = environment.get("AIAAS_KAFKA_IDEMPOTENCE", "true")  # the embedded broker can't
         self._producer = Producer(
-            {"bootstrap.servers": self.bootstrap_servers, "enable.idempotence": True, "linger.ms": 0}
+            {"bootstrap.servers": self.bootstrap_servers, "enable.idempotence": idempotent, "linger.ms": 0}
         )
         self._open: list[Log] = []
 
