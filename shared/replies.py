@@ -4,6 +4,7 @@
     aiaas:claim:{model}:{id}     which record owns the id: [topic, partition, offset, tenant, input_sha256]; TTL
     aiaas:running:{model}        hash {partition}:{run} -> request offsets that a worker has in a run right now
     aiaas:deaths:{model}         hash {partition}:{offset} -> workers that died while running this record
+    aiaas:probe                  written to learn whether Redis takes writes
     aiaas:replies:{gateway}      pub/sub: msgpack list of [model, id, payload or nil] that were answered
 
 Answers, cancels and expiries go through one arbiter, `SET … NX GET EX`: whoever sets first wins, and everyone learns
@@ -121,9 +122,9 @@ class Replies:
         self._ttl_s = ttl_s
 
     async def ping(self) -> None:
-        """Return if Redis answers."""
+        """Return if Redis takes a write: one that is full still answers a PING."""
         with _edge():
-            await self._redis.ping()
+            await self._redis.set("aiaas:probe", b"", ex=self._ttl_s)
 
     async def put(self, results: Sequence[Result]) -> list[Result]:
         """Offer answers; returns, for each, the one that counts: the first that was ever offered for its id."""

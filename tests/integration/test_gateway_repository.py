@@ -225,8 +225,7 @@ async def test_traffic_is_split_and_joined(gateway, log, model):
     split = await gateway.client.post(url, json={"weights": {"1": 90, "2": 10}})
     assert (split.status_code, split.json()["weights"]) == (200, {"1": 90, "2": 10})
     await log.heartbeat((model, 1))
-    half = await gateway.client.get(f"/v2/models/{model}/ready")
-    assert "version 2" in half.json()["error"]
+    await gateway.until(f"/v2/models/{model}/ready", lambda half: "version 2" in half.json().get("error", ""))
     joined = await gateway.client.post(url, json={"weights": {}})
     assert (joined.status_code, joined.json()["weights"], joined.json()["active"]) == (200, {}, 1)
     for weights, status in [({"9": 1}, 404), ({"0": 1}, 400), ({"1": -1}, 400), ("x", 400)]:
