@@ -136,7 +136,7 @@ async def _create(admin: AIOKafkaAdminClient, wanted: dict[str, tuple[Topic, int
         return
     response = await admin.create_topics(
         [
-            NewTopic(name, partitions, replication_factor, topic_configs=topic.config)
+            NewTopic(name, partitions, replication_factor, topic_configs=topic.kafka_config)
             for name, (topic, partitions) in wanted.items()
         ]
     )

@@ -14,6 +14,9 @@ from shared import events
 _KEPT_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
 _BROKERS_CLOCK = {"message.timestamp.type": "LogAppendTime"}
 """Where readers rely on when a record was written: a writer's clock may be wrong, and its stamp is its own choice."""
+_UNPACKED = {"compression.type": "uncompressed"}
+"""Producers may compress; the broker unpacks. So its bound for a batch is one on what readers have to hold: packed,
+1 MiB could become gigabytes in a worker."""
 _DAY_MS = 24 * 3600 * 1000
 MAX_RECORD_BYTES = 1_000_000
 """Kafka's own default bound for a record batch is 1 MiB: a record and its headers stay below it."""
@@ -31,6 +34,11 @@ class Topic:
     events: tuple[type[events.Event], ...] = ()
     partitions: int = 1
     config: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kafka_config(self) -> dict[str, str]:
+        """What the topic is created with."""
+        return _UNPACKED | self.config
 
 
 REQUESTS = Topic(

@@ -135,7 +135,9 @@ def _topic(name: str, topic: Topic, topics: Mapping[str, TopicFacts]) -> Iterato
             "it must have one, which orders the registry: partitions never go away, so take a new AIAAS_TOPIC_PREFIX",
         )
     wrong = {
-        key: (found.config[key], value) for key, value in topic.config.items() if found.config.get(key, value) != value
+        key: (found.config[key], value)
+        for key, value in topic.kafka_config.items()
+        if found.config.get(key, value) != value
     }
     for key, (seen, wanted) in wrong.items():
         verdict: Verdict = "fail" if topic is MODELS or key == "cleanup.policy" else "warn"

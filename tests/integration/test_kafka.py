@@ -54,7 +54,7 @@ async def test_topics_are_configured_as_the_map_says(backbone, admin):
         name = settings.topics.name(topic)
         [response] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
         configured = {entry[0]: entry[1] for entry in response.resources[0][4]}
-        assert {key: configured[key] for key in topic.config} == topic.config, name
+        assert {key: configured[key] for key in topic.kafka_config} == topic.kafka_config, name
 
 
 async def test_the_largest_record_there_may_be_fits(backbone):

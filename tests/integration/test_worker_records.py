@@ -8,6 +8,7 @@ import time
 import orjson
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 from confluent_kafka import Producer
 
 from services.worker.settings import WorkerSettings
@@ -78,11 +79,13 @@ BROKEN = {
     "a null header that must not be": batch(asked(headers=[(b"deadline", None)])),
     "the content type of 100 kB": batch(Raw(ASKED, headers=[(b"content-type", b"a" * 100_000)])),
     "an id of 100 kB": batch(asked(headers=[(b"ce_id", b"a" * 100_000)])),
+}
+REFUSED = {
     "30 MB of nothing, compressed": batch(Raw(bytes(30_000_000), headers=[JSON]), codec="zstd"),
     "a key of 30 MB, compressed": batch(Raw(b"?", key=bytes(30_000_000), headers=[JSON]), codec="zstd"),
-    "bytes after a compressed batch": batch(asked(), codec="gzip", after=b"junk"),
     "lengths that lie, compressed": batch(Raw(b"?", lie_bytes=3), asked(), codec="gzip"),
 }
+"""What the broker unpacks and then does not take: none of it ever reaches a worker's memory."""
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
@@ -95,6 +98,23 @@ async def test_a_broken_record_fails_alone_with_a_dead_letter(worker, model, con
     assert failed == set(range(after))
     letters = await worker.dead_letters(model)
     assert {int(dict(letter.headers)["x-original-offset"]) for letter in letters} == failed
+
+
+@pytest.mark.usefixtures("apache_kafka")
+@pytest.mark.parametrize("content", REFUSED.values(), ids=REFUSED)
+async def test_a_packed_batch_that_is_more_or_other_than_it_says_is_refused_by_the_broker(worker, model, content):
+    with pytest.raises(KafkaError):
+        await produce(worker.settings, worker.settings.topics.requests(model), 0, content)
+    assert await worker.send(model, ASKED, ce_id="after", content_type="application/json") == (0, 0)
+    assert (await worker.result(model, "after")).status == "succeeded"
+
+
+@pytest.mark.usefixtures("apache_kafka")
+async def test_bytes_after_a_packed_batch_do_not_reach_its_readers(worker, model):
+    content = batch(asked(), codec="gzip", after=b"junk")
+    await produce(worker.settings, worker.settings.topics.requests(model), 0, content)
+    outcomes = await worker.outcomes(model, 1)
+    assert outcomes[0, 0].status == "succeeded"
 
 
 @pytest.mark.parametrize("stamped_ms", [-1, -(2**62), 0, 1, NOW_MS + _HOUR_MS // 2])
@@ -159,10 +179,10 @@ async def test_a_reply_copy_that_is_refused_costs_no_other(backbone):
     reply_topic = elsewhere.topics.requests(name)
     async with rig(settings) as there, worker_running(settings):
         await there.upload(name, onnx_models.linear())
-        for number, size_bytes in enumerate((10, 1_500_000, 10, 10)):
+        for number, size_bytes in enumerate((10, 1024**2 - 400, 10, 10)):
             headers = [(b"reply-topic", reply_topic.encode()), (b"x-size", b"v" * size_bytes)]
             record = asked(headers=headers)
-            await produce(settings, settings.topics.requests(name), 0, batch(record, codec="zstd"))
+            await produce(settings, settings.topics.requests(name), 0, batch(record))
             await there.send(name, ASKED, ce_id=f"then{number}", content_type="application/json")
         await there.outcomes(name, 8)
 
