@@ -169,7 +169,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 await self._take_partition(partition, records)
 
     def _room(self) -> int:
-        if sum(map(len, self._ledgers.values())) >= _MAX_OPEN_ROWS:
+        if sum(ledger.open_rows for ledger in self._ledgers.values()) >= _MAX_OPEN_ROWS:
             return 0
         if self._held.used >= self._held.limit:
             # Whoever holds nothing may still take a little: one model's backlog must not starve the others.
@@ -177,7 +177,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         return self._settings.max_queued - len(self._server.pending)
 
     async def _take_partition(self, partition: TopicPartition, records: Sequence[ConsumerRecord]) -> None:
-        ledger = self._ledgers.get(partition) or await self._open(partition, records[0].offset)
+        ledger = self._ledgers.get(partition)
+        if ledger is None:
+            ledger = await self._open(partition, records[0].offset)
         jobs = [read(record, self._server.name, ledger, self._death_count(record)) for record in records]
         await self._catch_up(jobs)
         if ledger is not self._ledgers.get(partition):

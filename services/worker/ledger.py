@@ -53,7 +53,9 @@ class Ledger:
         self._order: deque[int] = deque()
         self._completed: dict[int, Outcome] = {}
 
-    def __len__(self) -> int:
+    @property
+    def open_rows(self) -> int:
+        """Rows whose outcome is not appended yet."""
         return len(self._order)
 
     def open(self, offset: int) -> None:

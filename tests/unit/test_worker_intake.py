@@ -59,9 +59,10 @@ class SlowReplies:
     """Answers `count_deaths` only when the test says so."""
 
     def __init__(self):
-        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+        self.asked, self.answer, self.times_asked = asyncio.Event(), asyncio.Event(), 0
 
     async def count_deaths(self, *_):
+        self.times_asked += 1
         self.asked.set()
         await self.answer.wait()
         return {}
@@ -104,6 +105,17 @@ async def intake(settled):
 def complete(intake, job):
     job.ledger.complete(job.record.offset, SimpleNamespace(receipt=receipt(job.record.offset), copy=None))
     intake.completed(job)
+
+
+async def test_a_partition_keeps_its_ledger_when_all_its_rows_are_done(intake, settled):
+    intake._replies.answer.set()
+    for offset in range(3):
+        await intake._consumer.fetched.put({FIRST: records(FIRST, offset)})
+        await intake._take()
+        complete(intake, settled[offset])
+        await intake._flush(list(intake._ledgers.values()))
+    assert len({job.ledger for job in settled}) == 1
+    assert intake._replies.times_asked == 1
 
 
 async def test_records_in_hand_when_partitions_are_revoked_are_not_taken(intake, settled):

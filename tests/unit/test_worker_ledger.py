@@ -56,7 +56,7 @@ def test_ready_rows_stay_until_they_are_appended():
     assert ledger.ready() == ledger.ready() != []
     ledger.advance(0)
     assert ledger.ready() == []
-    assert (ledger.appended, ledger.committed, len(ledger)) == (1, 0, 0)
+    assert (ledger.appended, ledger.committed, ledger.open_rows) == (1, 0, 0)
 
 
 def test_a_closed_ledger_takes_no_late_answers():
