@@ -68,7 +68,12 @@ class FrontDoor:
         self.http = http
         idempotent = environment.get("AIAAS_KAFKA_IDEMPOTENCE", "true")  # the embedded broker can't
         self._producer = Producer(
-            {"bootstrap.servers": self.bootstrap_servers, "enable.idempotence": idempotent, "linger.ms": 0}
+            {
+                "bootstrap.servers": self.bootstrap_servers,
+                "enable.idempotence": idempotent,
+                "linger.ms": 0,
+                "log_level": 0,  # it would report every try to reach a broker that the test has killed
+            }
         )
         self._open: list[Log] = []
 
