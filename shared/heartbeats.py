@@ -1,15 +1,16 @@
 """Heartbeats: who is alive, on what kind of machine, holding what; through the compacted topic `workers`.
 
-A worker and an optimizer publish one every interval. A reader holds the last of each instance and counts it as alive
-until two intervals and a second have passed without one, by the reader's own clock since *it* read the record, so
-that clocks need not agree. A record that was already old when it was read is told by its broker timestamp.
+A worker and an optimizer publish one every interval, and when what they hold has changed. A reader holds the last of
+each instance and counts it as alive until two intervals and a second have passed without one, by the reader's own
+clock since *it* read the record, so that clocks need not agree. A record that was already old when it was read is told
+by its broker timestamp.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from aiokafka import TopicPartition
@@ -29,12 +30,19 @@ if TYPE_CHECKING:
     from shared.settings import PlatformSettings
 
 INTERVAL_S = 2.0
+_LEAST_INTERVAL_S = 0.1
 _GRACE_S = 1.0
 
 
-async def publish(settings: PlatformSettings, producer: AIOKafkaProducer, beat: Callable[[], Heartbeat]) -> None:
-    """Publish `beat()` every interval until cancelled."""
+async def publish(
+    settings: PlatformSettings,
+    producer: AIOKafkaProducer,
+    beat: Callable[[], Heartbeat],
+    changed: asyncio.Event | None = None,
+) -> None:
+    """Publish `beat()` every interval until cancelled, and soon after `changed` is set: what it holds is news."""
     topic = settings.topics.name(topics.WORKERS)
+    changed = changed or asyncio.Event()
     while True:
         heartbeat = beat()
         try:
@@ -46,7 +54,10 @@ async def publish(settings: PlatformSettings, producer: AIOKafkaProducer, beat: 
             )
         except KafkaError as err:
             logs.get().warning("heartbeat not sent", error=repr(err))
-        await asyncio.sleep(INTERVAL_S)
+        await asyncio.sleep(_LEAST_INTERVAL_S)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), INTERVAL_S - _LEAST_INTERVAL_S)
+        changed.clear()
 
 
 class Heartbeats:

@@ -70,7 +70,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
                 for job in (
                     worker.run(),
                     telemetry.run(),
-                    heartbeats.publish(settings, producer, worker.heartbeat),
+                    heartbeats.publish(settings, producer, worker.heartbeat, worker.changed),
                 )
             ]
             starting[0] = None
@@ -105,6 +105,8 @@ class Worker:
         self._settlement = Settlement(settings, redis, dead_letters, receipts, self._completed)
         self._lane = Lane(settings, redis, self._settlement, receipts, executor)
         self._shelf = Shelf(settings, ArtifactStore(settings.artifact_store_url), executor, self._adopt)
+        self.changed = asyncio.Event()
+        """What the heartbeat says is news."""
         self._servers: dict[str, ModelServer] = {}
         self._intakes: dict[str, Intake] = {}
         self._intake_tasks: list[asyncio.Task[None]] = []
@@ -153,6 +155,7 @@ class Worker:
         for server in self._servers.values():
             server.adopt(self._log.registry)
         self._lane.wake()
+        self.changed.set()
 
     async def _readopt(self) -> None:
         while True:

@@ -36,10 +36,10 @@ def beat(instance="worker-1", incarnation="a", interval_s=2.0):
 
 
 @asynccontextmanager
-async def beating(settings, make):
+async def beating(settings, make, changed=None):
     """An instance that lives for as long as this is entered."""
     async with kafka.started(lambda: kafka.producer(settings), "test") as producer:
-        task = asyncio.create_task(heartbeats.publish(settings, producer, make))
+        task = asyncio.create_task(heartbeats.publish(settings, producer, make, changed))
         try:
             yield producer
         finally:
@@ -59,6 +59,19 @@ async def test_who_beats_is_alive_and_who_stops_is_not_for_long(settings, monkey
             assert heard.is_alive("worker-1/a")
         await eventually(lambda: not heard.is_alive("worker-1/a"), within_s=5)
         assert heard.alive() == []
+
+
+async def test_news_are_told_before_the_interval_is_over(settings, monkeypatch):
+    monkeypatch.setattr(heartbeats, "INTERVAL_S", 60.0)
+    told, changed = ["a"], asyncio.Event()
+    async with (
+        heartbeats.follow(settings) as heard,
+        beating(settings, lambda: beat(incarnation=told[-1]), changed),
+    ):
+        await eventually(lambda: heard.is_alive("worker-1/a"))
+        told.append("b")
+        changed.set()
+        await eventually(lambda: heard.is_alive("worker-1/b"))
 
 
 async def test_a_restarted_instance_is_another(settings):
