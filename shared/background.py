@@ -1,4 +1,4 @@
-"""Work beside the body of an `async with`: if it fails, so does the body. Nothing dies silently."""
+"""Background work that can't die silently, and waits that can't swallow a cancel."""
 
 from __future__ import annotations
 
@@ -18,3 +18,17 @@ async def beside(*jobs: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         yield
         for task in tasks:
             task.cancel()
+
+
+async def set_within(event: asyncio.Event, timeout_s: float | None) -> bool:
+    """Wait for an event, but not longer than `timeout_s`; whether it came.
+
+    Not `asyncio.wait_for`: up to Python 3.11 that returns, and the task lives on, if the task is cancelled in the very
+    moment in which the event is set.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from shared import kafka, logs, topics
-from shared.background import beside
+from shared.background import beside, set_within
 from shared.codec import cloud_event_headers, decode_event, encode_event
 from shared.errors import InvalidInput
 from shared.events import Heartbeat
@@ -55,8 +55,7 @@ async def publish(
         except KafkaError as err:
             logs.get().warning("heartbeat not sent", error=repr(err))
         await asyncio.sleep(_LEAST_INTERVAL_S)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), INTERVAL_S - _LEAST_INTERVAL_S)
+        await set_within(changed, INTERVAL_S - _LEAST_INTERVAL_S)
         changed.clear()
 
 

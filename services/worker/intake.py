@@ -25,6 +25,7 @@ from services.worker.ledger import Ledger
 from services.worker.reply_copies import check_topic
 from services.worker.settle import persistently
 from shared import kafka, logs
+from shared.background import set_within
 from shared.errors import AiaasError, InvalidInput, LogUnavailable
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             self._freed.clear()
             self._consumer.pause(*self._consumer.assignment())
             await self._consumer.getmany(timeout_ms=0)  # keeps the membership: the consumer is polled
-            await _wait(self._freed, _POLL_MS / 1000)
+            await set_within(self._freed, _POLL_MS / 1000)
             return
         self._consumer.resume(*self._consumer.paused())
         try:
@@ -256,7 +257,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         while True:
             self._finished.clear()
             await self._flush(list(self._ledgers.values()))
-            await _wait(self._finished, _POLL_MS / 1000)
+            await set_within(self._finished, _POLL_MS / 1000)
 
     async def _flush(self, ledgers: Sequence[Ledger]) -> None:
         """Append and commit what is ready."""
@@ -315,12 +316,3 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             if partition in self._consumer.assignment():
                 self._consumer.seek(partition, ledger.committed)
         await asyncio.sleep(1)
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait for an event, but not longer."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from services.worker.batching import answer, concatenate, take_apart
 from services.worker.receipts import members_sha256, queue_ns
 from services.worker.settle import persistently
+from shared.background import set_within
 from shared.codec import to_map
 from shared.errors import AiaasError, TooLarge
 from shared.events import BatchMembership, Timings
@@ -96,10 +97,7 @@ class Lane:
 
     async def _wait(self) -> None:
         queued = any(server.pending for server in self._servers)
-        try:
-            await asyncio.wait_for(self._work.wait(), _TICK_S if queued else None)
-        except TimeoutError:
-            return
+        await set_within(self._work, _TICK_S if queued else None)
         self._work.clear()
 
     def _choose(self) -> Batch | None:
