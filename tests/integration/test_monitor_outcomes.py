@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -210,7 +211,8 @@ async def test_a_damaged_snapshot_and_one_of_another_log_are_folded_anew(setting
     assert shown(await monitor.folded(offsets)) == versions
     assert monitor.terminate() == 0
     stored = path.read_bytes()
-    path.write_bytes(stored.replace(b'"offsets":{', b'"offsets":{"3":1000000,', 1))  # ahead of the log's end
+    [held] = re.findall(rb'"offsets":{.*?}', stored)
+    path.write_bytes(stored.replace(held, b'"offsets":{"3":1000000}'))  # ahead of the log's end
     monitor.start()
     assert shown(await monitor.folded(offsets)) == versions
     assert len(list(path.parent.glob("*.unusable"))) == 2
