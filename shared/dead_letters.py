@@ -1,9 +1,9 @@
 """Dead letters: records that failed before they ran, with their cause, kept for people.
 
 The value and key are the original bytes; where they came from and why they are here is in `x-*` headers. The topic
-takes records up to twice the bound of a request, so that any request fits. A producer that compresses can get a larger
-one past its broker, whose bound is for compressed bytes: of that, only the headers are kept, and `x-omitted-bytes`
-says how much it was. Its coordinates say where all of it is, as long as its topic keeps it.
+takes records up to twice the bound of a request, so that any request fits. Where a topic was
+configured otherwise (packed, or with a higher bound) a record may be larger still: of that, only the headers are kept,
+and `x-omitted-bytes` says how much it was. Its coordinates say where all of it is, as long as its topic keeps it.
 """
 
 from __future__ import annotations
