@@ -23,10 +23,10 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Final, cast
 
+import msgspec
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import from_url
-from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import ArtifactNotFound, DigestMismatch, InvalidInput, StoreUnavailable, TooLarge
 
@@ -45,18 +45,18 @@ REQUEST_TIMEOUT: Final = timedelta(seconds=30)
 RETRY_TIMEOUT: Final = timedelta(seconds=60)
 MAX_RETRIES: Final = 3
 
+Content = bytes | memoryview
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _KEY: Final = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]*(/[A-Za-z0-9_=-][A-Za-z0-9._=-]*){0,31}")
 """Keys within the store: no empty, hidden or `..` segment, nothing percent-encoded, no query."""
 
 
-class Artifact(BaseModel):
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     """Where bytes lie and which bytes they are: the claim check that records carry instead of them."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    uri: Annotated[str, Field(min_length=1, max_length=2048)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    byte_size: Annotated[int, Field(ge=0)]
+    uri: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    byte_size: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class ArtifactStore:
@@ -72,7 +72,7 @@ class ArtifactStore:
         self._store = _open(url, config)
 
     async def put_stream(
-        self, chunks: AsyncIterator[bytes], *, limit_bytes: int, expected_sha256: str | None = None
+        self, chunks: AsyncIterator[Content], *, limit_bytes: int, expected_sha256: str | None = None
     ) -> Artifact:
         """Store what the iterator yields, holding about two parts of `PART_BYTES` in memory.
 
@@ -88,7 +88,7 @@ class ArtifactStore:
         try:
             sha256, byte_size = await _receive(writer, incoming, chunks, limit_bytes)
             _keep_promise(sha256, expected_sha256)
-            key = f"sha256/{sha256[:2]}/{sha256[2:]}"
+            key = _content_key(sha256)
             # Also over an object that is there already: the same bytes, or damaged ones, which this repairs.
             with _store_errors(incoming):
                 await obstore.rename_async(self._store, incoming, key)
@@ -114,25 +114,55 @@ class ArtifactStore:
         _compare(artifact, digest.hexdigest(), len(content))
         return content
 
-    async def stream(self, artifact: Artifact) -> AsyncIterator[bytes]:
-        """The content in pieces of about `PART_BYTES`; trust none of it before the iteration has ended.
+    async def get_view(self, artifact: Artifact) -> memoryview:
+        """The whole content, read-only, in `artifact.byte_size` bytes of memory and a piece or two: look at that first.
+
+        Raises:
+            The errors of `get_bytes`.
+        """
+        content = memoryview(b"")
+        at = 0
+        async for piece in self.stream(artifact):
+            if not at:  # now it is known that there is as much
+                content = memoryview(bytearray(artifact.byte_size))
+            content[at : at + len(piece)] = piece
+            at += len(piece)
+        return content.toreadonly()
+
+    async def stream(self, artifact: Artifact) -> AsyncIterator[memoryview]:
+        """The content in pieces of `PART_BYTES`; trust none of it before the iteration has ended.
+
+        Each piece is a range of its own: a third of the time of obstore's stream, which reads files by 8 KiB.
 
         Raises:
             The errors of `get_bytes`, `DigestMismatch` after the last piece.
         """
-        result = await self._get(artifact)
+        key = await self._find(artifact)
         digest, byte_size = hashlib.sha256(), 0
-        pieces = aiter(result.stream(min_chunk_size=PART_BYTES))
-        while True:
+        for start in range(0, artifact.byte_size, PART_BYTES):
+            end = min(start + PART_BYTES, artifact.byte_size)
             with _store_errors(artifact.uri):
-                piece = await anext(pieces, None)
-            if piece is None:
-                break
-            content = bytes(piece)
-            byte_size += len(content)
-            await _update(digest, content)
-            yield content
+                piece = memoryview(await obstore.get_range_async(self._store, key, start=start, end=end))
+            byte_size += len(piece)
+            await _update(digest, piece)
+            yield piece
         _compare(artifact, digest.hexdigest(), byte_size)
+
+    async def named(self, sha256: str) -> Artifact:
+        """What lies here under a digest; its content is not read.
+
+        Raises:
+            InvalidInput: that is no digest.
+            ArtifactNotFound: nothing is there.
+            StoreUnavailable: the store failed.
+        """
+        if not _SHA256.fullmatch(sha256):
+            raise InvalidInput(f"{sha256[:80]!r} is not a SHA-256 in lowercase hex")
+        key = _content_key(sha256)
+        uri = f"{self._base}/{key}"
+        with _store_errors(uri):
+            meta = await obstore.head_async(self._store, key)
+        return Artifact(uri=uri, sha256=sha256, byte_size=meta["size"])
 
     async def exists(self, artifact: Artifact) -> bool:
         """Whether an object of the artifact's size is there. Its content is not read.
@@ -147,6 +177,23 @@ class ArtifactStore:
         except ArtifactNotFound:
             return False
         return meta["size"] == artifact.byte_size
+
+    async def check_there(self, artifact: Artifact) -> None:
+        """Look whether an object of the artifact's size is there; its content is not read.
+
+        Raises:
+            InvalidInput, ArtifactNotFound, StoreUnavailable: as in `get_bytes`.
+            DigestMismatch: its size is another.
+        """
+        await self._find(artifact)
+
+    def check_within(self, artifact: Artifact) -> None:
+        """Look only at where it says to lie.
+
+        Raises:
+            InvalidInput: that is not within this store.
+        """
+        self._key(artifact.uri)
 
     async def _discard(self, writer: AsyncWritableFile, key: str) -> None:
         """Remove what was written to an `incoming/` key.
@@ -169,6 +216,15 @@ class ArtifactStore:
             raise DigestMismatch(f"{artifact.uri} has {result.meta['size']} bytes, not {artifact.byte_size}")
         return result
 
+    async def _find(self, artifact: Artifact) -> str:
+        """The key of the artifact's object, which is there and has the right size."""
+        key = self._key(artifact.uri)
+        with _store_errors(artifact.uri):
+            meta = await obstore.head_async(self._store, key)
+        if meta["size"] != artifact.byte_size:
+            raise DigestMismatch(f"{artifact.uri} has {meta['size']} bytes, not {artifact.byte_size}")
+        return key
+
     def _key(self, uri: str) -> str:
         """The key of a URI within this store."""
         key = uri.removeprefix(f"{self._base}/")
@@ -177,8 +233,12 @@ class ArtifactStore:
         return key
 
 
+def _content_key(sha256: str) -> str:
+    return f"sha256/{sha256[:2]}/{sha256[2:]}"
+
+
 async def _receive(
-    writer: AsyncWritableFile, key: str, chunks: AsyncIterator[bytes], limit_bytes: int
+    writer: AsyncWritableFile, key: str, chunks: AsyncIterator[Content], limit_bytes: int
 ) -> tuple[str, int]:
     """Write the chunks to `key`; their digest and size."""
     digest, byte_size = hashlib.sha256(), 0
@@ -232,7 +292,7 @@ def _keep_promise(sha256: str, expected_sha256: str | None) -> None:
         raise DigestMismatch(f"the content has SHA-256 {sha256}, not {expected_sha256}")
 
 
-async def _update(digest: hashlib._Hash, content: bytes) -> None:
+async def _update(digest: hashlib._Hash, content: Content) -> None:
     """Hash, on the event loop only what takes no time there."""
     if len(content) > HASH_INLINE_BYTES:
         await asyncio.to_thread(digest.update, content)

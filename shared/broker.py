@@ -76,6 +76,7 @@ def build(settings: PlatformSettings) -> KafkaBroker:
         security=_security(options),
         consumer_only=True,
         allow_auto_create_topics=False,
+        apply_types=False,  # the decoder has made an event of it, and checked it
         logger=logging.getLogger("faststream"),
         log_level=logging.DEBUG,  # of a line a record; what matters is logged here
     )
@@ -106,7 +107,8 @@ async def running(broker: KafkaBroker, dead_letters: DeadLetters, done: Done) ->
     try:
         while True:
             try:
-                await broker.start()
+                with kafka.refusals_in_words():
+                    await broker.start()
                 break
             except (KafkaError, OSError) as err:
                 logs.get().warning("waiting for kafka", what="subscribers", error=repr(err))

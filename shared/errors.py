@@ -7,6 +7,7 @@
     │   ├── IdConflict                  id_conflict          the id names another request of this model
     │   ├── DuplicateUnresolved         duplicate_unresolved the first request of this id has no result in time
     │   ├── TooLarge                    too_large            above a configured size
+    │   ├── UnsupportedEncoding         unsupported_encoding a body compressed in a way that is not read here
     │   ├── UnknownModel                unknown_model
     │   ├── UnknownVersion              unknown_version
     │   ├── UnknownRequest              unknown_request      never accepted, or its result has expired
@@ -15,11 +16,15 @@
     │   ├── ModelRetired                model_retired
     │   ├── Unauthorized                unauthorized         API key missing or unknown
     │   ├── Stalled                     stalled              a body did not arrive in time
+    │   ├── Unsupported                 unsupported          a part of the protocol that is not here
     │   ├── ArtifactNotFound            artifact_not_found
     │   └── DigestMismatch              digest_mismatch      bytes are not those that were promised
     ├── Unavailable                     the same request may succeed later (retriable)
     │   ├── ModelNotReady               not_ready            uploaded, not yet through the gate
-    │   ├── Overloaded                  overloaded           an in-flight bound is reached
+    │   ├── ModelNotLoaded              not_loaded           unloaded on purpose; loading it brings it back
+    │   ├── Unfinished                  unfinished           it is recorded, and not yet seen to be done
+    │   ├── Overloaded                  overloaded           an in-flight bound is reached, or the backlog is too long
+    │   ├── QuotaExceeded               quota_exceeded       the tenant has used up what it may ask for now
     │   ├── LogUnavailable              log_unavailable      Kafka did not acknowledge
     │   ├── RepliesUnavailable          replies_unavailable  Redis did not answer
     │   ├── StoreUnavailable            store_unavailable    the artifact store did not answer
@@ -37,7 +42,11 @@ gateway alone maps codes to HTTP. Third-party failures become these at the edge,
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from typing import ClassVar, Final
+
+LEAST_RETRY_AFTER_S: Final = 1
+MOST_RETRY_AFTER_S: Final = 60
 
 
 class AiaasError(Exception):
@@ -75,6 +84,10 @@ class TooLarge(CallerError):
     code = "too_large"
 
 
+class UnsupportedEncoding(CallerError):
+    code = "unsupported_encoding"
+
+
 class UnknownModel(CallerError):
     code = "unknown_model"
 
@@ -107,6 +120,10 @@ class Stalled(CallerError):
     code = "stalled"
 
 
+class Unsupported(CallerError):
+    code = "unsupported"
+
+
 class ArtifactNotFound(CallerError):
     code = "artifact_not_found"
 
@@ -116,18 +133,33 @@ class DigestMismatch(CallerError):
 
 
 class Unavailable(AiaasError):
-    """The same request may succeed later; `retry_after_s` says when to try."""
+    """The same request may succeed later; `retry_after_s` says when to try, in whole seconds within fixed bounds."""
 
     retriable = True
-    retry_after_s: ClassVar[int] = 1
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = math.ceil(min(max(LEAST_RETRY_AFTER_S, retry_after_s), MOST_RETRY_AFTER_S))
 
 
 class ModelNotReady(Unavailable):
     code = "not_ready"
 
 
+class ModelNotLoaded(Unavailable):
+    code = "not_loaded"
+
+
+class Unfinished(Unavailable):
+    code = "unfinished"
+
+
 class Overloaded(Unavailable):
     code = "overloaded"
+
+
+class QuotaExceeded(Unavailable):
+    code = "quota_exceeded"
 
 
 class LogUnavailable(Unavailable):

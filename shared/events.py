@@ -1,37 +1,53 @@
-"""Every fact on Kafka, one frozen model each, named in the past tense.
+"""Every fact on Kafka, one frozen struct each, named in the past tense.
 
 `topics.py` says which topic carries which. An event never changes its meaning: a field may be added with a default;
-anything else is a new `schema_version` (see `codec`). Digests are lowercase hex SHA-256; times in fields are
+anything else is a new `schema` (see `codec`). What the annotations demand is checked where an event is decoded, not
+where it is made: what a user says is held against them before (see the gateway's request bodies). Digests are lowercase hex SHA-256; times in fields are
 nanoseconds since the epoch (`*_ns`) or RFC 3339 strings (`*_at`), durations nanoseconds unless the name says otherwise.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import sys
+from typing import Annotated, Any, Final, Literal, dataclass_transform
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from msgspec import Meta, Struct, StructMeta
 
 from shared.artifacts import Artifact
+from shared.processing import Processing
 from shared.signature import Signature
 
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,99}$")]
-Text = Annotated[str, StringConstraints(max_length=4000)]
+MODEL_NAME: Final = r"\A[A-Za-z0-9][A-Za-z0-9-]{0,99}\Z"
+ModelName = Annotated[str, Meta(pattern=MODEL_NAME)]
+Text = Annotated[str, Meta(max_length=4000)]
 """Prose for people, bounded because anyone may write to the log."""
-Short = Annotated[str, StringConstraints(max_length=200)]
+Short = Annotated[str, Meta(max_length=200)]
 MAX_VERSION = 2**31 - 1
-VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION)]
+VersionNumber = Annotated[int, Meta(ge=1, le=MAX_VERSION)]
+Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+"""Neither infinite nor NaN, which JSON does not have."""
 
 
-class Fields(BaseModel):
+class _Named(StructMeta):
+    """Every struct is frozen and made by naming its fields; msgspec lets no class inherit that.
+
+    Fields by name also keep their order, those of the base first: in a record, `schema` stands before all others.
+    """
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **config: Any) -> Any:
+        return super().__new__(mcs, name, bases, namespace, **{"frozen": True, "kw_only": True, **config})
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Fields(Struct, metaclass=_Named, frozen=True):
     """A part of an event."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
 class Event(Fields):
     """A fact. Subclasses are listed by topic in `shared.topics`."""
 
-    schema_version: ClassVar[int] = 1
+    schema: int = 1
+    """The version of the event's form; the default is the newest, and the only one that is written."""
 
 
 # --------------------------------------------------------------------------- the registry's log (`models`)
@@ -51,13 +67,15 @@ class ModelUploaded(ModelEvent):
     format: Literal["onnx"] = "onnx"
     requested_version: VersionNumber | None = None
     tenant: Short | None = None
+    processing: Processing | None = None
+    """The steps before and after the model, for as long as the version lives."""
 
 
 class AttemptEvent(ModelEvent):
     """Written by the owner of an attempt to optimize a version; ignored once the attempt is superseded."""
 
     version: VersionNumber
-    attempt: Annotated[int, Field(ge=1)]
+    attempt: Annotated[int, Meta(ge=1)]
     owner: Short
 
 
@@ -69,18 +87,18 @@ class Latency(Fields):
     """Median seconds of one run at a batch size, on the machine that measured."""
 
     batch_size: int
-    p50_s: float
+    p50_s: Finite
 
 
 class Measurements(Fields):
     """What the gate measured of a candidate, beside its fp32 reference."""
 
-    max_abs_error: float | None = None
-    cosine: float | None = None
-    top1_agreement: float | None = None
+    max_abs_error: Finite | None = None
+    cosine: Finite | None = None
+    top1_agreement: Finite | None = None
     row_independent: bool | None = None
     latencies: tuple[Latency, ...] = ()
-    speedup: float | None = None
+    speedup: Finite | None = None
     """Reference time over this variant's, geometric mean over the batch sizes."""
     byte_size: int = 0
     machine: Short = ""
@@ -92,7 +110,7 @@ class VariantReady(AttemptEvent):
     variant: Short
     artifact: Artifact
     signature: Signature
-    batch_cap: Annotated[int, Field(ge=1)]
+    batch_cap: Annotated[int, Meta(ge=1)]
     """Most rows in one run; 1 if answers were not proved independent of their neighbours."""
     measurements: Measurements
 
@@ -128,7 +146,7 @@ class ModelPromoted(ModelEvent):
 class TrafficSplit(ModelEvent):
     """Requests that name no version are spread over versions by weight, by hash of the request id."""
 
-    weights: dict[VersionNumber, Annotated[int, Field(ge=0, le=1_000_000)]]
+    weights: dict[VersionNumber, Annotated[int, Meta(ge=0, le=1_000_000)]]
 
 
 class ModelRolledBack(ModelEvent):
@@ -139,6 +157,14 @@ class ModelRetired(ModelEvent):
     """`version`, or the whole model if it is absent, answers no more."""
 
     version: VersionNumber | None = None
+
+
+class ModelUnloaded(ModelEvent):
+    """No version answers until `ModelLoaded`; workers let go of it. Versions, promotion and weights are kept."""
+
+
+class ModelLoaded(ModelEvent):
+    """What was unloaded answers again, as before."""
 
 
 # --------------------------------------------------------------------------- receipts (`outcomes`)
@@ -209,6 +235,56 @@ class Receipt(Event):
     worker: str
     reexecuted: bool = False
     completed_at: str
+    processing_sha256: str | None = None
+    """The digest of the version's declared processing; null where there is none. `artifact_sha256` is the model's."""
+
+
+# --------------------------------------------------------------------------- statistics (`statistics`)
+
+
+class Duration(Fields):
+    """How often something was done, and the nanoseconds it took altogether."""
+
+    count: int = 0
+    ns: int = 0
+
+
+class RunStatistics(Fields):
+    """Runs of the model with one number of requests in the batch. A run's times count once, not for each request."""
+
+    batch_size: int
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+
+
+class ModelStatistics(Event):
+    """What came of the requests to a version since the log began. The topic is compacted by `model/version`.
+
+    Exact for the outcomes below `offsets`. Phases count succeeded requests; `runs` only runs that succeeded.
+    """
+
+    model: ModelName
+    version: VersionNumber
+    last_inference_ms: int
+    """When the last outcome was appended, in ms since the epoch."""
+    inferences: int
+    """Requests that a run answered; a duplicate, which got the first one's answer, succeeds without one."""
+    success: Duration
+    fail: Duration
+    """Failed, expired or cancelled."""
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+    runs: tuple[RunStatistics, ...] = ()
+    offsets: dict[int, int]
+    """The next offset to fold, by partition of the outcome log."""
+
+    @property
+    def executions(self) -> int:
+        """Runs of the model."""
+        return sum(run.compute_infer.count for run in self.runs)
 
 
 # --------------------------------------------------------------------------- heartbeats (`workers`)
@@ -246,7 +322,11 @@ class Heartbeat(Event):
     """Records not yet taken, by model."""
     queued: dict[str, int] = {}
     """Records taken and not yet answered, by model."""
-    interval_s: float
+    answered: dict[str, int] = {}
+    """Records that got their outcome since the start of the process, by model."""
+    positions: dict[str, int] = {}
+    """Offset of the first record not yet answered, by request partition (`topic/partition`) that this worker holds."""
+    interval_s: Finite
     """The next one is due within this time."""
 
 
@@ -268,20 +348,20 @@ class GpuSample(Fields):
 
     index: int
     name: str
-    utilisation_percent: float
+    utilisation_percent: Finite
     memory_used_bytes: int
     memory_total_bytes: int
-    power_w: float | None = None
-    temperature_c: float | None = None
+    power_w: Finite | None = None
+    temperature_c: Finite | None = None
 
 
 class HostSampled(MetricEvent):
     """CPU, memory, disk and GPU of a process and its host."""
 
-    cpu_percent: float
+    cpu_percent: Finite
     """Of this process; 100 is one core."""
     rss_bytes: int
-    host_cpu_percent: float
+    host_cpu_percent: Finite
     host_memory_used_bytes: int
     host_memory_total_bytes: int
     disk_used_bytes: int
@@ -289,7 +369,7 @@ class HostSampled(MetricEvent):
     disk_read_bytes: int
     disk_written_bytes: int
     gpus: tuple[GpuSample, ...] = ()
-    loop_delay_s: float
+    loop_delay_s: Finite
     """Largest delay of the event loop since the last sample."""
 
 
@@ -319,4 +399,4 @@ class JobProgressed(MetricEvent):
     version: int
     attempt: int
     step: str
-    fraction: float
+    fraction: Finite

@@ -13,19 +13,17 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from shared import kafka, logs, topics
-from shared.background import beside, set_within
-from shared.codec import cloud_event_headers, decode_event, encode_event
-from shared.errors import InvalidInput
+from shared import compacted, logs, topics
+from shared.background import set_within
+from shared.codec import cloud_event_headers, encode_event
 from shared.events import Heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+    from aiokafka import AIOKafkaProducer, ConsumerRecord
 
     from shared.settings import PlatformSettings
 
@@ -64,11 +62,16 @@ class Heartbeats:
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[float, Heartbeat]] = {}
+        self._news = asyncio.Event()
 
     def alive(self) -> list[Heartbeat]:
         """Instances heard of lately."""
+        return [beat for _, beat in self.heard_lately()]
+
+    def heard_lately(self) -> list[tuple[float, Heartbeat]]:
+        """The same, each with the time (`time.monotonic`) of its last heartbeat."""
         now_s = time.monotonic()
-        return [beat for heard_s, beat in self._last.values() if now_s - heard_s < 2 * beat.interval_s + _GRACE_S]
+        return [(at_s, beat) for at_s, beat in self._last.values() if now_s - at_s < 2 * beat.interval_s + _GRACE_S]
 
     def is_alive(self, owner: str) -> bool:
         """Whether this run of an instance (`instance/incarnation`) was heard of lately."""
@@ -77,33 +80,22 @@ class Heartbeats:
     def heard(self, beat: Heartbeat, age_s: float) -> None:
         """Take in a heartbeat that was written `age_s` seconds ago."""
         self._last[beat.instance] = (time.monotonic() - max(0.0, age_s), beat)
+        self._news.set()
 
-    async def run(self, consumer: AIOKafkaConsumer) -> None:
-        """Read until cancelled."""
-        while True:
-            try:
-                fetched = await consumer.getmany(timeout_ms=1000)
-            except KafkaError as err:
-                logs.get().warning("waiting for kafka", what="heartbeats", error=repr(err))
-                await asyncio.sleep(1)
-                continue
-            for records in fetched.values():
-                for record in records:
-                    try:
-                        beat = decode_event(Heartbeat, record.value)
-                    except InvalidInput as err:
-                        logs.get().warning("ignored a record", topic=record.topic, error=err.message)
-                    else:
-                        self.heard(beat, time.time() - record.timestamp / 1000)
+    async def until(self, done: Callable[[list[Heartbeat]], bool]) -> None:
+        """Return when `done` says so of the living: asked at each heartbeat, and now and then, since instances die."""
+        while not done(self.alive()):
+            self._news.clear()
+            await set_within(self._news, INTERVAL_S)
 
 
 @asynccontextmanager
 async def follow(settings: PlatformSettings) -> AsyncIterator[Heartbeats]:
     """Follow `workers` from the beginning: it is compacted, so that is short."""
-    async with kafka.started(lambda: kafka.consumer(settings), "heartbeats") as consumer:
-        partition = TopicPartition(settings.topics.name(topics.WORKERS), 0)
-        consumer.assign([partition])
-        await consumer.seek_to_beginning(partition)
-        heartbeats = Heartbeats()
-        async with beside(heartbeats.run(consumer)):
-            yield heartbeats
+    heartbeats = Heartbeats()
+
+    def take(beat: Heartbeat, record: ConsumerRecord) -> None:
+        heartbeats.heard(beat, time.time() - record.timestamp / 1000)
+
+    async with compacted.followed(settings, topics.WORKERS, Heartbeat, take):
+        yield heartbeats

@@ -8,19 +8,19 @@ read whatever a broker takes from producers (`shared.tolerant_records`).
 from __future__ import annotations
 
 import asyncio
-import ssl
-from contextlib import asynccontextmanager
+import logging
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
 
-from shared import logs, tolerant_records
+from shared import logs, tls, tolerant_records
 from shared.topics import FIXED, REQUESTS, Topic
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from shared.settings import PlatformSettings
 
@@ -38,10 +38,9 @@ def client_options(settings: PlatformSettings) -> dict[str, Any]:
         "security_protocol": settings.kafka_security_protocol,
     }
     if "SSL" in settings.kafka_security_protocol:
-        context = ssl.create_default_context(cafile=settings.kafka_ssl_cafile)
-        if settings.kafka_ssl_certfile:
-            context.load_cert_chain(settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile)
-        options["ssl_context"] = context
+        options["ssl_context"] = tls.client_context(
+            settings.kafka_ssl_cafile, settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile
+        )
     if "SASL" in settings.kafka_security_protocol:
         options["sasl_mechanism"] = settings.kafka_sasl_mechanism
         options["sasl_plain_username"] = settings.kafka_sasl_username
@@ -99,7 +98,8 @@ async def start(make: Callable[[], Client], what: str) -> Client:
     while True:
         client = make()
         try:
-            await client.start()
+            with refusals_in_words():
+                await client.start()
         except (KafkaError, OSError) as err:
             logs.get().warning("waiting for kafka", what=what, error=repr(err), retry_in_s=wait_s)
             await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
@@ -109,10 +109,42 @@ async def start(make: Callable[[], Client], what: str) -> Client:
             return client
 
 
+@contextmanager
+def refusals_in_words() -> Iterator[None]:
+    """A start that fails says why: a wrong password, a certificate that is not trusted, nobody there.
+
+    aiokafka logs what each server said, and raises no more than that none was left.
+    """
+    heard = _Heard(logging.ERROR)
+    logger = logging.getLogger("aiokafka")
+    logger.addHandler(heard)
+    try:
+        yield
+    except KafkaConnectionError as err:
+        raise KafkaConnectionError("; ".join(heard.said) or str(err)) from err
+    finally:
+        logger.removeHandler(heard)
+
+
+class _Heard(logging.Handler):
+    """Each message once, in their order."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.said: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said[record.getMessage()] = None
+
+
 async def ensure_topics(settings: PlatformSettings, *models: str) -> None:
     """Create the fixed topics (no `models` given) or the request topics of models; returns once they are there."""
     wanted = (
-        {settings.topics.requests(model): (REQUESTS, settings.request_partitions) for model in models}
+        {
+            settings.topics.requests(model, high=high): (REQUESTS, settings.request_partitions)
+            for model in models
+            for high in (False, True)
+        }
         if models
         else {settings.topics.name(topic): (topic, topic.partitions) for topic in FIXED}
     )

@@ -10,24 +10,30 @@ A request is the same in three forms, told apart by content type:
 - `application/msgpack`: the same map with a tensor's `data` as raw bytes, or a list as in JSON. What the gateway
   puts on Kafka.
 
+In all of them a tensor's `data` may be a claim check instead: `{uri, sha256, byte_size}`, an object in the artifact
+store that holds the tensor's raw bytes. A response tells of such an object in the output's `parameters`, and leaves
+`data` out if nobody has fetched it. Which store that is, and fetching, is not this module's business.
+
 Fields that nobody knows are ignored, as the protocol asks. Tensors of a binary form are views of the body: keep a
-request only as long as its body may stay in memory. Claim checks (`{uri, sha256, byte_size}` instead of `data`) and
-shared memory are refused. Whether a request fits a model is asked of `shared.signature`.
+request only as long as its body may stay in memory; `decode_header` reads one whose tensors have not arrived. Shared
+memory is refused. Whether a request fits a model is asked of `shared.signature`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import orjson
 
+from shared.artifacts import Artifact
 from shared.codec import MSGPACK, pack, unpack
 from shared.errors import InvalidInput
-from shared.tensors import Tensor, check, from_json, refuse, to_json
+from shared.tensors import Tensor, check, check_size, claim, from_json, refuse, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 JSON: Final = "application/json"
 BINARY: Final = "application/octet-stream"
@@ -66,17 +72,48 @@ class _Tail:
         self._data = memoryview(data)
         self._at = 0
 
-    def take(self, name: str, size: Any) -> memoryview:
-        """The next `size` bytes, not copied."""
+    def tensor(self, name: str, datatype: str, shape: tuple[int, ...], size: Any) -> Tensor:
+        """A tensor of the next `size` bytes, not copied."""
         if type(size) is not int or not 0 <= size <= len(self._data) - self._at:
             refuse(name, f"has binary_data_size {size!r}, but {len(self._data) - self._at} bytes are left")
         self._at += size
-        return self._data[self._at - size : self._at]
+        return check(Tensor(name, datatype, shape, self._data[self._at - size : self._at]))
 
     def finish(self) -> None:
         """Refuse bytes that no tensor claimed."""
         if self._at != len(self._data):
             raise InvalidInput(f"{len(self._data) - self._at} bytes follow the last binary tensor")
+
+
+class _TailToCome:
+    """The same, of bytes that have not arrived: sizes are held against shapes, and noted."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+
+    def tensor(self, name: str, datatype: str, shape: tuple[int, ...], size: Any) -> Tensor:
+        """A tensor without its bytes."""
+        if type(size) is not int:
+            refuse(name, f"has binary_data_size {size!r}, which is no number of bytes")
+        tensor = Tensor(name, datatype, shape, b"")
+        check_size(tensor, size)
+        self.sizes[name] = size
+        return tensor
+
+    def finish(self) -> None:
+        """Nothing to say: whoever reads the tail compares its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """A binary request of which only the header is there.
+
+    `sizes` are the bytes of each tensor that follows it, by name, in order. In `request` these tensors have no data;
+    `with_inputs` gives it to them, and `check` of `shared.tensors` has still to look at it.
+    """
+
+    request: InferenceRequest
+    sizes: dict[str, int]
 
 
 def decode_request(content_type: str | None, body: Body, header_length: int | None = None) -> InferenceRequest:
@@ -98,11 +135,23 @@ def decode_request(content_type: str | None, body: Body, header_length: int | No
     elif not 0 < header_length <= len(body):
         raise InvalidInput(f"the header length {header_length} is not within the body of {len(body)} bytes")
     view = memoryview(body)
-    try:
-        document = orjson.loads(view[:header_length])
-    except orjson.JSONDecodeError as err:
-        raise InvalidInput(f"not a JSON document: {err}") from err
-    return _request(document, _Tail(view[header_length:]))
+    return _request(_json(view[:header_length]), _Tail(view[header_length:]))
+
+
+def decode_header(header: Body) -> Announced:
+    """Decode the JSON header of a binary request before its tensors are there.
+
+    Raises:
+        InvalidInput: the header breaks the contract, sizes that contradict datatype and shape included.
+    """
+    tail = _TailToCome()
+    return Announced(_request(_json(header), tail), tail.sizes)
+
+
+def with_inputs(request: InferenceRequest, tensors: Iterable[Tensor]) -> InferenceRequest:
+    """The request with these inputs in place of its own of the same names."""
+    given = {tensor.name: tensor for tensor in tensors}
+    return replace(request, inputs=tuple(given.get(tensor.name, tensor) for tensor in request.inputs))
 
 
 def encode_request_msgpack(request: InferenceRequest) -> bytes:
@@ -112,7 +161,12 @@ def encode_request_msgpack(request: InferenceRequest) -> bytes:
         for output in request.outputs
     ]
     inputs = [
-        {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, "data": tensor.data}
+        {
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": tensor.shape,
+            "data": _claim_map(tensor) if tensor.claimed else tensor.data,
+        }
         for tensor in request.inputs
     ]
     return pack(
@@ -157,10 +211,28 @@ def encode_response_binary(
     Raises:
         InvalidInput: a BYTES output that stays in JSON is not UTF-8.
     """
-    raw = {tensor.name: tensor.data for tensor in outputs if binary is None or tensor.name in binary}
-    described = [_binary_output(tensor) if tensor.name in raw else _json_output(tensor) for tensor in outputs]
-    header = _response_header(model_name, model_version, echo_id, described)
-    return b"".join([header, *raw.values()]), len(header)
+    names = {tensor.name for tensor in outputs} if binary is None else binary
+    header = encode_response_header(
+        model_name=model_name, model_version=model_version, outputs=outputs, echo_id=echo_id, binary=names
+    )
+    return b"".join([header, *(tensor.data for tensor in outputs if tensor.name in names)]), len(header)
+
+
+def encode_response_header(
+    *,
+    model_name: str,
+    model_version: int | str,
+    outputs: Sequence[Tensor],
+    echo_id: str | None,
+    binary: Collection[str],
+) -> bytes:
+    """The JSON header of a binary response, before the bytes of the outputs named in `binary`, wherever these are.
+
+    Raises:
+        InvalidInput: a BYTES output that stays in JSON is not UTF-8.
+    """
+    described = [_binary_output(tensor) if tensor.name in binary else _json_output(tensor) for tensor in outputs]
+    return _response_header(model_name, model_version, echo_id, described)
 
 
 def _response_header(model_name: str, version: int | str, echo_id: str | None, outputs: list[dict[str, Any]]) -> bytes:
@@ -169,19 +241,39 @@ def _response_header(model_name: str, version: int | str, echo_id: str | None, o
 
 
 def _json_output(tensor: Tensor) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, "data": to_json(tensor)}
+    output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+    if tensor.artifact is not None:
+        output["parameters"] = _claim_map(tensor)
+    if not tensor.claimed:
+        output["data"] = to_json(tensor)
+    return output
 
 
 def _binary_output(tensor: Tensor) -> dict[str, Any]:
-    parameters = {"binary_data_size": len(tensor.data)}
+    parameters = {"binary_data_size": tensor.size_bytes, **_claim_map(tensor)}
     return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, "parameters": parameters}
+
+
+def _claim_map(tensor: Tensor) -> dict[str, Any]:
+    """Where the tensor's bytes are in the artifact store; empty if they are not."""
+    artifact = tensor.artifact
+    if artifact is None:
+        return {}
+    return {"uri": artifact.uri, "sha256": artifact.sha256, "byte_size": artifact.byte_size}
+
+
+def _json(text: Body) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as err:
+        raise InvalidInput(f"not a JSON document: {err}") from err
 
 
 def _given(key: str, value: Any) -> dict[str, Any]:
     return {} if value is None else {key: value}
 
 
-def _request(document: Any, tail: _Tail) -> InferenceRequest:
+def _request(document: Any, tail: _Tail | _TailToCome) -> InferenceRequest:
     """A request from its map, whichever form it came in."""
     fields = _map(document, "the request")
     echo_id = fields.get("id")
@@ -197,7 +289,7 @@ def _request(document: Any, tail: _Tail) -> InferenceRequest:
     return InferenceRequest(inputs, outputs, echo_id, _parameters(fields, "the request"))
 
 
-def _input(entry: Any, tail: _Tail) -> Tensor:
+def _input(entry: Any, tail: _Tail | _TailToCome) -> Tensor:
     """One tensor of `inputs`, checked."""
     fields = _map(entry, "an input")
     name = _name(fields, "an input")
@@ -211,14 +303,22 @@ def _input(entry: Any, tail: _Tail) -> Tensor:
         if "binary_data_size" in parameters:
             if data is not None:
                 refuse(name, "has both data and binary_data_size")
-            data = tail.take(name, parameters["binary_data_size"])
+            return tail.tensor(name, datatype, tuple(shape), parameters["binary_data_size"])
     if isinstance(data, list):
         return from_json(name, datatype, tuple(shape), data)
-    if isinstance(data, dict) or "uri" in fields:
-        refuse(name, "is a claim check: claim checks are not supported yet")
+    if isinstance(data, dict):
+        return claim(name, datatype, tuple(shape), _artifact(name, data))
     if not isinstance(data, bytes | memoryview):
         refuse(name, "has no data: a list of elements, or raw bytes in a binary form")
     return check(Tensor(name, datatype, tuple(shape), data))
+
+
+def _artifact(name: str, fields: dict[str, Any]) -> Artifact:
+    """A claim check, strictly typed."""
+    try:
+        return msgspec.convert(fields, Artifact)
+    except msgspec.ValidationError as err:
+        refuse(name, f"is no claim check of uri, sha256 and byte_size: {err}")
 
 
 def _requested_output(entry: Any) -> RequestedOutput:

@@ -16,12 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from shared import events as ev
-from shared.errors import ModelNotReady, ModelRejected, ModelRetired, UnknownModel, UnknownVersion
+from shared.errors import ModelNotLoaded, ModelNotReady, ModelRejected, ModelRetired, UnknownModel, UnknownVersion
+from shared.processing import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from shared.artifacts import Artifact
+    from shared.processing import Processing
     from shared.signature import Signature
 
 VersionState = Literal["uploaded", "optimizing", "ready", "rejected", "retired"]
@@ -47,6 +49,14 @@ class Variant:
     signature: Signature
     batch_cap: int
     measurements: ev.Measurements
+    processing: Processing | None = None
+    """Its version's steps before and after the model."""
+    processing_sha256: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """What it computes: the digests of the model file and of the steps around it."""
+        return self.artifact.sha256, self.processing_sha256
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,8 @@ class Version:
     chosen: str | None = None
     code: str | None = None
     reason: str | None = None
+    processing: Processing | None = None
+    """The steps before and after the model, as declared at the upload."""
 
     @property
     def serving(self) -> Variant:
@@ -98,6 +110,9 @@ class Model:
     previous: tuple[int, ...] = ()
     weights: Mapping[int, int] = field(default_factory=dict)
     retired: bool = False
+    unloaded: bool = False
+    """Nothing answers, on purpose, until it is loaded again. A new upload does not change that: it would undo what an
+    operator did."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +151,13 @@ class Registry:
             UnknownModel, UnknownVersion: not in the log up to this offset.
             ModelRetired, ModelRejected: it answers no more, or never will.
             ModelNotReady: it may answer later.
+            ModelNotLoaded: it answers once somebody loads it.
         """
         model = self.model(name)
         if model.retired:
             raise ModelRetired(f"model {name!r} is retired")
+        if model.unloaded:
+            raise ModelNotLoaded(f"model {name!r} is unloaded: POST /v2/repository/models/{name}/load brings it back")
         if number is None:
             number = _pick(model, request_id)
         if number is None:
@@ -180,6 +198,19 @@ def _nothing_serves(model: Model) -> ModelRejected | ModelNotReady | ModelRetire
         last = max((v for v in model.versions.values() if v.state == "rejected"), key=lambda v: v.number)
         return ModelRejected(f"version {last.number} of model {model.name!r} was rejected: {last.reason}")
     return ModelRetired(f"all versions of model {model.name!r} are retired")
+
+
+def only_unloaded(registry: Registry) -> set[str]:
+    """The digests of variants that belong to unloaded models alone: nobody needs them in memory."""
+    unloaded = [model for model in registry.models.values() if model.unloaded]
+    if not unloaded:
+        return set()
+    needed = {sha256 for model in registry.models.values() if not model.unloaded for sha256 in _digests(model)}
+    return {sha256 for model in unloaded for sha256 in _digests(model)} - needed
+
+
+def _digests(model: Model) -> set[str]:
+    return {variant.artifact.sha256 for version in model.versions.values() for variant in version.variants.values()}
 
 
 # --------------------------------------------------------------------------- the fold
@@ -224,6 +255,10 @@ def _fold_model(model: Model | None, event: ev.ModelEvent, timestamp_ms: int) ->
             return _roll_back(model)
         case ev.ModelRetired(version=number):
             return _retire(model, number)
+        case ev.ModelUnloaded():
+            return model if model.unloaded else replace(model, unloaded=True)
+        case ev.ModelLoaded():
+            return replace(model, unloaded=False) if model.unloaded else model
         case _:
             return model
 
@@ -242,6 +277,7 @@ def _uploaded(model: Model, event: ev.ModelUploaded, timestamp_ms: int) -> Model
         format=event.format,
         tenant=event.tenant,
         uploaded_ms=timestamp_ms,
+        processing=event.processing,
     )
     return replace(
         model,
@@ -266,7 +302,15 @@ def _attempt(model: Model, event: ev.AttemptEvent) -> Model:
         return model  # a result of a superseded attempt
     match event:
         case ev.VariantReady():
-            variant = Variant(event.variant, event.artifact, event.signature, event.batch_cap, event.measurements)
+            variant = Variant(
+                event.variant,
+                event.artifact,
+                event.signature,
+                event.batch_cap,
+                event.measurements,
+                version.processing,
+                None if version.processing is None else sha256(version.processing),
+            )
             return _with(model, replace(version, variants={**version.variants, event.variant: variant}))
         case ev.VariantRejected():
             rejection = Rejection(event.variant, event.reason, event.measurements)

@@ -98,13 +98,16 @@ class RegistryLog:
         """Append an event; returns the registry in which it has been folded.
 
         Raises:
+            InvalidInput: the event breaks its own rules.
             LogUnavailable: not acknowledged, or not read back, in time. It may be in the log all the same.
         """
         headers = cloud_event_headers(event_type=type(event).__name__, source=self._source)
+        value = encode_event(event)
+        decode_event(type(event), value)  # what nobody would take must not get into a log that is kept for ever
         try:
             async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
                 written = await self._producer.send_and_wait(
-                    self._partition.topic, encode_event(event), key=event.model.encode(), partition=0, headers=headers
+                    self._partition.topic, value, key=event.model.encode(), partition=0, headers=headers
                 )
                 return await self.reached(written.offset)
         except (KafkaError, TimeoutError) as err:

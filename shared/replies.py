@@ -2,89 +2,50 @@
 
     aiaas:result:{model}:{id}    the answer (msgpack map, see `Result`), set once: first writer wins; TTL
     aiaas:claim:{model}:{id}     which record owns the id: [topic, partition, offset, tenant, input_sha256]; TTL
-    aiaas:running:{model}        hash {partition}:{run} -> request offsets that a worker has in a run right now
-    aiaas:deaths:{model}         hash {partition}:{offset} -> workers that died while running this record
+    aiaas:once:{model}:{id}      what an `Idempotency-Key` was first used for: a digest, set once; TTL
+    aiaas:running:{model}        hash {topic}/{partition}:{run} -> request offsets that a worker has in a run right now
+    aiaas:deaths:{model}         hash {topic}/{partition}:{offset} -> workers that died while running this record
+    aiaas:quota:{tenant}         hash {tokens, at}: what is left of a tenant's quota, and when, by Redis's clock; TTL
     aiaas:probe                  written to learn whether Redis takes writes
     aiaas:replies:{gateway}      pub/sub: msgpack list of [model, id, payload or nil] that were answered
 
 Answers, cancels and expiries go through one arbiter, `SET … NX GET EX`: whoever sets first wins, and everyone learns
 the winner. Pub/sub forgets, so it only shortens a wait: whoever waits also reads (`shared.reply_waiter`).
 
+A batch costs a worker two round trips, however many requests are in it: a script before the run (`screen`) and one
+after it (`put`). A script that fails half way is simply run again, since nothing in it happens twice.
+
 Redis is the index of answers, not their record: that is the outcome log. After the TTL an id is free again.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from redis.asyncio import BlockingConnectionPool, Redis
+import msgspec
+from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from shared import logs
+from shared import logs, tls
 from shared.codec import pack, unpack
 from shared.errors import InvalidInput, RepliesUnavailable
-from shared.tensors import Tensor
+from shared.results import Result
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
-    from shared.events import Status
     from shared.settings import PlatformSettings
 
+_ENCODER: Final = msgspec.msgpack.Encoder()
 ANNOUNCED_PAYLOAD_BYTES = 16 * 1024
 """Answers up to this size travel in the announcement itself."""
 _MAX_CONNECTIONS = 32
-_Field = bytes | bytearray | memoryview | str | int | float
-"""What redis-py takes as the field or value of a hash."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The answer to a request as it lies in Redis; `error` is `{code, message}`, `receipt` the full map or None.
-
-    A cancel or a gateway's expiry has no receipt yet: the worker makes it when it meets the record.
-    """
-
-    id: str
-    status: Status
-    model_name: str
-    model_version: int | None = None
-    outputs: tuple[Tensor, ...] = ()
-    error: Mapping[str, str] | None = None
-    receipt: Mapping[str, Any] | None = None
-
-    def encode(self) -> bytes:
-        """The stored bytes."""
-        return pack(
-            {
-                "id": self.id,
-                "status": self.status,
-                "model_name": self.model_name,
-                "model_version": self.model_version,
-                "outputs": [
-                    {"name": t.name, "datatype": t.datatype, "shape": list(t.shape), "data": bytes(t.data)}
-                    for t in self.outputs
-                ],
-                "error": self.error,
-                "receipt": self.receipt,
-            }
-        )
-
-    @classmethod
-    def decode(cls, data: bytes) -> Result:
-        """The inverse of `encode`. Redis is ours: bytes that are not a result are a bug, and raise as one.
-
-        Fields that it does not know are a newer writer's, and are left out.
-        """
-        stored = unpack(data)
-        outputs = tuple(Tensor(o["name"], o["datatype"], tuple(o["shape"]), o["data"]) for o in stored["outputs"])
-        known = {field.name: stored[field.name] for field in dataclasses.fields(cls) if field.name in stored}
-        return cls(**{**known, "outputs": outputs})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +57,11 @@ class Claim:
     offset: int
     tenant: str | None
     input_sha256: str
+
+    @property
+    def where(self) -> str:
+        """The partition of the record, as the marks of runs and deaths name it."""
+        return f"{self.topic}/{self.partition}"
 
     def same_record(self, other: Claim) -> bool:
         """Whether both are the same record, delivered again."""
@@ -114,27 +80,136 @@ class Screened:
     result: Result | None
 
 
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What Redis knows of an id that a caller's key stands for: the request it was first used for, and what became."""
+
+    digest: str
+    owner: Claim | None
+    result: Result | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A run that has ended, whatever came of it: its mark goes (see `Replies.screen`)."""
+
+    model: str
+    run: str
+    partitions: tuple[str, ...]
+    """As `topic/partition`."""
+
+    @property
+    def keys(self) -> tuple[str]:
+        """The key that holds the mark."""
+        return (_running_key(self.model),)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The number of fields of the mark, and the fields."""
+        return (str(len(self.partitions)), *(f"{where}:{self.run}" for where in self.partitions))
+
+
+_SCREEN: Final = """
+local n, nothing, found = tonumber(ARGV[2]), true, {}
+for i = 1, n do
+    found[i] = redis.call('SET', KEYS[i], ARGV[2 + i], 'NX', 'GET', 'EX', ARGV[1])
+    found[n + i] = redis.call('GET', KEYS[n + i])
+    nothing = nothing and not found[i] and not found[n + i]
+end
+for i = 3 + n, #ARGV, 2 do
+    redis.call('HSET', KEYS[2 * n + 1], ARGV[i], ARGV[i + 1])
+end
+return nothing and {} or found
+"""
+"""Claim ids, read answers, mark a run. Keys: n claims, n results, the hash of runs. Arguments: TTL, n, n claims, then
+fields and values of the mark. Returns n owners and n answers, nil where there was none; nothing if there were none."""
+
+_PUT: Final = """
+local n, nothing, earlier = tonumber(ARGV[2]), true, {}
+for i = 1, n do
+    earlier[i] = redis.call('SET', KEYS[i], ARGV[2 + i], 'NX', 'GET', 'EX', ARGV[1])
+    nothing = nothing and not earlier[i]
+end
+local at = 3 + n
+if KEYS[n + 1] then
+    local last = at + tonumber(ARGV[at])
+    for i = at + 1, last do
+        redis.call('HDEL', KEYS[n + 1], ARGV[i])
+    end
+    at = last + 1
+end
+if nothing then
+    for i = at, #ARGV, 2 do
+        redis.call('PUBLISH', ARGV[i], ARGV[i + 1])
+    end
+end
+return nothing and {} or earlier
+"""
+"""Offer answers, end a run, tell gateways. Keys: n results, maybe the hash of runs. Arguments: TTL, n, n answers, with
+a hash of runs the number of its fields and these, then channels and messages. Returns n earlier answers, nil where
+there was none, and nothing if there were none at all; only then is anything published, since what was packed would
+else not be what counts."""
+
+_LEASE: Final = """
+local rate, burst, wanted, back = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local left = redis.call('HMGET', KEYS[1], 'tokens', 'at')
+local at = tonumber(left[2] or now)
+local tokens = math.min(burst, tonumber(left[1] or burst) + back + math.max(0, now - at) * rate)
+local leased = math.min(wanted, math.floor(tokens))
+tokens = tokens - leased
+redis.call('HSET', KEYS[1], 'tokens', string.format('%.6f', tokens), 'at', string.format('%.6f', math.max(now, at)))
+redis.call('PEXPIRE', KEYS[1], math.ceil(burst / rate * 1000) + 1000)
+return {leased, math.ceil(math.max(0, 1 - tokens) / rate * 1000)}
+"""
+"""A token bucket for all gateways. Key: the tenant's. Arguments: tokens a second, most tokens, tokens wanted, tokens
+given back. Returns the tokens leased, and after how many ms there will be one more. A key that expired was full."""
+
+
 class Replies:
     """Commands on the keys above. Each raises `RepliesUnavailable` when Redis is down, full or slow."""
 
     def __init__(self, redis: Redis, ttl_s: int) -> None:
         self._redis = redis
         self._ttl_s = ttl_s
+        self._screen = redis.register_script(_SCREEN)
+        self._put = redis.register_script(_PUT)
+        self._lease = redis.register_script(_LEASE)
 
     async def ping(self) -> None:
         """Return if Redis takes a write: one that is full still answers a PING."""
         with _edge():
             await self._redis.set("aiaas:probe", b"", ex=self._ttl_s)
 
-    async def put(self, results: Sequence[Result]) -> list[Result]:
-        """Offer answers; returns, for each, the one that counts: the first that was ever offered for its id."""
+    async def put(
+        self, results: Sequence[Result], reply_to: Sequence[str | None] = (), ran: Ran | None = None
+    ) -> list[Result]:
+        """Offer answers; returns, for each, the one that counts: the first that was ever offered for its id.
+
+        `reply_to` names the gateway that waits for each, if one does: it is told the answer that counts. `ran` ends
+        the mark that `screen` set.
+        """
+        if not results and ran is None:
+            return []
+        offered = [result.encode() for result in results]
+        waiting = [(to, result, data) for to, result, data in zip(reply_to, results, offered, strict=False) if to]
+        told = _messages(waiting)
         with _edge():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for result in results:
-                    key = _result_key(result.model_name, result.id)
-                    pipe.set(key, result.encode(), nx=True, get=True, ex=self._ttl_s)
-                stored = await pipe.execute()
-        return [offered if old is None else Result.decode(old) for offered, old in zip(results, stored, strict=True)]
+            earlier = await self._put(
+                keys=[*(_result_key(result.model_name, result.id) for result in results), *(ran.keys if ran else ())],
+                args=[self._ttl_s, len(offered), *offered, *(ran.fields if ran else ()), *told],
+            )
+        if not earlier:
+            return list(results)
+        winners = [
+            result if old is None or old == data else Result.decode(old)
+            for result, data, old in zip(results, offered, earlier, strict=True)
+        ]
+        if told:
+            again = zip(reply_to, winners, strict=False)
+            await self._publish(_messages([(to, winner, winner.encode()) for to, winner in again if to]))
+        return winners
 
     async def get(self, keys: Sequence[tuple[str, str]]) -> list[Result | None]:
         """The answers of requests `(model, id)`, None where there is none."""
@@ -161,31 +236,45 @@ class Replies:
         [winner] = await self.put([Result(id=request_id, status="cancelled", model_name=model, error=error)])
         return winner
 
-    async def screen(self, model: str, claims: Mapping[str, Claim]) -> dict[str, Screened]:
-        """For records about to run, by request id: claim the ids, and learn which are taken or answered."""
+    async def screen(self, model: str, claims: Mapping[str, Claim], run: str | None = None) -> dict[str, Screened]:
+        """For records about to run, by request id: claim the ids, and learn which are taken or answered.
+
+        With `run` (`{owner}#{number}`) the records are marked as being in that run, until `put` ends it.
+        """
         if not claims:
             return {}
+        ids = list(claims)
+        marks = marks_of(claims.values()) if run is not None else {}
         with _edge():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for request_id, claim in claims.items():
-                    fields = [claim.topic, claim.partition, claim.offset, claim.tenant, claim.input_sha256]
-                    pipe.set(_claim_key(model, request_id), pack(fields), nx=True, get=True, ex=self._ttl_s)
-                pipe.mget([_result_key(model, request_id) for request_id in claims])
-                *owners, stored = await pipe.execute()
+            found = await self._screen(
+                keys=[
+                    *(_claim_key(model, request_id) for request_id in ids),
+                    *(_result_key(model, request_id) for request_id in ids),
+                    *([_running_key(model)] if marks else ()),
+                ],
+                args=[
+                    self._ttl_s,
+                    len(ids),
+                    *(_packed(claim) for claim in claims.values()),
+                    *(part for where, offsets in marks.items() for part in (f"{where}:{run}", pack(offsets))),
+                ],
+            )
+        if not found:
+            return {request_id: Screened(claim, None) for request_id, claim in claims.items()}
+        owners, results = found[: len(ids)], found[len(ids) :]
         return {
             request_id: Screened(
                 owner=claim if owner is None else Claim(*unpack(owner)),
                 result=None if data is None else Result.decode(data),
             )
-            for (request_id, claim), owner, data in zip(claims.items(), owners, stored, strict=True)
+            for (request_id, claim), owner, data in zip(claims.items(), owners, results, strict=True)
         }
 
-    async def announce(self, channel_results: Mapping[str, Sequence[Result]]) -> None:
-        """Tell waiting gateways, by instance, what was answered."""
+    async def _publish(self, told: Sequence[str | bytes]) -> None:
         with _edge():
             async with self._redis.pipeline(transaction=False) as pipe:
-                for gateway, results in channel_results.items():
-                    pipe.publish(_channel(gateway), pack([_announcement(result) for result in results]))
+                for channel, message in zip(told[::2], told[1::2], strict=True):
+                    pipe.publish(channel, message)
                 await pipe.execute()
 
     @asynccontextmanager
@@ -206,54 +295,84 @@ class Replies:
 
     # ------------------------------------------------------------------ the poison marker
 
-    async def mark_running(self, model: str, run: str, offsets: Mapping[int, Sequence[int]]) -> None:
-        """Before a run (`{owner}#{number}`): these request offsets, by partition, are in it. Removed by `mark_ran`."""
-        if not offsets:
-            return
+    async def running(self, model: str) -> set[tuple[str, int]]:
+        """The records of a model that are in a run right now, as (`topic/partition`, offset)."""
         with _edge():
-            fields: dict[_Field, _Field] = {
-                f"{partition}:{run}": pack(list(members)) for partition, members in offsets.items()
-            }
-            await self._redis.hset(f"aiaas:running:{model}", mapping=fields)
+            marks = await self._redis.hgetall(_running_key(model))
+        return {
+            (_raw(field).decode().partition(":")[0], offset)
+            for field, packed in marks.items()
+            for offset in unpack(_raw(packed))
+        }
 
-    async def mark_ran(self, model: str, run: str, partitions: Iterable[int]) -> None:
-        """After a run, whatever came of it: the process lives."""
-        await self._delete(f"aiaas:running:{model}", [f"{partition}:{run}" for partition in partitions])
-
-    async def count_deaths(self, model: str, owner: str, partitions: Mapping[int, int]) -> dict[tuple[int, int], int]:
-        """On taking over partitions (`{partition: committed offset}`): deaths by (partition, offset).
+    async def count_deaths(self, model: str, owner: str, partitions: Mapping[str, int]) -> dict[tuple[str, int], int]:
+        """On taking over partitions (`{topic/partition: committed offset}`): deaths by (`topic/partition`, offset).
 
         Marks left by others than `owner` become one more death for each record in them that has no outcome yet.
         """
-        running, deaths = f"aiaas:running:{model}", f"aiaas:deaths:{model}"
+        running, deaths = _running_key(model), _deaths_key(model)
         with _edge():
             async with self._redis.pipeline(transaction=True) as pipe:
                 for field, packed in (await self._redis.hgetall(running)).items():
-                    number, _, run = _raw(field).decode().partition(":")
-                    partition = int(number)
-                    if partition not in partitions or run.startswith(f"{owner}#"):
+                    where, _, run = _raw(field).decode().partition(":")
+                    if where not in partitions or run.startswith(f"{owner}#"):
                         continue
                     pipe.hdel(running, field)
                     for offset in unpack(_raw(packed)):
-                        if offset >= partitions[partition]:
-                            pipe.hincrby(deaths, f"{partition}:{offset}", 1)
+                        if offset >= partitions[where]:
+                            pipe.hincrby(deaths, f"{where}:{offset}", 1)
                 pipe.hgetall(deaths)
                 counts = (await pipe.execute())[-1]
-        found: dict[tuple[int, int], int] = {}
+        found: dict[tuple[str, int], int] = {}
         for field, count in counts.items():
-            partition, offset = (int(part) for part in field.split(b":"))
-            if partition in partitions:
-                found[partition, offset] = int(count)
+            where, _, offset = _raw(field).decode().partition(":")
+            if where in partitions:
+                found[where, int(offset)] = int(count)
         return found
 
-    async def forget_deaths(self, model: str, coordinates: Iterable[tuple[int, int]]) -> None:
+    async def forget_deaths(self, model: str, coordinates: Iterable[tuple[str, int]]) -> None:
         """These records have their outcome."""
-        await self._delete(f"aiaas:deaths:{model}", [f"{partition}:{offset}" for partition, offset in coordinates])
-
-    async def _delete(self, key: str, fields: list[str]) -> None:
+        fields = [f"{where}:{offset}" for where, offset in coordinates]
         if fields:  # HDEL without fields is an error
             with _edge():
-                await self._redis.hdel(key, *fields)
+                await self._redis.hdel(_deaths_key(model), *fields)
+
+    # ------------------------------------------------------------------ ids that callers ask for
+
+    async def remember(self, model: str, request_id: str) -> None:
+        """Keep a claim for another TTL. Only for requests without an answer: a claim must not outlive its answer."""
+        with _edge():
+            await self._redis.expire(_claim_key(model, request_id), self._ttl_s)
+
+    async def reserve(self, model: str, request_id: str, digest: str, longer_s: float) -> Reserved:
+        """Use an id for the request with this digest; returns what the id was first used for, and what became of it.
+
+        The digest is kept for the TTL and `longer_s`, in which the answer comes: so it is not forgotten before that.
+        """
+        kept_s = self._ttl_s + math.ceil(longer_s)
+        with _edge():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.set(_once_key(model, request_id), digest, nx=True, get=True, ex=kept_s)
+                pipe.get(_claim_key(model, request_id))
+                pipe.get(_result_key(model, request_id))
+                first, owner, result = await pipe.execute()
+        return Reserved(
+            digest if first is None else _raw(first).decode(),
+            None if owner is None else Claim(*unpack(_raw(owner))),
+            None if result is None else Result.decode(_raw(result)),
+        )
+
+    # ------------------------------------------------------------------ tenants' quotas
+
+    async def lease(self, tenant: str, *, rate: float, burst: int, wanted: int, back: int) -> tuple[int, float]:
+        """Take up to `wanted` of a tenant's tokens, and give `back` what was not used of others.
+
+        There are `burst` tokens at most, and `rate` more each second. Returns how many were got, and the seconds until
+        there is another one.
+        """
+        with _edge():
+            leased, after_ms = await self._lease([f"aiaas:quota:{tenant}"], [repr(rate), burst, wanted, back])
+        return int(leased), int(after_ms) / 1000
 
 
 @asynccontextmanager
@@ -267,11 +386,24 @@ async def connect(settings: PlatformSettings) -> AsyncIterator[Replies]:
         socket_connect_timeout=settings.redis_timeout_s,
         retry=Retry(NoBackoff(), 0),  # whoever calls knows whether and how long to retry
     )
+    if settings.redis_url.startswith("rediss:"):
+        pool.connection_class = _TlsConnection
+        pool.connection_kwargs["context"] = tls.client_context(
+            settings.redis_ssl_cafile, settings.redis_ssl_certfile, settings.redis_ssl_keyfile
+        )
     redis = Redis(connection_pool=pool)
     try:
         yield Replies(redis, settings.result_ttl_s)
     finally:
         await redis.aclose(close_connection_pool=True)
+
+
+class _TlsConnection(SSLConnection):
+    """redis-py's own context trusts the system's authorities besides the given one, and is made for each connection."""
+
+    def __init__(self, *, context: ssl.SSLContext, **options: Any) -> None:
+        super().__init__(**options)
+        self.ssl_context.context = context
 
 
 async def server_facts(settings: PlatformSettings) -> dict[str, str]:
@@ -285,9 +417,25 @@ async def server_facts(settings: PlatformSettings) -> dict[str, str]:
     return {"redis_version": str(info.get("redis_version")), **found}
 
 
-def _announcement(result: Result) -> list[Any]:
-    payload = result.encode()
-    return [result.model_name, result.id, payload if len(payload) <= ANNOUNCED_PAYLOAD_BYTES else None]
+def marks_of(claims: Iterable[Claim]) -> dict[str, list[int]]:
+    """Request offsets by `topic/partition`."""
+    marks: dict[str, list[int]] = {}
+    for claim in claims:
+        marks.setdefault(claim.where, []).append(claim.offset)
+    return marks
+
+
+def _packed(claim: Claim) -> bytes:
+    return _ENCODER.encode((claim.topic, claim.partition, claim.offset, claim.tenant, claim.input_sha256))
+
+
+def _messages(told: Iterable[tuple[str, Result, bytes]]) -> list[str | bytes]:
+    """Channels and what is published there, in turns: one message a gateway, whatever the number of answers."""
+    by_gateway: dict[str, list[tuple[str, str, bytes | None]]] = {}
+    for gateway, result, payload in told:
+        small = payload if len(payload) <= ANNOUNCED_PAYLOAD_BYTES else None
+        by_gateway.setdefault(gateway, []).append((result.model_name, result.id, small))
+    return [part for gateway, entries in by_gateway.items() for part in (_channel(gateway), _ENCODER.encode(entries))]
 
 
 def _announced(data: bytes) -> list[tuple[str, str, Result | None]]:
@@ -307,12 +455,24 @@ def _raw(value: bytes | str) -> bytes:
     return value if isinstance(value, bytes) else value.encode()
 
 
+def _running_key(model: str) -> str:
+    return f"aiaas:running:{model}"
+
+
+def _deaths_key(model: str) -> str:
+    return f"aiaas:deaths:{model}"
+
+
 def _result_key(model: str, request_id: str) -> str:
     return f"aiaas:result:{model}:{request_id}"
 
 
 def _claim_key(model: str, request_id: str) -> str:
     return f"aiaas:claim:{model}:{request_id}"
+
+
+def _once_key(model: str, request_id: str) -> str:
+    return f"aiaas:once:{model}:{request_id}"
 
 
 def _channel(gateway: str) -> str:

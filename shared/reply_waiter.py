@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from shared.replies import Replies, Result
+    from shared.replies import Replies
+    from shared.results import Result
 
 _READ_INTERVAL_S = 1.0
 _READ_CHUNK = 200

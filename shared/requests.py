@@ -7,8 +7,9 @@ business. The gateway is one more producer of this contract; what it alone sends
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from shared.codec import MSGPACK, cloud_event_headers
 from shared.errors import InvalidId, InvalidInput
@@ -29,8 +30,7 @@ def derived_id(topic: str, partition: int, offset: int) -> str:
     return f"{topic}-{partition}-{offset}"
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHeaders:
+class RequestHeaders(msgspec.Struct, frozen=True):
     """What a request says about itself.
 
     Attributes:
@@ -84,12 +84,7 @@ def request_id_of(headers: Iterable[tuple[str, bytes]]) -> str | None:
     Raises:
         InvalidId: empty, not printable ASCII, or over 200 bytes.
     """
-    value = next((value for name, value in headers if name.lower() == "ce_id"), None)
-    if value is None:
-        return None
-    if not 1 <= len(value) <= MAX_ID_BYTES or not all(0x20 < byte < 0x7F for byte in value):  # noqa: PLR2004 - ASCII
-        raise InvalidId(f"ce_id must be 1 to {MAX_ID_BYTES} printable ASCII characters")
-    return value.decode("ascii")
+    return _id(_by_name(headers))
 
 
 def from_kafka(headers: Iterable[tuple[str, bytes]]) -> RequestHeaders:
@@ -100,10 +95,9 @@ def from_kafka(headers: Iterable[tuple[str, bytes]]) -> RequestHeaders:
         InvalidInput: a header is not ASCII, too long, or not the number it should be.
     """
     headers = list(headers)
-    request_id = request_id_of(headers)
-    known = {name.lower(): value or b"" for name, value in headers}
+    known = _by_name(headers)
     return RequestHeaders(
-        request_id=request_id,
+        request_id=_id(known),
         content_type=_text(known, "content-type"),
         header_length=_number(known, "inference-header-content-length"),
         deadline_ms=_number(known, "deadline"),
@@ -117,10 +111,26 @@ def from_kafka(headers: Iterable[tuple[str, bytes]]) -> RequestHeaders:
     )
 
 
-def _text(headers: dict[str, bytes], name: str) -> str | None:
-    value = headers.get(name)
+def _by_name(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, bytes | None]:
+    """The last of each name; Kafka knows null values."""
+    return {name.lower(): value for name, value in headers}
+
+
+def _id(headers: dict[str, bytes | None]) -> str | None:
+    value = headers.get("ce_id")
     if value is None:
         return None
+    if 1 <= len(value) <= MAX_ID_BYTES and value.isascii():
+        text = value.decode("ascii")
+        if text.isprintable() and " " not in text:
+            return text
+    raise InvalidId(f"ce_id must be 1 to {MAX_ID_BYTES} printable ASCII characters, none of them a space")
+
+
+def _text(headers: dict[str, bytes | None], name: str) -> str | None:
+    if name not in headers:
+        return None
+    value = headers[name] or b""
     if len(value) > MAX_HEADER_BYTES:
         raise InvalidInput(f"header {name} is longer than {MAX_HEADER_BYTES} bytes")
     try:
@@ -129,7 +139,7 @@ def _text(headers: dict[str, bytes], name: str) -> str | None:
         raise InvalidInput(f"header {name} is not ASCII") from err
 
 
-def _number(headers: dict[str, bytes], name: str) -> int | None:
+def _number(headers: dict[str, bytes | None], name: str) -> int | None:
     text = _text(headers, name)
     if text is None:
         return None

@@ -7,9 +7,9 @@ may write to a request topic. A signature says nothing of how requests are group
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
+from msgspec import Meta, Struct
 
 from shared.errors import InvalidInput
 from shared.tensors import MAX_RANK, Datatype, Tensor, refuse
@@ -19,41 +19,41 @@ if TYPE_CHECKING:
 
     from shared.oip import InferenceRequest
 
-Dim = Annotated[StrictInt, Field(ge=-1)] | Annotated[StrictStr, Field(min_length=1)]
+Dim = Annotated[int, Meta(ge=-1)] | Annotated[str, Meta(min_length=1)]
 """A fixed size, -1 for a free one, or a free one's name, which stands for one size within a request."""
 
 
-class TensorSpec(BaseModel):
-    """One input or output. `batch_axis` is the axis along which rows are independent; None: there is none."""
+class TensorSpec(Struct, frozen=True, kw_only=True):
+    """One input or output. `batch_axis` is the axis along which rows are independent; None: there is none.
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    Raises:
+        ValueError: the batch axis is none of the shape's.
+    """
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Meta(min_length=1)]
     datatype: Datatype
-    shape: Annotated[tuple[Dim, ...], Field(max_length=MAX_RANK)]
-    batch_axis: Annotated[int, Field(ge=0)] | None = None
+    shape: Annotated[tuple[Dim, ...], Meta(max_length=MAX_RANK)]
+    batch_axis: Annotated[int, Meta(ge=0)] | None = None
 
-    @model_validator(mode="after")
-    def _axis_within_rank(self) -> Self:
+    def __post_init__(self) -> None:
         if self.batch_axis is not None and self.batch_axis >= len(self.shape):
             raise ValueError(f"batch_axis {self.batch_axis} is not an axis of shape {list(self.shape)}")
-        return self
 
 
-class Signature(BaseModel):
-    """All inputs (every one required) and outputs of a model, in the model's order."""
+class Signature(Struct, frozen=True, kw_only=True):
+    """All inputs (every one required) and outputs of a model, in the model's order.
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    Raises:
+        ValueError: two inputs or two outputs have the same name.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    @model_validator(mode="after")
-    def _names_unique(self) -> Self:
+    def __post_init__(self) -> None:
         for specs in (self.inputs, self.outputs):
             if len({spec.name for spec in specs}) != len(specs):
                 raise ValueError("two inputs or two outputs have the same name")
-        return self
 
 
 def validate_inputs(request: InferenceRequest, signature: Signature) -> None:

@@ -10,8 +10,13 @@ to nearest even; a finite number that would become infinite is refused. Floats a
 that reads back exactly, FP16 and BF16 that of the FP32 they equal. NaN and infinity become null: JSON has neither.
 
 `check` is the one place where bytes from outside are compared with datatype and shape; every decoder calls it. What
-the platform computed itself is not checked again. Not here: the request around the tensors (`shared.oip`), what a
-model expects of them (`shared.signature`), claim checks.
+the platform computed itself is not checked again.
+
+Claim checks. A tensor may lie in the artifact store instead: `artifact` says where, and `data` is empty until someone
+has fetched it (`claimed`). Such a tensor is checked twice: its size when it is read (`claim`), its bytes when they are
+there (`check`). Code that forgets the difference meets no bytes, which `to_numpy` refuses, never wrong ones.
+
+Not here: the request around the tensors (`shared.oip`), what a model expects of them (`shared.signature`), the store.
 """
 
 from __future__ import annotations
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
+
+    from shared.artifacts import Artifact
 
 Datatype = Literal[
     "BOOL",
@@ -75,12 +82,26 @@ _LENGTH: Final = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A named tensor; `data` is raw little-endian row-major bytes (format `B` if a memoryview, maybe of an array)."""
+    """A named tensor; `data` is raw little-endian row-major bytes (format `B` if a memoryview, maybe of an array).
+
+    `artifact`, if there is one, holds the same bytes in the artifact store.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: bytes | memoryview
+    artifact: Artifact | None = None
+
+    @property
+    def claimed(self) -> bool:
+        """Whether the bytes are in the artifact store only."""
+        return self.artifact is not None and len(self.data) != self.artifact.byte_size
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of the tensor, wherever they are."""
+        return len(self.data) if self.artifact is None else self.artifact.byte_size
 
 
 def refuse(name: str, problem: str) -> NoReturn:
@@ -95,15 +116,37 @@ def check(tensor: Tensor) -> Tensor:
         InvalidInput: unknown datatype; rank above `MAX_RANK`; dims that are negative, not integers or too large
             together; a wrong byte length; a BOOL other than 0 and 1; BYTES prefixes that miss the end.
     """
-    count, itemsize = _check_shape(tensor)
+    check_size(tensor, len(tensor.data))
     if tensor.datatype == "BYTES":
         bytes_elements(tensor)
-        return tensor
-    if len(tensor.data) != count * itemsize:
-        expected = f"{tensor.datatype} of shape {list(tensor.shape)} has {count * itemsize}"
-        refuse(tensor.name, f"has {len(tensor.data)} bytes, but {expected}")
-    if tensor.datatype == "BOOL" and np.frombuffer(tensor.data, np.uint8).max(initial=0) > 1:
+    elif tensor.datatype == "BOOL" and np.frombuffer(tensor.data, np.uint8).max(initial=0) > 1:
         refuse(tensor.name, "has BOOL bytes other than 0 and 1")
+    return tensor
+
+
+def check_size(tensor: Tensor, size_bytes: int) -> None:
+    """Hold datatype and shape against a number of bytes that nobody has seen yet. BYTES need a length an element.
+
+    Raises:
+        InvalidInput: as `check`, but for what only the bytes themselves can show.
+    """
+    count, itemsize = _check_shape(tensor)
+    if tensor.datatype == "BYTES":
+        if not count * _LENGTH.size <= size_bytes <= MAX_TENSOR_BYTES:
+            refuse(tensor.name, f"of BYTES has length prefixes that do not fit its {size_bytes} bytes")
+    elif size_bytes != count * itemsize:
+        expected = f"{tensor.datatype} of shape {list(tensor.shape)} has {count * itemsize}"
+        refuse(tensor.name, f"has {size_bytes} bytes, but {expected}")
+
+
+def claim(name: str, datatype: str, shape: tuple[int, ...], artifact: Artifact) -> Tensor:
+    """A tensor whose bytes are in the artifact store.
+
+    Raises:
+        InvalidInput: as `check_size`, for the artifact's size.
+    """
+    tensor = Tensor(name, datatype, shape, b"", artifact)
+    check_size(tensor, artifact.byte_size)
     return tensor
 
 

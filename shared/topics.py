@@ -1,6 +1,7 @@
 """THE MAP of the log: which topic carries what, by which key, who writes it and who reads it.
 
-Names are `{prefix}{name}`; a model's requests lie in `{prefix}requests.{model}`. Auto-creation is off: gateway and
+Names are `{prefix}{name}`; a model's requests lie in `{prefix}requests.{model}`, urgent ones beside it in
+`{prefix}requests.{model}.high`: what waits in a log can't be overtaken, so a priority is a log. Auto-creation is off: gateway and
 worker create a model's topic when they fold its `ModelUploaded`, every service creates the fixed ones at start, both
 idempotently. Partition counts are set at creation and never raised silently, since the key decides the partition.
 """
@@ -17,6 +18,7 @@ _BROKERS_CLOCK = {"message.timestamp.type": "LogAppendTime"}
 _UNPACKED = {"compression.type": "uncompressed"}
 """Producers may compress; the broker unpacks. So its bound for a batch is one on what readers have to hold: packed,
 1 MiB could become gigabytes in a worker."""
+_HIGH = ".high"
 _DAY_MS = 24 * 3600 * 1000
 MAX_RECORD_BYTES = 1_000_000
 """Kafka's own default bound for a record batch is 1 MiB: a record and its headers stay below it."""
@@ -77,6 +79,8 @@ MODELS = Topic(
         events.TrafficSplit,
         events.ModelRolledBack,
         events.ModelRetired,
+        events.ModelUnloaded,
+        events.ModelLoaded,
     ),
     config=_KEPT_FOR_EVER | _BROKERS_CLOCK,
 )
@@ -87,6 +91,20 @@ WORKERS = Topic(
     written_by="worker, optimizer",
     read_by="gateway, optimizer, monitor",
     events=(events.Heartbeat,),
+    config={
+        "cleanup.policy": "compact",
+        "segment.ms": str(3600 * 1000),
+        "min.cleanable.dirty.ratio": "0.1",
+        **_BROKERS_CLOCK,
+    },
+)
+STATISTICS = Topic(
+    name="statistics",
+    key="model/version",
+    value="what came of a version's requests, cumulative, and the offsets of `outcomes` at which it is exact",
+    written_by="monitor",
+    read_by="gateway",
+    events=(events.ModelStatistics,),
     config={
         "cleanup.policy": "compact",
         "segment.ms": str(3600 * 1000),
@@ -112,7 +130,7 @@ DEAD_LETTERS = Topic(
     config={"retention.ms": str(30 * _DAY_MS), "max.message.bytes": str(2 * 1024 * 1024)},
 )
 
-FIXED: tuple[Topic, ...] = (OUTCOMES, MODELS, WORKERS, METRICS, DEAD_LETTERS)
+FIXED: tuple[Topic, ...] = (OUTCOMES, MODELS, WORKERS, STATISTICS, METRICS, DEAD_LETTERS)
 """Topics that are there from the start. `feedback` and `replays` join them with the services that read them."""
 
 EVENT_TYPES: dict[str, type[events.Event]] = {event.__name__: event for topic in FIXED for event in topic.events}
@@ -129,13 +147,13 @@ class Topics:
         """The Kafka name of a fixed topic."""
         return self.prefix + topic.name
 
-    def requests(self, model: str) -> str:
-        """The Kafka name of a model's request topic."""
-        return f"{self.prefix}{REQUESTS.name}{model}"
+    def requests(self, model: str, *, high: bool = False) -> str:
+        """The Kafka name of one of a model's two request topics: the usual one, or that of high priority."""
+        return f"{self.prefix}{REQUESTS.name}{model}{_HIGH if high else ''}"
 
     def model_of(self, requests_topic: str) -> str:
-        """The inverse of `requests`."""
-        return requests_topic.removeprefix(self.prefix + REQUESTS.name)
+        """The model of a request topic, of whichever priority. Names of models have no dots."""
+        return requests_topic.removeprefix(self.prefix + REQUESTS.name).removesuffix(_HIGH)
 
     def worker_group(self, model: str) -> str:
         """The consumer group of the workers that serve a model."""

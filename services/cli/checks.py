@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from shared.settings import is_loopback
 from shared.topics import FIXED, MAX_RECORD_BYTES, MODELS, REQUESTS, Topic, Topics
 
 if TYPE_CHECKING:
@@ -43,6 +44,16 @@ class TopicFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """How we reach something; `hosts` without ports. `advice` says how to encrypt it."""
+
+    what: str
+    hosts: tuple[str, ...]
+    encrypted: bool
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What was gathered. `kafka` and `redis` are None where the server did not answer, then the error says why."""
 
@@ -54,11 +65,12 @@ class Facts:
     free_disk_bytes: int
     kafka_error: str = ""
     redis_error: str = ""
+    links: tuple[Link, ...] = ()
 
 
 def examine(facts: Facts, names: Topics) -> list[Finding]:
-    """All findings: Kafka, its topics, Redis, the machine."""
-    return [*_kafka(facts, names), *_redis(facts), *_machine(facts)]
+    """All findings: Kafka, its topics, Redis, who can listen in, the machine."""
+    return [*_kafka(facts, names), *_redis(facts), *map(_link, facts.links), *_machine(facts)]
 
 
 def worst(findings: list[Finding]) -> Verdict:
@@ -183,6 +195,16 @@ def _redis(facts: Facts) -> Iterator[Finding]:
         "set a bound below the machine's memory: full is an honest 503, killed is not",
         otherwise="warn",
     )
+
+
+def _link(link: Link) -> Finding:
+    far = [host for host in link.hosts if not is_loopback(host)]
+    where = ", ".join(far or link.hosts)
+    if link.encrypted:
+        return Finding("ok", f"{link.what} link", f"encrypted to {where}")
+    if not far:
+        return Finding("ok", f"{link.what} link", "in the clear, and does not leave this machine")
+    return Finding("warn", f"{link.what} link", f"in the clear to {where}", link.advice)
 
 
 def _machine(facts: Facts) -> Iterator[Finding]:

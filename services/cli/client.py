@@ -7,6 +7,7 @@ follows something over time (`follow.py`).
 from __future__ import annotations
 
 import os
+import ssl
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Self
 from urllib.parse import quote
@@ -15,6 +16,7 @@ import httpx
 import typer
 
 from services.cli.errors import NotTried, Refused
+from services.cli.trust import trust
 from services.cli.where import gateway_url
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Gateway:
             base_url=self.url,
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(_ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
+            verify=trust(),
         )
 
     def __enter__(self) -> Self:
@@ -124,10 +127,19 @@ def _reached(url: str) -> Iterator[None]:
     try:
         yield
     except (httpx.TransportError, httpx.InvalidURL) as err:
+        if isinstance(_root(err), ssl.SSLCertVerificationError):
+            raise NotTried(f"{url} is not trusted ({err}): AIAAS_CA_FILE names the file of who is.") from err
         raise NotTried(
             f"No gateway answers at {url} ({err or type(err).__name__}): `aiaas up` starts a platform here, "
             "--url or AIAAS_GATEWAY_URL names another."
         ) from err
+
+
+def _root(err: BaseException) -> BaseException:
+    """Where it began: httpx wraps what the socket raised."""
+    while (cause := err.__cause__ or err.__context__) is not None:
+        err = cause
+    return err
 
 
 def _refusal(response: httpx.Response) -> Refused | NotTried:

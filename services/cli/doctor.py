@@ -6,10 +6,12 @@ This module gathers the facts and prints the findings; what is right and what is
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import shutil
 from dataclasses import asdict
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import typer
 from aiokafka.admin import AIOKafkaAdminClient
@@ -17,11 +19,11 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 from rich.markup import escape
 
-from services.cli.checks import Facts, Finding, TopicFacts, examine, worst
+from services.cli.checks import Facts, Finding, Link, TopicFacts, examine, worst
 from services.cli.printing import Json, as_json, console, table
-from services.cli.where import platform_settings
+from services.cli.where import gateway_url, platform_settings
 from shared.errors import RepliesUnavailable
-from shared.kafka import client_options
+from shared.kafka import client_options, refusals_in_words
 from shared.replies import server_facts
 
 if TYPE_CHECKING:
@@ -69,6 +71,35 @@ async def gather(settings: PlatformSettings) -> Facts:
         free_disk_bytes=shutil.disk_usage(_existing(settings.data_dir)).free,
         kafka_error=kafka_error,
         redis_error=redis_error,
+        links=links(settings, gateway_url(os.environ.get("AIAAS_GATEWAY_URL"))),
+    )
+
+
+def links(settings: PlatformSettings, gateway: str) -> tuple[Link, ...]:
+    """The connections that leave a process, as they are configured."""
+    servers = tuple(
+        server.strip().rpartition(":")[0] or server for server in settings.kafka_bootstrap_servers.split(",")
+    )
+    redis, http = urlsplit(settings.redis_url), urlsplit(gateway)
+    return (
+        Link(
+            "Kafka",
+            servers,
+            "SSL" in settings.kafka_security_protocol,
+            "give the brokers a TLS listener and set AIAAS_KAFKA_SECURITY_PROTOCOL to SASL_SSL (docs/security.md)",
+        ),
+        Link(
+            "Redis",
+            (redis.hostname or "localhost",),
+            redis.scheme == "rediss",
+            "give it a TLS port and begin AIAAS_REDIS_URL with rediss:// (docs/security.md)",
+        ),
+        Link(
+            "gateway",
+            (http.hostname or "localhost",),
+            http.scheme == "https",
+            "set AIAAS_GATEWAY_TLS_CERTFILE there, or end TLS in a proxy beside it (docs/security.md)",
+        ),
     )
 
 
@@ -76,7 +107,8 @@ async def _kafka_facts(settings: PlatformSettings) -> tuple[dict[str, str], dict
     """The configuration of one broker, and the platform's topics."""
     admin = AIOKafkaAdminClient(**client_options(settings))
     try:
-        await admin.start()
+        with refusals_in_words():
+            await admin.start()
         broker = str((await admin.describe_cluster())["brokers"][0]["node_id"])
         names = [name for name in await admin.list_topics() if settings.topics.is_ours(name)]
         partitions = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics(names)}

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from services.cli.errors import CommandError
 from services.cli.printing import size, table
+from services.cli.trust import trust
 from services.cli.where import running_stack
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def follow(
         CommandError: it is not settled after `timeout_s`.
     """
     deadline_s = time.monotonic() + timeout_s
-    with httpx.Client(base_url=monitor_url or _monitor_url(), timeout=_MONITOR_TIMEOUT_S) as monitor:
+    with httpx.Client(base_url=monitor_url or _monitor_url(), timeout=_MONITOR_TIMEOUT_S, verify=trust()) as monitor:
         while (version := gateway.version(model, number))["state"] not in _SETTLED:
             if time.monotonic() > deadline_s:
                 raise CommandError(

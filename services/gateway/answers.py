@@ -1,7 +1,7 @@
 """Answers as HTTP: the one table from error codes to statuses, error bodies, and results as the caller asked for them.
 
-An error's body is `{"error": sentence, "code": code}`; OIP clients read the first, programs the second. 503 always says
-when to try again. 499 is only logged: the client had gone.
+An error's body is `{"error": sentence, "code": code}`; OIP clients read the first, programs the second. 429 and 503
+always say when to try again. 499 is only logged: the client had gone.
 """
 
 from __future__ import annotations
@@ -11,21 +11,26 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 from starlette.responses import Response
 
+from services.gateway.paths import requests_url
 from shared import oip
-from shared.errors import AiaasError, Unavailable
+from shared.errors import LEAST_RETRY_AFTER_S, AiaasError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from services.gateway.request_state import RequestState
     from shared.oip import InferenceRequest
-    from shared.replies import Result
+    from shared.results import Result
 
 CLIENT_GONE: Final = 499
 UNAVAILABLE: Final = 503
+_TOO_MANY: Final = 429
+_TRY_AGAIN: Final = (_TOO_MANY, UNAVAILABLE)
 
 STATUS_OF_CODE: Final = {
     "invalid_input": 400,
     "invalid_id": 400,
+    "unsupported": 400,
     "digest_mismatch": 400,
     "artifact_not_found": 400,  # the caller's claim check names nothing
     "unauthorized": 401,
@@ -41,8 +46,12 @@ STATUS_OF_CODE: Final = {
     "cancelled": 409,
     "model_retired": 410,
     "too_large": 413,
+    "unsupported_encoding": 415,
     "model_rejected": 422,
+    "quota_exceeded": _TOO_MANY,
     "not_ready": UNAVAILABLE,
+    "not_loaded": UNAVAILABLE,
+    "unfinished": UNAVAILABLE,
     "overloaded": UNAVAILABLE,
     "log_unavailable": UNAVAILABLE,
     "replies_unavailable": UNAVAILABLE,
@@ -66,12 +75,12 @@ class JsonResponse(Response):
         return orjson.dumps(content)
 
 
-def error(code: str, message: str) -> Response:
+def error(code: str, message: str, retry_after_s: int = LEAST_RETRY_AFTER_S) -> Response:
     """An error, its status by its code."""
     status = STATUS_OF_CODE.get(code, 500)
     headers = {}
-    if status == UNAVAILABLE:
-        headers["retry-after"] = str(Unavailable.retry_after_s)
+    if status in _TRY_AGAIN:
+        headers["retry-after"] = str(retry_after_s)
     if code == "unauthorized":
         headers["www-authenticate"] = "Bearer"
     return JsonResponse({"error": message, "code": code}, status_code=status, headers=headers)
@@ -79,6 +88,8 @@ def error(code: str, message: str) -> Response:
 
 def of_error(err: AiaasError) -> Response:
     """A failure of the platform's."""
+    if isinstance(err, Unavailable):
+        return error(err.code, err.message, err.retry_after_s)
     return error(err.code, err.message)
 
 
@@ -91,7 +102,7 @@ def of_result(result: Result, request: InferenceRequest) -> Response:
     if result.status != "succeeded":
         return error(*_failure(result))
     version = result.model_version or 0
-    binary = oip.binary_outputs(request, [tensor.name for tensor in result.outputs])
+    binary = oip.binary_outputs(request, [tensor.name for tensor in result.outputs if not tensor.claimed])
     if not binary:
         body = oip.encode_response_json(
             model_name=result.model_name, model_version=version, outputs=result.outputs, echo_id=request.id
@@ -103,13 +114,14 @@ def of_result(result: Result, request: InferenceRequest) -> Response:
     return Response(body, media_type=oip.BINARY, headers={"Inference-Header-Content-Length": str(header_length)})
 
 
-def state_of(model: str, request_id: str, result: Result | None) -> dict[str, Any]:
-    """A request as `GET …/requests/{id}` shows it. `queue_position` is not known yet to anyone and null."""
+def state_of(model: str, request_id: str, state: RequestState) -> dict[str, Any]:
+    """A request as `GET …/requests/{id}` shows it; `status` is null until it has ended."""
+    result = state.result
     view: dict[str, Any] = {
         "id": request_id,
         "model_name": model,
-        "state": "queued" if result is None else result.status,
-        "queue_position": None,
+        "state": state.state,
+        "queue_position": state.queue_position,
         "status": None if result is None else result.status,
         "result": None,
         "error": None,
@@ -125,6 +137,16 @@ def state_of(model: str, request_id: str, result: Result | None) -> dict[str, An
     except AiaasError as err:  # it succeeded all the same; JSON can't carry these outputs
         return view | {"error": {"code": err.code, "message": err.message}}
     return view | {"result": orjson.Fragment(body)}
+
+
+def accepted(model: str, request_id: str, answered: Result | None, applied: str) -> Response:
+    """202 for a request that the caller asks for later; `applied` is which preference this follows."""
+    url = requests_url(model, request_id)
+    return JsonResponse(
+        {"id": request_id, "state": answered.status if answered else "queued", "status_url": url},
+        status_code=202,
+        headers={"location": url, "preference-applied": applied},
+    )
 
 
 _BY_STATUS: Final = {"expired": "deadline_exceeded", "cancelled": "cancelled"}

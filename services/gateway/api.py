@@ -12,7 +12,16 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount, Route, Router
 
-from services.gateway import answers, openapi, routes_models, routes_repository, routes_requests
+from services.gateway import (
+    answers,
+    openapi,
+    routes_absent,
+    routes_assets,
+    routes_models,
+    routes_repository,
+    routes_requests,
+    routes_triton,
+)
 from services.gateway.edge import Edge
 from services.gateway.routes_infer import PATHS, InferRoute
 from shared.errors import AiaasError, InvalidInput
@@ -29,9 +38,11 @@ def application(gateway: Gateway) -> ASGIApp:
     """The ASGI application."""
     api = _Api(title=routes_models.NAME, version=routes_models.VERSION, description=openapi.DESCRIPTION)
     api.state.gateway = gateway
-    for routes in (routes_models, routes_requests, routes_repository):
+    # `/v2/models/stats` before `/v2/models/{model}`: as in Triton, a model of that name is not described.
+    for routes in (routes_triton, routes_absent, routes_models, routes_requests, routes_repository):
         api.include_router(routes.router)
     api.include_router(routes_repository.catalogue)
+    api.include_router(routes_assets.router)
     api.add_exception_handler(AiaasError, _ours)
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http)

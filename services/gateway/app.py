@@ -10,7 +10,8 @@ from services.gateway import http_server
 from services.gateway.api import application
 from services.gateway.gateway import Backbone, Gateway
 from services.gateway.request_topics import RequestTopics
-from shared import heartbeats, kafka, logs, registry_log, replies
+from services.gateway.request_watch import RequestWatch
+from shared import heartbeats, kafka, logs, registry_log, replies, statistics
 from shared.artifacts import ArtifactStore
 from shared.events import HttpAnswered
 from shared.reply_waiter import ReplyWaiter
@@ -57,6 +58,8 @@ async def _work(gateway: Gateway, store: ArtifactStore) -> None:
         tasks.create_task(telemetry.run(), name="telemetry")
         tasks.create_task(backbone.topics.follow(backbone.log), name="request topics")
         tasks.create_task(gateway.probe_log(), name="probe")
+        tasks.create_task(gateway.watch_workers(), name="workers")
+        tasks.create_task(backbone.watch.run(), name="request watch")
 
 
 @asynccontextmanager
@@ -67,9 +70,11 @@ async def _connected(settings: GatewaySettings, store: ArtifactStore) -> AsyncIt
         producer = await stack.enter_async_context(kafka.started(lambda: kafka.producer(settings), "producer"))
         log = await stack.enter_async_context(registry_log.follow(settings, producer))
         beats = await stack.enter_async_context(heartbeats.follow(settings))
+        counted = await stack.enter_async_context(statistics.follow(settings))
         redis = await stack.enter_async_context(replies.connect(settings))
         waiter = await stack.enter_async_context(ReplyWaiter(redis, settings.instance))
-        yield Backbone(producer, log, RequestTopics(settings), beats, redis, waiter, store)
+        watch = RequestWatch(redis, waiter, beats, settings.max_event_streams)
+        yield Backbone(producer, log, RequestTopics(settings), beats, counted, redis, waiter, watch, store)
 
 
 def _answered(gateway: Gateway, telemetry: Telemetry) -> Iterable[MetricEvent]:

@@ -1,6 +1,7 @@
 """Reading request bodies: capped before anything is parsed, and never waiting for ever on a client.
 
-Below Starlette's `Request`, because that neither caps a body nor bounds the wait for its next piece.
+Below Starlette's `Request`, because that neither caps a body nor bounds the wait for its next piece. `chunks` gives a
+body as it was sent, `inflated` as it was before it was compressed (`encodings`), `read` all of that at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import base64
 import binascii
 from typing import TYPE_CHECKING
 
+from services.gateway import encodings
 from shared.errors import InvalidInput, Stalled, TooLarge
 
 if TYPE_CHECKING:
@@ -55,6 +57,34 @@ async def chunks(
             yield chunk
 
 
+async def inflated(
+    receive: Receive, headers: Mapping[str, str], *, limit_bytes: int, stall_timeout_s: float
+) -> AsyncIterator[bytes]:
+    """The pieces of the body without its `Content-Encoding`.
+
+    Raises:
+        TooLarge: more than `limit_bytes` are announced, arrive, or come of what arrives; then no more is inflated.
+        Stalled, ClientGone: as `chunks`.
+        UnsupportedEncoding: it is compressed in a way that is not read here.
+        InvalidInput: it is not what its encoding says.
+    """
+    arriving = chunks(receive, headers, limit_bytes=limit_bytes, stall_timeout_s=stall_timeout_s)
+    encoding = encodings.of_body(headers)
+    if encoding is None:
+        async for chunk in arriving:
+            yield chunk
+        return
+    inflater = encodings.Inflater(encoding)
+    size_bytes = 0
+    async for chunk in arriving:
+        async for piece in inflater.feed(chunk):
+            size_bytes += len(piece)
+            if size_bytes > limit_bytes:
+                raise TooLarge(f"the body is above the limit of {limit_bytes} bytes when it is inflated")
+            yield piece
+    inflater.finish()
+
+
 async def read(
     receive: Receive,
     headers: Mapping[str, str],
@@ -63,16 +93,14 @@ async def read(
     stall_timeout_s: float,
     take: Callable[[int], None] = lambda _: None,
 ) -> bytes:
-    """The whole body; `take` is told of each piece's size before it is kept.
+    """The whole body, inflated; `take` is told of each piece's size before it is kept.
 
     Raises:
-        InvalidInput: it is compressed.
-        TooLarge, Stalled, ClientGone: as `chunks`. What `take` raises passes through.
+        TooLarge, Stalled, ClientGone, UnsupportedEncoding, InvalidInput: as `inflated`. What `take` raises passes
+        through.
     """
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise InvalidInput(f"content-encoding {headers['content-encoding']!r} is not supported: send it uncompressed")
     pieces: list[bytes] = []
-    async for chunk in chunks(receive, headers, limit_bytes=limit_bytes, stall_timeout_s=stall_timeout_s):
+    async for chunk in inflated(receive, headers, limit_bytes=limit_bytes, stall_timeout_s=stall_timeout_s):
         take(len(chunk))
         pieces.append(chunk)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from services.gateway.admission import Admission
+from services.gateway.quotas import Quotas
 from shared.errors import LogUnavailable, Stopping
 
 if TYPE_CHECKING:
@@ -22,15 +23,19 @@ if TYPE_CHECKING:
     from aiokafka import AIOKafkaProducer
 
     from services.gateway.request_topics import RequestTopics
+    from services.gateway.request_watch import RequestWatch
     from services.gateway.settings import GatewaySettings
     from shared.artifacts import ArtifactStore
     from shared.heartbeats import Heartbeats
     from shared.registry_log import RegistryLog
-    from shared.replies import Replies, Result
+    from shared.replies import Replies
     from shared.reply_waiter import ReplyWaiter
+    from shared.results import Result
+    from shared.statistics import Statistics
 
 _PROBE_INTERVAL_S = 2.0
 _PROBE_TIMEOUT_S = 3.0
+_WORKERS_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,10 @@ class Backbone:
     log: RegistryLog
     topics: RequestTopics
     heartbeats: Heartbeats
+    statistics: Statistics
     replies: Replies
     waiter: ReplyWaiter
+    watch: RequestWatch
     store: ArtifactStore
 
 
@@ -52,6 +59,7 @@ class Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.admission = Admission(settings)
+        self.quotas = Quotas(settings.tenant_quotas)
         self.answered: Counter[int] = Counter()
         """Answers by status since the last metric event."""
         self.in_flight = 0
@@ -96,6 +104,12 @@ class Gateway:
             except (TimeoutError, LogUnavailable):
                 self._log_answers = False
 
+    async def watch_workers(self) -> None:
+        """Tell admission until cancelled what the workers say of themselves."""
+        while True:
+            self.admission.look(self.backbone.log.registry, self.backbone.heartbeats)
+            await asyncio.sleep(_WORKERS_INTERVAL_S)
+
     # ------------------------------------------------------------------ stopping
 
     @contextmanager
@@ -108,8 +122,10 @@ class Gateway:
             self._waits.discard(answer)
 
     def stopping(self) -> None:
-        """Readiness says no from here on, so that balancers send nothing more."""
+        """Readiness says no from here on, so that balancers send nothing more. Streams end: they go on elsewhere."""
         self._stopping = True
+        if self._backbone is not None:
+            self._backbone.watch.stop()
 
     def give_up(self) -> None:
         """The time to drain is over: whoever still waits is told so. Their requests run on; nothing is lost."""

@@ -1,12 +1,11 @@
 """uvicorn as the gateway runs it: our socket, our signals, a bound on everything a slow client can hold.
 
 uvicorn bounds idle connections and their number; `_Protocol` adds the time that the head of a request may take, which
-uvicorn leaves open. Bodies and answers are bounded in `bodies` and `edge`.
+uvicorn leaves open. Bodies and answers are bounded in `bodies` and `edge`, TLS in `shared.http_server`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import socket
 from typing import TYPE_CHECKING, Final
@@ -14,9 +13,12 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from shared import tls
+from shared.http_server import Server
+
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator
+    import ssl
 
     from starlette.types import ASGIApp
 
@@ -27,15 +29,6 @@ _KEEP_ALIVE_S: Final = 60
 _BACKLOG: Final = 2048
 _AFTER_DRAIN_S: Final = 5
 """What connections get to take the answers that the end of the drain gave them."""
-
-
-class Server(uvicorn.Server):
-    """A server that leaves signals to `shared.process`."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
 
 
 def listen(settings: GatewaySettings) -> socket.socket:
@@ -68,7 +61,16 @@ def server(app: ASGIApp, settings: GatewaySettings) -> Server:
             limit_concurrency=settings.max_connections,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + _AFTER_DRAIN_S,
-        )
+        ),
+        _tls(settings),
+    )
+
+
+def _tls(settings: GatewaySettings) -> ssl.SSLContext | None:
+    if settings.gateway_tls_certfile is None:
+        return None
+    return tls.server_context(
+        settings.gateway_tls_certfile, settings.gateway_tls_keyfile, settings.gateway_tls_client_cafile
     )
 
 

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Final
 
 from aiokafka.errors import KafkaError
 
+from services.gateway import claims, idempotency
 from services.gateway.bodies import ClientGone, hung_up
-from shared.errors import DeadlineExceeded, InvalidInput, LogUnavailable, RepliesUnavailable, TooLarge
+from shared import processed_signature
+from shared.errors import DeadlineExceeded, InvalidInput, LogUnavailable, RepliesUnavailable, Stopping, TooLarge
 from shared.oip import encode_request_msgpack
-from shared.replies import Claim, Result
+from shared.replies import Claim
 from shared.requests import RequestHeaders
-from shared.signature import validate_inputs
+from shared.results import Result
 from shared.topics import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class Call:
     version: int | None
     tenant: str | None
     traceparent: str | None
+    keyed: bool = False
+    """Whether an `Idempotency-Key` made the id: the request may be in the log already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ class Accepted:
 
     call: Call
     claim: Claim
+    answered: Result | None
+    """Its answer, if it is a repeat that came after that."""
     deadline_s: float
 
 
@@ -71,19 +77,32 @@ def timeout_of(request: InferenceRequest, settings: GatewaySettings) -> float:
     return min(timeout_us / _US_PER_S or settings.request_timeout_s, settings.max_request_timeout_s)
 
 
+def check_fits(backbone: Backbone, call: Call, request: InferenceRequest) -> None:
+    """Hold a request, its tensors there or not, against the version that would answer it.
+
+    Raises:
+        UnknownModel, UnknownVersion, ModelNotReady, ModelRejected, ModelRetired, InvalidInput: as `enqueue`.
+    """
+    version = backbone.log.registry.route(call.model, call.id, call.version)
+    processed_signature.validate(request, version.serving.signature, version.processing)
+
+
 async def enqueue(gateway: Gateway, call: Call, request: InferenceRequest, reply_channel: str | None) -> Accepted:
     """Append the request to its model's topic; returns when Kafka has acknowledged it.
 
     Raises:
         UnknownModel, UnknownVersion, ModelNotReady, ModelRejected, ModelRetired: nothing serves it now.
         InvalidInput, TooLarge: it can't be run, or not be carried.
+        StoreUnavailable: its tensors are too large for a record, and the store failed.
+        IdConflict: its key was used for another request.
         RepliesUnavailable: there would be no way back for the answer.
         LogUnavailable: Kafka did not acknowledge in time.
     """
     backbone, settings = gateway.backbone, gateway.settings
     registry = backbone.log.registry
-    validate_inputs(request, registry.route(call.model, call.id, call.version).serving.signature)
+    check_fits(backbone, call, request)
     timeout_s = timeout_of(request, settings)
+    request = await claims.portable(request, backbone.store, settings)
     value = encode_request_msgpack(request)
     if len(value) > MAX_RECORD_BYTES:
         raise TooLarge(f"the request makes a record of {len(value)} bytes, above the limit of {MAX_RECORD_BYTES}")
@@ -99,8 +118,12 @@ async def enqueue(gateway: Gateway, call: Call, request: InferenceRequest, reply
         traceparent=call.traceparent,
     )
     deadline_s = asyncio.get_running_loop().time() + timeout_s
+    if call.keyed and (first := await idempotency.join(backbone.replies, call, value, timeout_s)):
+        return Accepted(call, *first, deadline_s)
     claim = await _append(backbone, settings, call, value, headers)
-    return Accepted(call, claim, deadline_s)
+    if call.keyed:  # a repeat that finds its owner need not be appended
+        claim = await backbone.replies.claim(call.model, call.id, claim)
+    return Accepted(call, claim, None, deadline_s)
 
 
 async def _append(
@@ -133,14 +156,38 @@ async def outcome(gateway: Gateway, accepted: Accepted, answer: asyncio.Future[R
     Raises:
         ClientGone: the client closed its connection.
         Stopping: the gateway shuts down.
-        RepliesUnavailable: the deadline passed, and Redis does not tell what came of it.
+        RepliesUnavailable: the wait ended without an answer, and Redis does not take or tell what is known.
     """
+    if accepted.answered is not None:
+        return accepted.answered
     with gateway.waiting(answer), _client_watched(receive, answer):
         try:
             async with asyncio.timeout_at(accepted.deadline_s):
                 return await answer
         except TimeoutError:
             return await _expire(gateway.backbone, accepted)
+        except (ClientGone, Stopping):
+            await make_known(gateway.backbone, accepted)  # it runs on: who asks for it by id must not hear of nothing
+            raise
+
+
+async def soon(
+    gateway: Gateway, accepted: Accepted, answer: asyncio.Future[Result], receive: Receive, wait_s: float
+) -> Result | None:
+    """The answer if it is there within `wait_s` or by the deadline, whichever is first, else None: asked for later.
+
+    Raises:
+        ClientGone, RepliesUnavailable: as `outcome`.
+    """
+    until_s = asyncio.get_running_loop().time() + wait_s
+    try:
+        if accepted.answered is not None or until_s >= accepted.deadline_s:
+            return await outcome(gateway, accepted, answer, receive)
+        with gateway.waiting(answer), _client_watched(receive, answer):
+            async with asyncio.timeout_at(until_s):
+                return await answer
+    except (TimeoutError, Stopping):
+        return None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 from services.gateway.answers import STATUS_OF_CODE
@@ -58,10 +59,72 @@ _ERROR: Final[dict[str, Any]] = {
     "type": "object",
     "properties": {"error": {"type": "string"}, "code": {"type": "string", "enum": [*STATUS_OF_CODE, "internal"]}},
 }
+_ENDED: Final = ("succeeded", "failed", "expired", "cancelled")
 _QUEUED: Final[dict[str, Any]] = {
     "type": "object",
-    "properties": {"id": {"type": "string"}, "state": {"const": "queued"}, "status_url": {"type": "string"}},
+    "required": ["id", "state", "status_url"],
+    "properties": {
+        "id": {"type": "string"},
+        "state": {"enum": ["queued", *_ENDED], "description": "queued, but for a repeat with an `Idempotency-Key`"},
+        "status_url": {"type": "string"},
+    },
 }
+_STATE: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["id", "model_name", "state", "queue_position", "status", "result", "error"],
+    "properties": {
+        "id": {"type": "string"},
+        "model_name": {"type": "string"},
+        "state": {"enum": ["queued", "running", *_ENDED]},
+        "queue_position": {"type": ["integer", "null"], "minimum": 0, "description": "0 is next"},
+        "status": {"enum": [*_ENDED, None], "description": "null until it has ended"},
+        "result": {"anyOf": [_RESPONSE, {"type": "null"}]},
+        "error": {
+            "type": ["object", "null"],
+            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
+_IN_QUEUE: Final = {
+    "id": "0f8fad5b-d9cb-469f-a165-70867728950e",
+    "model_name": "digits",
+    "state": "queued",
+    "queue_position": 3,
+    "status": None,
+    "result": None,
+    "error": None,
+}
+_SUCCEEDED: Final = _IN_QUEUE | {
+    "state": "succeeded",
+    "queue_position": None,
+    "status": "succeeded",
+    "result": {
+        "model_name": "digits",
+        "model_version": "1",
+        "outputs": [{"name": "label", "datatype": "INT64", "shape": [1], "data": [7]}],
+    },
+}
+REQUEST_STATE: Final[dict[str, Any]] = {
+    "description": "the state, and with it the result or the error of a request that has ended",
+    "content": {
+        "application/json": {
+            "schema": _STATE,
+            "examples": {"queued": {"value": _IN_QUEUE}, "succeeded": {"value": _SUCCEEDED}},
+        }
+    },
+}
+"""The response that shows where a request is."""
+STATE_EVENTS: Final[dict[str, Any]] = {
+    "schema": {"type": "string"},
+    "example": "".join(
+        [
+            "retry: 1000\n",
+            f"event: state\nid: queued-3\ndata: {json.dumps(_IN_QUEUE)}\n\n",
+            f"event: outcome\nid: succeeded\ndata: {json.dumps(_SUCCEEDED)}\n\n",
+        ]
+    ),
+}
+"""The content of a stream of such states."""
 _BINARY: Final[dict[str, Any]] = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -80,7 +143,18 @@ def _errors() -> dict[str, Any]:
 def _operation(summary: str, *path_parameters: str) -> dict[str, Any]:
     in_path = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in path_parameters]
     in_header = [
-        {"name": "Prefer", "in": "header", "schema": {"type": "string", "examples": ["respond-async"]}},
+        {
+            "name": "Prefer",
+            "in": "header",
+            "description": "`respond-async`: 202 at once; with `wait=N`: the answer within N seconds, else 202",
+            "schema": {"type": "string", "examples": ["respond-async", "respond-async, wait=10"]},
+        },
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "description": "makes repeats safe: one key, one run, one answer. The same key with another body is 409",
+            "schema": {"type": "string", "maxLength": 257, "examples": ['"8e03978e-40d5-43dd-bc93-6894a57f9324"']},
+        },
         {"name": "Inference-Header-Content-Length", "in": "header", "schema": {"type": "integer"}},
         {"name": "traceparent", "in": "header", "schema": {"type": "string"}},
     ]
@@ -96,7 +170,7 @@ def _operation(summary: str, *path_parameters: str) -> dict[str, Any]:
                 "required": True,
                 "content": {"application/json": {"schema": _REQUEST}, "application/octet-stream": _BINARY},
             },
-            "responses": {"200": ok, "202": _json("accepted, with `Prefer: respond-async`", _QUEUED), **_errors()},
+            "responses": {"200": ok, "202": _json("accepted, as `Prefer: respond-async` asked", _QUEUED), **_errors()},
         }
     }
 

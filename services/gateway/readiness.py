@@ -22,6 +22,7 @@ def check(registry: Registry, alive: Iterable[Heartbeat], model: str, number: in
     Raises:
         UnknownModel, UnknownVersion, ModelRejected, ModelRetired: and it will not change by waiting.
         ModelNotReady: it may be ready later.
+        ModelNotLoaded: it will be once somebody loads it.
     """
     held = {
         (loaded.model, loaded.version, loaded.variant, loaded.artifact_sha256)
@@ -33,6 +34,15 @@ def check(registry: Registry, alive: Iterable[Heartbeat], model: str, number: in
         variant = version.serving
         if (model, version.number, variant.name, variant.artifact.sha256) not in held:
             raise ModelNotReady(f"no live worker holds version {version.number} ({variant.name}) of {model!r} yet")
+
+
+def described(registry: Registry, model: str, number: int | None = None) -> Version:
+    """The version that stands for a model where it is described: the one named, or the active one.
+
+    Raises:
+        UnknownModel, UnknownVersion, ModelRejected, ModelRetired, ModelNotReady, ModelNotLoaded: it does not answer.
+    """
+    return registry.route(model, "", number if number is not None else registry.model(model).active)
 
 
 def _answering(registry: Registry, model: str, number: int | None) -> list[Version]:

@@ -1,4 +1,4 @@
-"""What callers do to models: upload a version, promote, roll back, split traffic, retire.
+"""What callers do to models: upload a version, promote, roll back, split traffic, retire, load, unload.
 
 Each is an event on the registry's log, read back before the caller is answered. Whether it can be done is asked of the
 registry's own rules: the event is folded into the present registry first, and what would change nothing is a conflict
@@ -8,18 +8,20 @@ and never written, since that log is kept for ever.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from shared import events as ev
-from shared.errors import Conflict, InvalidInput, LogUnavailable
+from shared.errors import Conflict, InvalidInput, LogUnavailable, ModelNotReady
 from shared.registry import Entry, fold
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from services.gateway.gateway import Backbone
+    from shared.processing import Processing
     from shared.registry import Model, Registry, Version
     from shared.registry_log import RegistryLog
 
@@ -28,12 +30,19 @@ _PRESENT_TIMEOUT_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A version to be: `sha256` is what its digest must be, if the caller said so; `version` the number asked for."""
+    """A version to be.
+
+    Attributes:
+        version: the number asked for.
+        sha256: what the file's digest must be, if the caller said so.
+        processing: the steps before and after the model.
+    """
 
     model: str
     version: int | None
     sha256: str | None
     tenant: str | None
+    processing: Processing | None = None
 
 
 async def upload(backbone: Backbone, asked: Upload, chunks: AsyncIterator[bytes], limit_bytes: int) -> Version:
@@ -56,6 +65,7 @@ async def upload(backbone: Backbone, asked: Upload, chunks: AsyncIterator[bytes]
         artifact=artifact,
         requested_version=asked.version,
         tenant=asked.tenant,
+        processing=asked.processing,
     )
     registry = await backbone.log.publish(event)
     number = registry.model(asked.model).uploads[event.upload_id]
@@ -115,6 +125,36 @@ async def retire(log: RegistryLog, model: str, number: int | None = None) -> Mod
     )
 
 
+async def load(log: RegistryLog, model: str) -> Model:
+    """Let an unloaded model answer again; returns the model after it.
+
+    Raises:
+        ModelRetired, ModelRejected: nothing of it would answer.
+    """
+    registry = await _present(log)
+    loaded = fold(registry, Entry(registry.offset + 1, 0, ev.ModelLoaded(model=model)))
+    with contextlib.suppress(ModelNotReady):  # it may become ready: then it answers
+        loaded.route(model, "")
+    return await _change(
+        log,
+        registry,
+        ev.ModelLoaded(model=model),
+        done=lambda m: not m.unloaded,
+        refusal=f"model {model!r} can't be loaded",
+    )
+
+
+async def unload(log: RegistryLog, model: str) -> Model:
+    """Let a model answer no more until it is loaded; returns the model after it."""
+    return await _change(
+        log,
+        await _present(log),
+        ev.ModelUnloaded(model=model),
+        done=lambda m: m.unloaded,
+        refusal=f"model {model!r} can't be unloaded",
+    )
+
+
 async def _change(
     log: RegistryLog, registry: Registry, event: ev.ModelEvent, *, done: Callable[[Model], bool], refusal: str
 ) -> Model:
@@ -140,7 +180,7 @@ async def _change(
 def _routing(model: Model) -> tuple[Any, ...]:
     """All of a model that such events change."""
     retired = {number for number, version in model.versions.items() if version.state == "retired"}
-    return model.active, dict(model.weights), model.retired, retired
+    return model.active, dict(model.weights), model.retired, model.unloaded, retired
 
 
 async def _present(log: RegistryLog) -> Registry:

@@ -13,21 +13,25 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from services.gateway import answers, bodies, infer
+from services.gateway import answers, bodies, claims, encodings, idempotency, infer, preferences
 from services.gateway.auth import tenant_of
 from services.gateway.bodies import ClientGone
-from services.gateway.paths import requests_url, version_of
+from services.gateway.paths import version_of
 from shared import logs, oip
 from shared.errors import AiaasError, InvalidInput
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
+    from services.gateway.admission import BodyBudget, Place
     from services.gateway.gateway import Gateway
     from shared.oip import InferenceRequest
+    from shared.results import Result
 
 PATHS: Final = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
 _TRACEPARENT_CHARS: Final = 55
+_SMALL_BYTES: Final = 64 * 1024
+_BY_WORKERS: Final = ("succeeded", "failed")
 
 
 class InferRoute:
@@ -67,48 +71,105 @@ class InferRoute:
         traceparent = _traceparent(headers)
         line |= {"tenant": tenant, "trace_id": logs.trace_id(traceparent)}
         model, version = line["model"], version_of(scope["path_params"].get("version"), line["model"])
-        call = infer.Call(line["request_id"], model, version, tenant, traceparent)
+        keyed = idempotency.HEADER in headers
+        if keyed:
+            key = idempotency.key_of(headers.getlist(idempotency.HEADER))
+            line["request_id"] = idempotency.request_id(tenant, model, key)
+        call = infer.Call(line["request_id"], model, version, tenant, traceparent, keyed)
         self._gateway.backbone.log.registry.route(model, call.id, version)  # before its body is read
-        with self._gateway.admission.request(model):
-            if _prefers_async(headers):
-                return await self._later(call, headers, receive)
-            return await self._now(call, headers, receive, line)
+        with self._gateway.admission.request(model, high=None if _is_small(headers) else False) as place:
+            await self._gateway.quotas.spend(tenant, self._gateway.backbone.replies)
+            if "prefer" in headers and (wait_s := preferences.respond_async(headers.getlist("prefer"))) is not None:
+                response = await self._later(call, headers, receive, line, wait_s, place)
+            else:
+                response = await self._now(call, headers, receive, line, place)
+        return await encodings.encode(response, headers.get("accept-encoding"))
 
-    async def _now(self, call: infer.Call, headers: Headers, receive: Receive, line: dict[str, Any]) -> Response:
+    async def _now(
+        self, call: infer.Call, headers: Headers, receive: Receive, line: dict[str, Any], place: Place
+    ) -> Response:
         """Enqueue, wait, answer."""
         with self._gateway.backbone.waiter.expected(call.model, call.id) as answer:
-            request, accepted = await self._enqueued(call, headers, receive, self._gateway.settings.instance)
+            request, accepted = await self._enqueued(call, headers, receive, self._gateway.settings.instance, place)
             result = await infer.outcome(self._gateway, accepted, answer, receive)
+        place.answered = result.status in _BY_WORKERS
         line |= {"version": result.model_version, "outcome": result.status, "code": (result.error or {}).get("code")}
+        return await self._answered(result, request)
+
+    async def _later(
+        self, call: infer.Call, headers: Headers, receive: Receive, line: dict[str, Any], wait_s: int, place: Place
+    ) -> Response:
+        """Enqueue, and say where to ask, unless the answer comes within the time that the caller would wait."""
+        result = None
+        with self._gateway.backbone.waiter.expected(call.model, call.id) as answer:
+            request, accepted = await self._enqueued(call, headers, receive, self._gateway.settings.instance, place)
+            await infer.make_known(self._gateway.backbone, accepted)
+            if wait_s:
+                result = await infer.soon(self._gateway, accepted, answer, receive, wait_s)
+        if result is not None:
+            line |= {"version": result.model_version, "outcome": result.status}
+            return await self._answered(result, request)
+        return answers.accepted(call.model, call.id, accepted.answered, preferences.applied(wait_s))
+
+    async def _answered(self, result: Result, request: InferenceRequest) -> Response:
+        gateway = self._gateway
+        if claims.in_store(result):
+            return await claims.answer(result, request, gateway.backbone.store, gateway.settings, gateway.admission)
         return answers.of_result(result, request)
 
-    async def _later(self, call: infer.Call, headers: Headers, receive: Receive) -> Response:
-        """Enqueue, and say where to ask."""
-        _, accepted = await self._enqueued(call, headers, receive, None)
-        await infer.make_known(self._gateway.backbone, accepted)
-        url = requests_url(call.model, call.id)
-        return answers.JsonResponse(
-            {"id": call.id, "state": "queued", "status_url": url},
-            status_code=202,
-            headers={"location": url, "preference-applied": "respond-async"},
-        )
-
     async def _enqueued(
-        self, call: infer.Call, headers: Headers, receive: Receive, reply_channel: str | None
+        self, call: infer.Call, headers: Headers, receive: Receive, reply_channel: str | None, place: Place
     ) -> tuple[InferenceRequest, infer.Accepted]:
         """Read, decode and append the request; its body is let go when Kafka has it."""
         settings = self._gateway.settings
         with self._gateway.admission.body() as budget:
-            body = await bodies.read(
-                receive,
-                headers,
-                limit_bytes=settings.max_body_bytes,
-                stall_timeout_s=settings.stall_timeout_s,
-                take=budget.take,
-            )
-            request = oip.decode_request(headers.get("content-type"), body, _header_length(headers))
+            if claims.is_streamed(headers, settings.claim_bytes):
+                request = await self._streamed(call, headers, receive, place, budget)
+            else:
+                body = await bodies.read(
+                    receive,
+                    headers,
+                    limit_bytes=settings.max_body_bytes,
+                    stall_timeout_s=settings.stall_timeout_s,
+                    take=budget.take,
+                )
+                place.has_read(body)
+                request = oip.decode_request(headers.get("content-type"), body, _header_length(headers))
+                self._confirm(request, place)
             accepted = await infer.enqueue(self._gateway, call, request, reply_channel)
         return oip.InferenceRequest((), request.outputs, request.id, request.parameters), accepted
+
+    async def _streamed(
+        self, call: infer.Call, headers: Headers, receive: Receive, place: Place, budget: BodyBudget
+    ) -> InferenceRequest:
+        """A binary body whose large tensors go to the store as they arrive, when its header has been looked at."""
+        backbone, settings = self._gateway.backbone, self._gateway.settings
+        body = claims.Body(
+            bodies.inflated(
+                receive,
+                headers,
+                limit_bytes=settings.max_binary_body_bytes,
+                stall_timeout_s=settings.stall_timeout_s,
+            )
+        )
+        length = _header_length(headers) or 0
+        budget.take(min(length, settings.max_body_bytes))
+        header = await body.header(length, settings.max_body_bytes)
+        place.has_read(header)
+        announced = oip.decode_header(header)
+        self._confirm(announced.request, place)
+        infer.check_fits(backbone, call, announced.request)
+        return await claims.arrived(body, announced, backbone.store, settings, budget.take)
+
+    def _confirm(self, request: InferenceRequest, place: Place) -> None:
+        high = request.parameters.get("priority") == 1
+        place.confirm(high=high, timeout_s=infer.timeout_of(request, self._gateway.settings))
+
+
+def _is_small(headers: Headers) -> bool:
+    """Whether the body may be read just to learn its priority."""
+    length = headers.get("content-length", "")
+    return length.isdecimal() and int(length[:20]) <= _SMALL_BYTES
 
 
 def _header_length(headers: Headers) -> int | None:
@@ -118,15 +179,6 @@ def _header_length(headers: Headers) -> int | None:
     if not (length.isascii() and length.isdecimal()):
         raise InvalidInput(f"Inference-Header-Content-Length is {length[:40]!r}, not a number of bytes")
     return int(length[:20])
-
-
-def _prefers_async(headers: Headers) -> bool:
-    """Whether `Prefer` (RFC 7240) asks for an answer now and the result later."""
-    return any(
-        preference.strip().lower() == "respond-async"
-        for value in headers.getlist("prefer")
-        for preference in value.split(",")
-    )
 
 
 def _traceparent(headers: Headers) -> str | None:

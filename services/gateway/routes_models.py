@@ -12,8 +12,16 @@ from services.gateway.views import model_metadata
 
 NAME: Final = "aiaas"
 VERSION: Final = "0.1.0"
-EXTENSIONS: Final = ("binary_tensor_data",)
-"""Of Triton's, those that are really there."""
+EXTENSIONS: Final = (
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+)
+"""Of Triton's, those that are really there. Its name for the parameters `priority` and `timeout` is schedule_policy."""
 
 router = APIRouter(tags=["Open Inference Protocol"])
 
@@ -43,10 +51,9 @@ async def server(_tenant: TheTenant) -> Response:
 @router.get("/v2/models/{model}/versions/{version}", summary="What a version takes and gives")
 async def metadata(model: str, backbone: TheBackbone, _tenant: TheTenant, version: str | None = None) -> Response:
     """Names, datatypes and shapes; -1 is a free size. `versions` are those that can answer now."""
-    registry, number = backbone.log.registry, version_of(version, model)
-    # With a traffic split and no version named, the active version stands for all.
-    served = registry.route(model, "", number if number is not None else registry.model(model).active)
-    return JsonResponse(model_metadata(registry.model(model), served))
+    registry = backbone.log.registry
+    version_shown = readiness.described(registry, model, version_of(version, model))
+    return JsonResponse(model_metadata(registry.model(model), version_shown))
 
 
 @router.get("/v2/models/{model}/ready", summary="Does a live worker hold the version that answers?")

@@ -1,6 +1,5 @@
 """`/v2/repository/models…`: the catalogue, uploads, versions and which of them answer."""
 
-import asyncio
 import re
 import time
 from typing import Annotated, Any, Final
@@ -8,15 +7,15 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
-from services.gateway import bodies, repository, views
+from services.gateway import assets, bodies, repository, uploads, views
 from services.gateway.answers import CLIENT_GONE, JsonResponse, of_error
 from services.gateway.bodies import ClientGone
 from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant
 from services.gateway.gateway import Gateway
 from services.gateway.paths import version_of, version_url
 from shared import logs
-from shared.errors import AiaasError, InvalidInput, Stalled
-from shared.events import VersionNumber
+from shared.errors import AiaasError, InvalidInput
+from shared.events import MAX_VERSION
 from shared.registry import Version
 
 catalogue = APIRouter(prefix="/v2/repository/models", tags=["Models"])
@@ -28,7 +27,10 @@ _MAX_TRAFFIC_BYTES: Final = 64 * 1024
 class Traffic(BaseModel):
     """Shares of the requests that name no version: `{"weights": {"1": 90, "2": 10}}`."""
 
-    weights: Annotated[dict[VersionNumber, Annotated[int, Field(ge=0, le=1_000_000)]], Field(max_length=100)]
+    weights: Annotated[
+        dict[Annotated[int, Field(ge=1, le=MAX_VERSION)], Annotated[int, Field(ge=0, le=1_000_000)]],
+        Field(max_length=100),
+    ]
 
 
 def _body(content_type: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -55,15 +57,19 @@ async def upload(
     tenant: TheTenant,
     format: str = "onnx",  # noqa: A002 - the parameter's public name
     version: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
+    processing: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$")] = None,
 ) -> Response:
     """The body is the model file. `Content-Digest: sha-256=:BASE64:` is checked if sent; `version` asks for a number.
 
+    `processing` is the SHA-256 of an asset: the JSON declaration of the steps before and after the model, for good.
     202 when the upload is in the log: `status_url` then tells what the optimizer makes of it.
     """
     started_s = time.perf_counter()
     line: dict[str, Any] = {"model": model[:100], "tenant": tenant}
     try:
-        uploaded = await _upload(gateway, request, model, format, version, tenant)
+        declared = None if processing is None else await assets.processing_of(gateway.backbone.store, processing)
+        asked = repository.Upload(model, version, bodies.content_sha256(request.headers), tenant, declared)
+        uploaded = await _upload(gateway, request, asked, format)
         line |= {
             "version": uploaded.number,
             "sha256": uploaded.artifact.sha256,
@@ -81,27 +87,13 @@ async def upload(
     return response
 
 
-async def _upload(
-    gateway: Gateway, request: Request, model: str, file_format: str, version: int | None, tenant: str | None
-) -> Version:
-    if not _NAME.fullmatch(model):
+async def _upload(gateway: Gateway, request: Request, asked: repository.Upload, file_format: str) -> Version:
+    if not _NAME.fullmatch(asked.model):
         raise InvalidInput("a model's name is 1 to 100 letters, digits and hyphens, and begins with no hyphen")
     if file_format != "onnx":
         raise InvalidInput(f"format {file_format[:40]!r} is not supported: only onnx is")
-    asked = repository.Upload(model, version, bodies.content_sha256(request.headers), tenant)
-    settings = gateway.settings
-    chunks = bodies.chunks(
-        request.receive,
-        request.headers,
-        limit_bytes=settings.max_upload_bytes,
-        stall_timeout_s=settings.stall_timeout_s,
-    )
-    with gateway.admission.upload():
-        try:
-            async with asyncio.timeout(settings.upload_timeout_s):
-                return await repository.upload(gateway.backbone, asked, chunks, settings.max_upload_bytes)
-        except TimeoutError as err:
-            raise Stalled(f"the upload took longer than {settings.upload_timeout_s:g} s") from err
+    async with uploads.arriving(gateway, request) as chunks:
+        return await repository.upload(gateway.backbone, asked, chunks, gateway.settings.max_upload_bytes)
 
 
 def _accepted(uploaded: Version) -> Response:

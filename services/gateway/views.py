@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from msgspec import to_builtins
+
 from shared.codec import rfc3339
+from shared.processed_signature import public_signature
 
 if TYPE_CHECKING:
     from shared.events import Measurements
     from shared.registry import Model, Rejection, Variant, Version
-    from shared.signature import TensorSpec
+    from shared.signature import Signature, TensorSpec
+
+
+def shown_signature(version: Version) -> Signature:
+    """What callers are told that a ready version takes and gives."""
+    own = version.serving.signature
+    return own if version.processing is None else public_signature(version.processing, own)
 
 
 def model_metadata(model: Model, version: Version) -> dict[str, Any]:
     """OIP's model metadata, with the inputs and outputs of one version. Versions are strings there."""
-    signature = version.serving.signature
+    signature = shown_signature(version)
     return {
         "name": model.name,
         "versions": [str(number) for number, other in sorted(model.versions.items()) if other.state == "ready"],
@@ -29,6 +38,7 @@ def model_state(model: Model) -> dict[str, Any]:
     return {
         "name": model.name,
         "retired": model.retired,
+        "unloaded": model.unloaded,
         **routing(model),
         "versions": [version_state(model, version) for _, version in sorted(model.versions.items(), reverse=True)],
     }
@@ -56,6 +66,7 @@ def version_state(model: Model, version: Version) -> dict[str, Any]:
         "sha256": version.artifact.sha256,
         "byte_size": version.artifact.byte_size,
         "format": version.format,
+        "processing": None if version.processing is None else to_builtins(version.processing),
         "upload_id": version.upload_id,
         "uploaded_at": rfc3339(version.uploaded_ms * 1_000_000),
         "chosen": version.chosen,
@@ -86,7 +97,7 @@ def _rejection(rejection: Rejection) -> dict[str, Any]:
 
 
 def _measurements(measurements: Measurements | None) -> dict[str, Any] | None:
-    return None if measurements is None else measurements.model_dump(mode="json")
+    return None if measurements is None else to_builtins(measurements)
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

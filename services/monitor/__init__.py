@@ -9,6 +9,7 @@ Three sources, read in three ways:
    when they are in a stored snapshot.
 3. `workers` (`shared.heartbeats`): who is alive, what it has loaded, what waits for it.
 
+What it counted goes back to the log (`totals` → `publisher`): statistics by version, for gateways to show.
 `state` holds the three together; `exposition` shows them to Prometheus, `views` as JSON, `routes` by HTTP; `app` wires.
 Not here: history, reports, alerts and the dashboard.
 """

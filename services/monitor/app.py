@@ -12,6 +12,7 @@ import socket
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+import msgspec
 import uvicorn
 from aiokafka.admin import AIOKafkaAdminClient
 from faststream.specification import AsyncAPI
@@ -19,15 +20,18 @@ from faststream.specification import AsyncAPI
 from services.monitor import outcome_log, snapshot, subscribers
 from services.monitor.fold import OutcomeFold
 from services.monitor.measurements import Measurements
+from services.monitor.publisher import Publisher
 from services.monitor.request_ends import RequestEnds
 from services.monitor.routes import application
 from services.monitor.state import State
-from shared import broker, heartbeats, kafka, logs
+from shared import broker, heartbeats, kafka, logs, tls
 from shared.dead_letters import DeadLetters
+from shared.http_server import Server
 from shared.telemetry import Telemetry
-from shared.topics import REQUESTS
+from shared.topics import METRICS, REQUESTS
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Iterator
 
     from faststream.kafka import KafkaBroker
@@ -40,14 +44,15 @@ async def serve(settings: MonitorSettings, stop: asyncio.Event) -> None:
     state = State(settings.metrics_interval_s)
     events = broker.build(settings)
     subscribers.subscribe(events, settings, state)
-    server = _Server(
+    server = Server(
         uvicorn.Config(
             application(state, lambda: _asyncapi(events)),
             log_config=None,
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=5,
-        )
+        ),
+        _tls(settings),
     )
     with _listening(settings.monitor_host, settings.monitor_port) as listener:
         async with asyncio.TaskGroup() as tasks:
@@ -59,10 +64,16 @@ async def serve(settings: MonitorSettings, stop: asyncio.Event) -> None:
             server.should_exit = True
 
 
+def _tls(settings: MonitorSettings) -> ssl.SSLContext | None:
+    if settings.monitor_tls_certfile is None:
+        return None
+    return tls.server_context(settings.monitor_tls_certfile, settings.monitor_tls_keyfile)
+
+
 async def _work(settings: MonitorSettings, state: State, events: KafkaBroker) -> None:
     await kafka.ensure_topics(settings)
     async with AsyncExitStack() as stack:
-        producer = await stack.enter_async_context(kafka.started(lambda: kafka.producer(settings), "dead letters"))
+        producer = await stack.enter_async_context(kafka.started(lambda: kafka.producer(settings), "events"))
         consumer = await stack.enter_async_context(kafka.started(lambda: kafka.consumer(settings), "outcomes"))
         admin = await stack.enter_async_context(
             kafka.started(lambda: AIOKafkaAdminClient(**kafka.client_options(settings)), "request ends")
@@ -84,6 +95,8 @@ async def _work(settings: MonitorSettings, state: State, events: KafkaBroker) ->
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(outcomes.run(state.outcomes, save), name="outcomes")
                 tasks.create_task(_every(settings.monitor_snapshot_interval_s, save), name="snapshots")
+                publisher = Publisher(settings, producer, state.outcomes)
+                tasks.create_task(publisher.run(lambda: outcomes.caught_up), name="statistics")
                 tasks.create_task(Telemetry(settings, "monitor", producer).run(), name="telemetry")
         finally:
             await save()
@@ -122,16 +135,12 @@ async def _every(interval_s: float, save: Callable[[], Awaitable[None]]) -> None
 
 
 def _asyncapi(events: KafkaBroker) -> str:
-    """The AsyncAPI document of the subscribers, made from their code."""
-    return AsyncAPI(events, title="aiaas monitor", version="1").to_specification().to_json()
-
-
-class _Server(uvicorn.Server):
-    """A server whose process minds the signals itself (see `shared.process`)."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    """The AsyncAPI document of the subscribers, made from their code; what FastStream does not know are our events."""
+    document = AsyncAPI(events, title="aiaas monitor", version="1").to_specification().to_jsonable()
+    kinds, schemas = msgspec.json.schema_components(METRICS.events, ref_template="#/components/schemas/{name}")
+    payloads = document["components"]["schemas"]
+    document["components"]["schemas"] = schemas | dict.fromkeys(payloads, {"oneOf": list(kinds)})
+    return msgspec.json.encode(document).decode()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from fractions import Fraction
 
     from prometheus_client import Metric
 
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
 
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
-_SERIES: tuple[tuple[str, str, Callable[[Series], float | Fraction]], ...] = (
+_SERIES: tuple[tuple[str, str, Callable[[Series], int]], ...] = (
     ("request_duplicates", "Requests answered with the outcome of another.", lambda series: series.duplicates),
     ("request_reexecutions", "Requests that were run again after a crash.", lambda series: series.reexecuted),
-    ("executions", "Runs of a model, each request counting for its share.", lambda series: series.executions),
+    ("executions", "Runs of a model that succeeded.", lambda series: series.totals.executions),
 )
 _HOST: tuple[tuple[str, str, Callable[[HostSampled], float]], ...] = (
     ("process_cpu_percent", "CPU of the process; 100 is one core.", lambda host: host.cpu_percent),

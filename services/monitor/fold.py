@@ -5,10 +5,8 @@ to the offsets it was folded up to, and is stored together with them: fold a log
 numbers are those of one. Everything in here is a count or an integer sum, so how the partitions of the log interleave
 does not matter either.
 
-Executions are not counted as such: members of a batch lie in different partitions, and of a batch that a zombie also
-ran only some members count. `batch_sizes` has the requests that count by the size of the batch they ran in, and every
-one of them stands for 1/size of an execution. That is exact where a whole batch counts, needs no memory of batch ids,
-and leaves a fraction where only a part of a batch counts.
+`batch_sizes` has the requests that count by the size of the batch they ran in; runs of the model are counted in
+`totals`, which says how.
 
 Labels are bounded, because receipts repeat what producers sent: error codes are those of `shared.errors` or `other`,
 a version that does not exist is no version, and series beyond `MAX_SERIES` go into one.
@@ -18,10 +16,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 from services.monitor.histogram import Histogram
+from services.monitor.totals import Totals
 from shared.errors import AiaasError, UnknownVersion
 from shared.outcomes import Watermarks
 
@@ -64,21 +62,19 @@ class Series:
     batch_sizes: Counter[int] = field(default_factory=Counter)
     """Requests by the size of the batch they ran in."""
     phases: dict[str, Histogram] = field(default_factory=lambda: {phase: Histogram() for phase in PHASES})
+    totals: Totals = field(default_factory=Totals)
 
-    @property
-    def executions(self) -> Fraction:
-        """Runs of the model, each request counting for its share of its batch."""
-        return sum((Fraction(requests, size) for size, requests in self.batch_sizes.items()), Fraction())
-
-    def add(self, receipt: Receipt) -> None:
-        """Take in an outcome that counts."""
+    def add(self, receipt: Receipt, at_ms: int) -> None:
+        """Take in an outcome that counts, appended at `at_ms`."""
         self.statuses[receipt.status] += 1
         if receipt.error_code is not None:
             self.error_codes[receipt.error_code if receipt.error_code in CODES else OTHER] += 1
         self.duplicates += receipt.duplicate_of is not None
         self.reexecuted += receipt.reexecuted
+        size = 0
         if receipt.batch is not None:
-            self.batch_sizes[min(max(receipt.batch.size, 1), MAX_BATCH_SIZE)] += 1
+            size = min(max(receipt.batch.size, 1), MAX_BATCH_SIZE)
+            self.batch_sizes[size] += 1
         timings = receipt.timings_ns
         spent = (timings.queue, timings.compute_input, timings.compute_infer, timings.compute_output)
         total_ns = 0
@@ -87,6 +83,7 @@ class Series:
                 self.phases[phase].observe(duration_ns)
                 total_ns += max(duration_ns, 0)
         self.phases["total"].observe(total_ns)
+        self.totals.add(receipt, size, total_ns, at_ms)
 
 
 @dataclass(slots=True)
@@ -100,13 +97,13 @@ class OutcomeFold:
     offsets: dict[int, int] = field(default_factory=dict)
     """The next offset to fold, by partition of the outcome log."""
 
-    def add(self, partition: int, offset: int, outcome: Receipt | Ignored) -> None:
-        """Take in one record of the log: a receipt, or why it is none."""
+    def add(self, partition: int, offset: int, outcome: Receipt | Ignored, at_ms: int = 0) -> None:
+        """Take in one record of the log, stamped `at_ms`: a receipt, or why it is none."""
         self.offsets[partition] = offset + 1
         if isinstance(outcome, str):
             self.ignored[outcome] += 1
         elif self.watermarks.accept(outcome):
-            self._of(outcome).add(outcome)
+            self._of(outcome).add(outcome, at_ms)
         else:
             self.ignored["repeat"] += 1
 

@@ -115,7 +115,7 @@ class OutcomeLog:
             records = await self._fetch()
             outcomes = await self._judge(records)
             for record, outcome in zip(records, outcomes, strict=True):
-                fold.add(record.partition, record.offset, outcome)
+                fold.add(record.partition, record.offset, outcome, record.timestamp)
             if not self.caught_up:
                 await self._note_position()
             if "forged" in outcomes:

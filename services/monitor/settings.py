@@ -7,6 +7,7 @@ from pathlib import Path  # noqa: TC003 - a property's type, beside fields that 
 from pydantic import Field
 
 from shared.settings import PlatformSettings
+from shared.tls import CertFile, KeyFile
 
 
 class MonitorSettings(PlatformSettings):
@@ -14,6 +15,9 @@ class MonitorSettings(PlatformSettings):
 
     monitor_host: str = "127.0.0.1"
     monitor_port: int = Field(default=8090, ge=1, le=65535)
+    monitor_tls_certfile: CertFile | None = None
+    """With it the monitor speaks HTTPS, and nothing else."""
+    monitor_tls_keyfile: KeyFile = Field(default=None, validate_default=True)
     monitor_snapshot_interval_s: float = Field(default=5.0, gt=0)
     """At most this much is folded again after a crash."""
 

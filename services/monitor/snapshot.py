@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter  # noqa: TC003 - pydantic reads it
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from pydantic import TypeAdapter
+import msgspec
 
 from services.monitor.fold import Ignored, OutcomeFold, Series
 from services.monitor.histogram import BOUNDS_NS
-from services.monitor.measurements import Measurements  # noqa: TC001 - pydantic reads it
+from services.monitor.measurements import Measurements  # noqa: TC001 - msgspec reads it
 from shared import logs
 from shared.outcomes import Watermarks
 
@@ -38,18 +39,25 @@ class Snapshot:
     """The highest accepted offset of each request partition: topic, partition, offset."""
     offsets: dict[int, int]
     measurements: Measurements
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     bounds_ns: tuple[int, ...] = BOUNDS_NS
     saved_ns: int = field(default_factory=time.time_ns)
 
 
-_ADAPTER = TypeAdapter(Snapshot)
+def _counter(kind: Any, counts: Any) -> Any:
+    """A `Counter`, which msgspec writes as the dictionary that it is, but does not read."""
+    if get_origin(kind) is not Counter:
+        raise TypeError(f"{kind} is no part of a snapshot")
+    return Counter(msgspec.convert(counts, GenericAlias(dict, (*get_args(kind), int)), str_keys=True))
+
+
+_DECODER = msgspec.json.Decoder(Snapshot, dec_hook=_counter)
 
 
 def encode(log: str, outcomes: OutcomeFold, measurements: Measurements) -> bytes:
     """The state as it is now, as bytes."""
     rows = [(*at, highest) for at, highest in outcomes.watermarks.highest.items()]
-    return _ADAPTER.dump_json(Snapshot(log, outcomes.series, outcomes.ignored, rows, outcomes.offsets, measurements))
+    return msgspec.json.encode(Snapshot(log, outcomes.series, outcomes.ignored, rows, outcomes.offsets, measurements))
 
 
 def decode(data: bytes, log: str) -> tuple[OutcomeFold, Measurements]:
@@ -58,7 +66,7 @@ def decode(data: bytes, log: str) -> tuple[OutcomeFold, Measurements]:
     Raises:
         ValueError: damaged, of another form, or of another log.
     """
-    snapshot = _ADAPTER.validate_json(data)  # pydantic's ValidationError is a ValueError
+    snapshot = _DECODER.decode(data)  # its DecodeError is a ValueError
     if snapshot.log != log:
         raise ValueError(f"it is of {snapshot.log}, and this is {log}")
     if snapshot.bounds_ns != BOUNDS_NS:

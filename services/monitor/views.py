@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from msgspec import to_builtins
+
 if TYPE_CHECKING:
     from services.monitor.fold import Series
     from services.monitor.histogram import Histogram
     from services.monitor.state import Instance, State
+    from shared.events import MetricEvent
 
 
 def stats(state: State) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def stats(state: State) -> dict[str, Any]:
             }
             for _, runs in sorted(measurements.variants.items())
         ],
-        "jobs": [event.model_dump() for _, event in sorted(measurements.jobs.items())],
+        "jobs": [_fields(event) for _, event in sorted(measurements.jobs.items())],
         "metrics_ignored": dict(measurements.ignored),
     }
 
@@ -47,7 +50,7 @@ def _series(series: Series) -> dict[str, Any]:
         "errors": dict(series.error_codes),
         "duplicates": series.duplicates,
         "reexecuted": series.reexecuted,
-        "executions": float(series.executions),
+        "executions": series.totals.executions,
         "requests_by_batch_size": {str(size): count for size, count in sorted(series.batch_sizes.items())},
         "latency": {phase: _latency(histogram) for phase, histogram in series.phases.items()},
     }
@@ -63,10 +66,17 @@ def _latency(histogram: Histogram) -> dict[str, Any]:
     }
 
 
+def _fields(event: MetricEvent) -> dict[str, Any]:
+    """What an event says, without the version of its form."""
+    fields: dict[str, Any] = to_builtins(event)
+    del fields["schema"]
+    return fields
+
+
 def hosts(state: State) -> list[dict[str, Any]]:
     """The last host sample of every instance."""
     return [
-        {**instance.run.host.model_dump(), "up": instance.up, "age_s": instance.sample_age_s}
+        {**_fields(instance.run.host), "up": instance.up, "age_s": instance.sample_age_s}
         for instance in state.instances()
         if instance.run and instance.run.host
     ]
@@ -86,9 +96,9 @@ def _instance(instance: Instance) -> dict[str, Any]:
         "up": instance.up,
         "sample_age_s": instance.sample_age_s,
         "http_in_flight": instance.run.http_in_flight if instance.run else None,
-        "machine": beat.machine.model_dump() if beat else None,
+        "machine": to_builtins(beat.machine) if beat else None,
         "registry_offset": beat.registry_offset if beat else None,
-        "loaded": [loaded.model_dump() for loaded in beat.loaded] if beat else [],
+        "loaded": to_builtins(beat.loaded) if beat else [],
         "lag": beat.lag if beat else {},
         "queued": beat.queued if beat else {},
     }

@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import ValidationError
+import msgspec
 
 from services.optimizer.messages import MAX_LINE_BYTES, MAX_LINES, MESSAGE, UNUSABLE_EXIT, Job, Limits, Probed
 from shared import logs
@@ -194,7 +194,7 @@ def _crash(status: int, said: str) -> Ending:
 async def _converse(child: Process, job: Job, on_message: Callable[[Message], Awaitable[None]]) -> None:
     assert child.stdin is not None and child.stdout is not None  # noqa: S101, PT018 - both are pipes, for the checker
     with suppress(ConnectionError):  # it died before it read: its exit status says more
-        child.stdin.write(job.model_dump_json().encode())
+        child.stdin.write(msgspec.json.encode(job))
         await child.stdin.drain()
     child.stdin.close()
     for _ in range(MAX_LINES):
@@ -202,10 +202,9 @@ async def _converse(child: Process, job: Job, on_message: Callable[[Message], Aw
             line = await child.stdout.readline()
             if not line:
                 return
-            message = MESSAGE.validate_json(line)
-        except ValidationError as err:
-            problem = err.errors(include_url=False, include_input=False, include_context=False)[0]
-            raise _Broken(f"The process that examined the model reported nonsense: {problem['msg']}") from err
+            message = MESSAGE.decode(line)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as err:
+            raise _Broken(f"The process that examined the model reported nonsense: {err}") from err
         except ValueError as err:  # the stream's limit
             raise _Broken("The process that examined the model reported too long a line") from err
         await on_message(message)

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from msgspec.structs import replace
 
 from services.optimizer import gate
 from services.optimizer.messages import (
@@ -32,8 +34,9 @@ from services.optimizer.messages import (
     variant_file,
 )
 from services.optimizer.rejections import Rejection, reason
+from shared import processed_signature
 from shared.artifacts import PART_BYTES
-from shared.errors import ArtifactNotFound, DigestMismatch, InvalidInput
+from shared.errors import ArtifactNotFound, CallerError, DigestMismatch, InvalidInput
 from shared.events import ModelReady, ModelRejected, VariantReady, VariantRejected
 
 if TYPE_CHECKING:
@@ -43,7 +46,9 @@ if TYPE_CHECKING:
     from services.optimizer.settings import OptimizerSettings
     from shared.artifacts import Artifact, ArtifactStore
     from shared.events import AttemptEvent
+    from shared.processing import Processing
     from shared.registry import Version
+    from shared.signature import Signature
 
 
 @dataclass
@@ -124,6 +129,8 @@ class Jobs:
         job = self._sandbox.job(seed=int(version.artifact.sha256[:8], 16))
         ending = await self._sandbox.run(job, directory, report, self._settings.job_timeout_s)
         reference = reports.conclude(ending)
+        if version.processing is not None:
+            await self._check_processing(version.processing, reference.signature)
         decision = gate.decide(reference, list(reports.candidates.values()), reports.failed, self._policy)
         await on_progress("store", 0.95)
         measured = {**reports.candidates, reference.variant: reference}
@@ -132,22 +139,38 @@ class Jobs:
             for variant, candidate in measured.items()
             if variant not in decision.rejected
         ]
-        common = {"model": version.model, "version": version.number, "attempt": version.attempt}
-        owner = self._settings.owner
+        common: dict[str, Any] = {
+            "model": version.model,
+            "version": version.number,
+            "attempt": version.attempt,
+            "owner": self._settings.owner,
+        }
         return (
             *ready,
             *(
                 VariantRejected(
                     **common,
-                    owner=owner,
                     variant=variant,
                     reason=why,
                     measurements=measured[variant].measurements if variant in measured else None,
                 )
                 for variant, why in decision.rejected.items()
             ),
-            ModelReady(**common, owner=owner, variant=decision.chosen, reason=decision.reason),
+            ModelReady(**common, variant=decision.chosen, reason=decision.reason),
         )
+
+    async def _check_processing(self, processing: Processing, signature: Signature) -> None:
+        """Look whether the declared steps fit the model, and whether what they name is there.
+
+        Raises:
+            Rejection: they don't, or it isn't.
+        """
+        try:
+            processed_signature.check(processing, signature)
+            for artifact in processing.artifacts:
+                await self._store.check_there(artifact)
+        except CallerError as err:
+            raise Rejection("processing_mismatch", err.message) from err
 
     async def _fetch(self, artifact: Artifact, path: Path) -> None:
         """The upload as a file.
@@ -180,7 +203,7 @@ class Jobs:
             artifact=artifact,
             signature=candidate.signature,
             batch_cap=candidate.batch_cap,
-            measurements=candidate.measurements.model_copy(update={"byte_size": artifact.byte_size}),
+            measurements=replace(candidate.measurements, byte_size=artifact.byte_size),
         )
 
 

@@ -8,9 +8,9 @@ are bounded (`confined`), and every field is validated here. Files are not named
 from __future__ import annotations
 
 import math
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from msgspec import Meta, Struct, json
 
 from services.optimizer.rejections import ADVICE
 from shared.events import Measurements
@@ -34,11 +34,7 @@ def variant_file(variant: Variant) -> str:
     return f"{variant}.onnx"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Limits(_Frozen):
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the child sets for itself before it opens the file; see setrlimit(2)."""
 
     address_space_bytes: int
@@ -48,7 +44,7 @@ class Limits(_Frozen):
     niceness: int = 5
 
 
-class Job(_Frozen):
+class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the child is to do, in its working directory. `probe`: only say what it is."""
 
     kind: Literal["probe", "optimize"]
@@ -65,67 +61,61 @@ class Job(_Frozen):
     seed: int = 0
 
 
-class Probed(_Frozen):
+class _Message(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """What the child says; `kind` tells which message it is."""
+
+
+class Probed(_Message, frozen=True, kw_only=True, tag="probed"):
     """What the child is and can reach."""
 
-    kind: Literal["probed"] = "probed"
-    onnxruntime: Annotated[str, Field(max_length=50)]
-    isa: Annotated[str, Field(max_length=100)]
-    providers: Annotated[tuple[Annotated[str, Field(max_length=100)], ...], Field(max_length=20)]
-    networks: Annotated[tuple[Annotated[str, Field(max_length=100)], ...], Field(max_length=1000)]
+    onnxruntime: Annotated[str, Meta(max_length=50)]
+    isa: Annotated[str, Meta(max_length=100)]
+    providers: Annotated[tuple[Annotated[str, Meta(max_length=100)], ...], Meta(max_length=20)]
+    networks: Annotated[tuple[Annotated[str, Meta(max_length=100)], ...], Meta(max_length=1000)]
     """Names of its network interfaces; `lo` alone if it is cut off."""
 
 
-class Progress(_Frozen):
+class Progress(_Message, frozen=True, kw_only=True, tag="progress"):
     """The step that begins now, and the share of the work that is behind it."""
 
-    kind: Literal["progress"] = "progress"
-    step: Annotated[str, Field(max_length=50)]
-    fraction: Annotated[float, Field(ge=0, le=1)]
+    step: Annotated[str, Meta(max_length=50)]
+    fraction: Annotated[float, Meta(ge=0, le=1)]
 
 
-class Rejected(_Frozen):
+class Rejected(_Message, frozen=True, kw_only=True, tag="rejected"):
     """The model can't be served."""
 
-    kind: Literal["rejected"] = "rejected"
-    code: Annotated[str, Field(max_length=50)]
-    found: Annotated[str, Field(max_length=4000)]
+    code: Annotated[str, Meta(max_length=50)]
+    found: Annotated[str, Meta(max_length=4000)]
 
-    @field_validator("code")
-    @classmethod
-    def _is_known(cls, code: str) -> str:
-        if code not in ADVICE:
-            raise ValueError(f"unknown code {code!r}")
-        return code
+    def __post_init__(self) -> None:
+        if self.code not in ADVICE:
+            raise ValueError(f"unknown code {self.code!r}")
 
 
-class Candidate(_Frozen):
+class Candidate(_Message, frozen=True, kw_only=True, tag="candidate"):
     """A variant was built and measured; its file is complete. `fp32` comes first."""
 
-    kind: Literal["candidate"] = "candidate"
     variant: Variant
     signature: Signature
-    batch_cap: Annotated[int, Field(ge=1, le=1024)]
+    batch_cap: Annotated[int, Meta(ge=1, le=1024)]
     measurements: Measurements
 
-    @model_validator(mode="after")
-    def _is_finite(self) -> Self:
-        # What goes to the log must be printable as JSON, which has no NaN.
+    def __post_init__(self) -> None:
+        # What goes to the log must be printable as JSON, which has no NaN: msgspec would write null.
         found = self.measurements
         optional = (found.max_abs_error, found.cosine, found.top1_agreement, found.speedup)
         numbers = [number for number in optional if number is not None]
         if not all(math.isfinite(number) for number in (*numbers, *(latency.p50_s for latency in found.latencies))):
             raise ValueError("a measurement is not a finite number")
-        return self
 
 
-class CandidateRejected(_Frozen):
+class CandidateRejected(_Message, frozen=True, kw_only=True, tag="candidate_rejected"):
     """A variant did not build, load or run."""
 
-    kind: Literal["candidate_rejected"] = "candidate_rejected"
     variant: Variant
-    reason: Annotated[str, Field(max_length=4000)]
+    reason: Annotated[str, Meta(max_length=4000)]
 
 
 Message = Probed | Progress | Rejected | Candidate | CandidateRejected
-MESSAGE: Final[TypeAdapter[Message]] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+MESSAGE: Final[json.Decoder[Message]] = json.Decoder(Message)

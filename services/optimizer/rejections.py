@@ -35,6 +35,10 @@ ADVICE: Final[dict[str, str]] = {
         "Inputs and outputs must be dense tensors of a known rank, with printable names, in a datatype of the Open "
         "Inference Protocol"
     ),
+    "processing_mismatch": (
+        "Steps name the model's own inputs and outputs as they are in the file, and fill them in their datatypes and "
+        "shapes: correct the declaration and upload again"
+    ),
     # How it behaves.
     "load_failed": "onnxruntime.InferenceSession(path) shows the same at home: export it again",
     "execution_failed": (

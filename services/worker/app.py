@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -21,15 +22,15 @@ from shared.dead_letters import DeadLetters
 from shared.events import BatchesRan, Heartbeat, LoadedModel, MachineClass
 from shared.machine import isa
 from shared.outcomes import OutcomeWriter
+from shared.registry import Registry, only_unloaded
 from shared.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from services.worker.job import Job
     from services.worker.settings import WorkerSettings
     from shared.events import MetricEvent
-    from shared.registry import Registry
 
 _READOPT_S = 10.0
 """How often models that could not be loaded are tried again, although nothing changed."""
@@ -110,8 +111,11 @@ class Worker:
         self._servers: dict[str, ModelServer] = {}
         self._intakes: dict[str, Intake] = {}
         self._intake_tasks: list[asyncio.Task[None]] = []
+        self._answered: Counter[str] = Counter()
         self._tasks: asyncio.TaskGroup
         self._draining = False
+        self._adopted = Registry()
+        """What the shelf was last brought in line with: what the heartbeat says is loaded holds at its offset."""
 
     async def run(self) -> None:
         """Serve every model of the registry, as it changes, until cancelled."""
@@ -133,7 +137,15 @@ class Worker:
         await asyncio.gather(*self._intake_tasks, return_exceptions=True)
 
     def _serve(self, name: str, registry: Registry) -> None:
-        server = ModelServer(name, registry, self._shelf, self._settle, self._settings.max_batch_bytes)
+        server = ModelServer(
+            name,
+            registry,
+            self._shelf,
+            self._settle,
+            self._settings.max_batch_bytes,
+            steps=(),
+            wake=self._lane.wake,
+        )
         for variant in server.routed():
             self._shelf.want(variant)
         self._servers[name] = server
@@ -147,13 +159,14 @@ class Worker:
             copies=self._copies,
             held=self._held,
             queued=self._lane.wake,
-            settle=self._settle,
         )
         self._intake_tasks.append(self._tasks.create_task(self._intakes[name].run()))
 
     def _adopt(self) -> None:
+        self._adopted = self._log.registry
+        self._shelf.release(only_unloaded(self._adopted))
         for server in self._servers.values():
-            server.adopt(self._log.registry)
+            server.adopt(self._adopted)
         self._lane.wake()
         self.changed.set()
 
@@ -165,8 +178,11 @@ class Worker:
     def _settle(self, jobs: list[Job]) -> None:
         self._tasks.create_task(self._settlement.fail(jobs))
 
-    def _completed(self, job: Job) -> None:
-        self._intakes[job.model].completed(job)
+    def _completed(self, jobs: Sequence[Job]) -> None:
+        """These jobs, all of one model, have their outcomes."""
+        if jobs:
+            self._answered[jobs[0].model] += len(jobs)
+            self._intakes[jobs[0].model].completed(jobs)
 
     # ------------------------------------------------------------------ what it tells of itself
 
@@ -179,15 +195,20 @@ class Worker:
             service="worker",
             machine=MachineClass(isa=isa(), providers=tuple(providers(settings)), threads=settings.threads),
             loaded=tuple(self._loaded()),
-            registry_offset=self._log.registry.offset,
+            registry_offset=self._adopted.offset,
             lag={name: intake.lag for name, intake in self._intakes.items()},
-            queued={name: len(server.pending) for name, server in self._servers.items()},
+            queued={name: len(server.waiting) for name, server in self._servers.items()},
+            positions={
+                where: position for intake in self._intakes.values() for where, position in intake.positions().items()
+            },
+            answered=dict(self._answered),
             interval_s=heartbeats.INTERVAL_S,
         )
 
     def _loaded(self) -> Iterable[LoadedModel]:
         held = self._shelf.held()
-        for model in self._log.registry.models.values():
+        loaded = [model for model in self._adopted.models.values() if not model.unloaded]
+        for model in loaded:
             for version in model.versions.values():
                 for variant in version.variants.values():
                     if (size := held.get(variant.artifact.sha256)) is not None:

@@ -10,20 +10,21 @@ Pure: no I/O, no clock.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shared.signature import rows
-from shared.tensors import from_numpy, to_numpy
+from shared.tensors import Tensor, from_numpy, to_numpy
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Hashable, Sequence
 
     from shared.oip import InferenceRequest
     from shared.registry import Variant
-    from shared.signature import Signature
-    from shared.tensors import Array, Tensor
+    from shared.signature import Signature, TensorSpec
+    from shared.tensors import Array
 
 ShapeKey = tuple["Hashable", ...]
 
@@ -60,22 +61,33 @@ def concatenate(requests: Sequence[InferenceRequest], signature: Signature) -> d
     return feeds
 
 
-def take_apart(outputs: Sequence[Array], counts: Sequence[int], signature: Signature) -> list[tuple[Array, ...]]:
-    """The outputs of each request: `counts` rows each, along every output's batch axis."""
+def take_apart(outputs: Sequence[Array], counts: Sequence[int], signature: Signature) -> list[tuple[Tensor, ...]]:
+    """The outputs of each request in signature order: `counts` rows each, along every output's batch axis."""
+    pieces = [_pieces(spec, array, counts) for spec, array in zip(signature.outputs, outputs, strict=True)]
+    return list(zip(*pieces, strict=True))
+
+
+def _pieces(spec: TensorSpec, array: Array, counts: Sequence[int]) -> list[Tensor]:
+    """One output of each request."""
     if len(counts) == 1:
-        return [tuple(outputs)]
-    ends = np.cumsum(counts)[:-1]
-    pieces = [
-        np.split(array, ends, axis=spec.batch_axis or 0) for array, spec in zip(outputs, signature.outputs, strict=True)
-    ]
-    return [tuple(piece[index] for piece in pieces) for index in range(len(counts))]
+        return [from_numpy(spec.name, array, spec.datatype)]
+    if spec.batch_axis or spec.datatype == "BYTES":
+        arrays = np.split(array, np.cumsum(counts)[:-1], axis=spec.batch_axis or 0)
+        return [from_numpy(spec.name, piece, spec.datatype) for piece in arrays]
+    # Rows lie one after the other: views of the one block of bytes.
+    data, row = from_numpy(spec.name, array, spec.datatype).data, array.shape[1:]
+    row_bytes = math.prod(row) * array.itemsize
+    pieces, start = [], 0
+    for count in counts:
+        end = start + count * row_bytes
+        pieces.append(Tensor(spec.name, spec.datatype, (count, *row), data[start:end]))
+        start = end
+    return pieces
 
 
-def answer(request: InferenceRequest, outputs: Iterable[Array], signature: Signature) -> tuple[Tensor, ...]:
-    """The outputs that the request asks for (all, if it names none), as tensors in signature order."""
+def answer(request: InferenceRequest, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The outputs that the request asks for: all, if it names none."""
+    if not request.outputs:
+        return outputs
     asked = {output.name for output in request.outputs}
-    return tuple(
-        from_numpy(spec.name, array, spec.datatype)
-        for array, spec in zip(outputs, signature.outputs, strict=True)
-        if not asked or spec.name in asked
-    )
+    return tuple(tensor for tensor in outputs if tensor.name in asked)

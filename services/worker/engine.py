@@ -12,26 +12,34 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
 
-from shared.errors import ExecutionFailed, InvalidInput, ModelNotReady, RunTimeout
+from shared.errors import ExecutionFailed, InvalidInput, ModelNotReady, RequestCancelled, RunTimeout
 from shared.events import Runtime
 from shared.machine import isa
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from concurrent.futures import Executor
 
     from services.worker.settings import WorkerSettings
+    from shared.errors import AiaasError
     from shared.signature import Signature
     from shared.tensors import Array
 
 _ONNX_BFLOAT16 = 16
 """`TensorProto.BFLOAT16` (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto)."""
 _TERMINATE_GRACE_S = 10.0
+_LOOK_S = 0.1
+"""How often a long run is asked for: does anyone still want its answer?"""
+
+
+async def _never() -> bool:
+    return False
 
 
 class EngineStuck(RuntimeError):
@@ -86,27 +94,43 @@ class OnnxEngine:
             raise ModelNotReady("AIAAS_DEVICE=cuda, but ONNX Runtime did not get the CUDA provider on this host")
         return cls(session, signature, settings.threads)
 
-    async def run(self, inputs: Mapping[str, Array], executor: Executor, timeout_s: float) -> list[Array]:
+    async def run(
+        self,
+        inputs: Mapping[str, Array],
+        executor: Executor,
+        timeout_s: float,
+        abandoned: Callable[[], Awaitable[bool]] = _never,
+    ) -> list[Array]:
         """All outputs, in signature order.
+
+        A run that takes long is ended when `abandoned`, asked now and then, says that nobody wants its answer.
 
         Raises:
             InvalidInput: BYTES that are not UTF-8.
             ExecutionFailed: the model raised.
             RunTimeout: the run took longer than `timeout_s` and was ended.
+            RequestCancelled: it was abandoned.
             EngineStuck: it could not be ended.
         """
         options = ort.RunOptions()
         running = asyncio.get_running_loop().run_in_executor(executor, self._run, inputs, options)
-        done, _ = await asyncio.wait({running}, timeout=timeout_s)
-        if done:
-            return running.result()
+        late_s = time.monotonic() + timeout_s
+        given_up: AiaasError | None = None
+        while given_up is None:
+            done, _ = await asyncio.wait({running}, timeout=min(_LOOK_S, late_s - time.monotonic()))
+            if done:
+                return running.result()
+            if time.monotonic() >= late_s:
+                given_up = RunTimeout(f"the run took longer than {timeout_s:g} s")
+            elif await abandoned():
+                given_up = RequestCancelled("nobody waits for the answer any more")
         options.terminate = True
         done, _ = await asyncio.wait({running}, timeout=_TERMINATE_GRACE_S)
         if not done:
-            raise EngineStuck(f"a run did not end {_TERMINATE_GRACE_S} s after its deadline")
+            raise EngineStuck(f"a run did not end {_TERMINATE_GRACE_S} s after it was given up")
         if (err := running.exception()) is not None and not isinstance(err, ExecutionFailed):
             raise err
-        raise RunTimeout(f"the run took longer than {timeout_s:g} s")
+        raise given_up
 
     def _run(self, inputs: Mapping[str, Array], options: ort.RunOptions) -> list[Array]:
         feeds = {name: self._feed(name, array) for name, array in inputs.items()}

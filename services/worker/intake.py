@@ -70,7 +70,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         copies: ReplyCopies,
         held: HeldBytes,
         queued: Callable[[], None],
-        settle: Callable[[list[Job]], None],
     ) -> None:
         self._settings = settings
         self._server = server
@@ -80,13 +79,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._copies = copies
         self._held = held
         self._queued = queued
-        self._settle = settle
-        self._topic = settings.topics.requests(server.name)
+        self._topics = {settings.topics.requests(server.name, high=high): high for high in (True, False)}
+        """Request topics, and whether what is in them goes before the rest."""
         self._consumer: AIOKafkaConsumer
         self._ledgers: dict[TopicPartition, Ledger] = {}
         self._epochs: Counter[TopicPartition] = Counter()
         """How often a partition was given up or started again: records fetched before that must not be taken after."""
-        self._deaths: dict[tuple[int, int], int] = {}
+        self._deaths: dict[tuple[str, int], int] = {}
+        """How often a record, by ledger and offset, has killed a worker."""
         self._in_progress = 0
         self._freed = asyncio.Event()
         """Set when a job ends: there may be room again, or nothing left to wait for."""
@@ -110,7 +110,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         async with kafka.started(
             lambda: kafka.consumer(self._settings, **options), f"requests of {name}"
         ) as self._consumer:
-            self._consumer.subscribe([self._topic], listener=self)
+            self._consumer.subscribe(list(self._topics), listener=self)
             flushing = asyncio.create_task(self._flush_for_ever())
             try:
                 while True:
@@ -127,7 +127,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Kafka gives partitions. Their ledgers begin with the first record, in `_take`."""
         logs.get().info(
-            "partitions assigned", model=self._server.name, partitions=sorted(tp.partition for tp in assigned)
+            "partitions assigned",
+            model=self._server.name,
+            partitions=sorted(f"{tp.topic}/{tp.partition}" for tp in assigned),
         )
 
     async def _give_up(self, partitions: Sequence[TopicPartition]) -> None:
@@ -150,18 +152,21 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
     # ------------------------------------------------------------------ in
 
     async def _take(self) -> None:
-        room = self._room()
-        if room <= 0:
+        room = {high: self._room(high=high) for high in (True, False)}
+        assigned = self._consumer.assignment()
+        open_ = [partition for partition in assigned if room[self._topics[partition.topic]] > 0]
+        if assigned and not open_:
             self._freed.clear()
-            self._consumer.pause(*self._consumer.assignment())
+            self._consumer.pause(*assigned)
             await self._consumer.getmany(timeout_ms=0)  # keeps the membership: the consumer is polled
             await set_within(self._freed, _POLL_MS / 1000)
             return
         self._consumer.resume(*self._consumer.paused())
+        most = min((records for records in room.values() if records > 0), default=_LEAST_RECORDS)
         try:
-            fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=room)
+            fetched = await self._consumer.getmany(*open_, timeout_ms=_POLL_MS, max_records=most)
         except KafkaError as err:
-            logs.get().warning("waiting for kafka", what=self._topic, error=repr(err))
+            logs.get().warning("waiting for kafka", what=f"requests of {self._server.name}", error=repr(err))
             await asyncio.sleep(1)
             return
         epochs = self._epochs.copy()
@@ -169,19 +174,20 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             if epochs[partition] == self._epochs[partition]:
                 await self._take_partition(partition, records)
 
-    def _room(self) -> int:
+    def _room(self, *, high: bool) -> int:
         if sum(ledger.open_rows for ledger in self._ledgers.values()) >= _MAX_OPEN_ROWS:
             return 0
         if self._held.used >= self._held.limit:
             # Whoever holds nothing may still take a little: one model's backlog must not starve the others.
             return 0 if self._in_progress else _LEAST_RECORDS
-        return self._settings.max_queued - len(self._server.pending)
+        return self._settings.max_queued - self._server.waiting.count(high=high)
 
     async def _take_partition(self, partition: TopicPartition, records: Sequence[ConsumerRecord]) -> None:
         ledger = self._ledgers.get(partition)
         if ledger is None:
             ledger = await self._open(partition, records[0].offset)
-        jobs = [read(record, self._server.name, ledger, self._death_count(record)) for record in records]
+        name, high = self._server.name, self._topics[partition.topic]
+        jobs = [read(record, name, ledger, self._death_count(ledger, record), high=high) for record in records]
         await self._catch_up(jobs)
         if ledger is not self._ledgers.get(partition):
             return  # given up or started again meanwhile: these records come again, to whoever owns them
@@ -190,25 +196,21 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             self._check_reply_topic(job)
         self._in_progress += len(jobs)
         self._held.used += sum(job.size_bytes for job in jobs)
-        self._server.pending.extend(job for job in jobs if job.error is None)
+        self._server.arrive(jobs)
         self._queued()
-        if unserved := [job for job in jobs if job.error is not None]:
-            self._settle(unserved)
 
     async def _open(self, partition: TopicPartition, first_offset: int) -> Ledger:
         """A ledger for a partition just assigned, and how often its records have killed a worker."""
         ledger = self._ledgers[partition] = Ledger(partition.topic, partition.partition, first_offset)
         deaths = await persistently(
             "redis",
-            lambda: self._replies.count_deaths(
-                self._server.name, self._settings.owner, {partition.partition: first_offset}
-            ),
+            lambda: self._replies.count_deaths(self._server.name, self._settings.owner, {ledger.where: first_offset}),
         )
         self._deaths.update(deaths)
         return ledger
 
-    def _death_count(self, record: ConsumerRecord) -> int:
-        return self._deaths.get((record.partition, record.offset), 0)
+    def _death_count(self, ledger: Ledger, record: ConsumerRecord) -> int:
+        return self._deaths.get((ledger.where, record.offset), 0) if self._deaths else 0
 
     async def _catch_up(self, jobs: Sequence[Job]) -> None:
         """Have read the registry's log to its present end if a request knows of something that we don't."""
@@ -243,9 +245,13 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
 
     # ------------------------------------------------------------------ out
 
-    def completed(self, job: Job) -> None:
-        """A job has its outcome, in its ledger."""
-        self._release([job])
+    def positions(self) -> dict[str, int]:
+        """The first record of each partition, as `topic/partition`, that has no outcome yet."""
+        return {ledger.where: ledger.position for ledger in self._ledgers.values()}
+
+    def completed(self, jobs: Sequence[Job]) -> None:
+        """Jobs have their outcome, in their ledgers."""
+        self._release(jobs)
 
     def _release(self, jobs: Sequence[Job]) -> None:
         self._in_progress -= len(jobs)
@@ -297,7 +303,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         await self._forget_deaths(ledgers)
 
     async def _forget_deaths(self, ledgers: Sequence[Ledger]) -> None:
-        marks = {ledger.partition: ledger.committed for ledger in ledgers}
+        if not self._deaths:
+            return
+        marks = {ledger.where: ledger.committed for ledger in ledgers}
         done = [(p, offset) for p, offset in self._deaths if p in marks and offset < marks[p]]
         if done:
             await persistently("redis", lambda: self._replies.forget_deaths(self._server.name, done))

@@ -7,7 +7,7 @@ valid id gets the one derived from its coordinates.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shared import logs
@@ -55,7 +55,10 @@ class Job:
     error: AiaasError | None
     deaths: int
     size_bytes: int
-    plan: Plan | None = field(default=None)
+    """Request bytes that it holds in memory."""
+    high: bool = False
+    """Whether it goes before others."""
+    plan: Plan | None = None
 
     @property
     def claim(self) -> Claim:
@@ -68,7 +71,7 @@ class Job:
         return self.headers.deadline_ms is not None and now_ms > self.headers.deadline_ms
 
 
-def read(record: ConsumerRecord, model: str, ledger: Ledger, deaths: int) -> Job:
+def read(record: ConsumerRecord, model: str, ledger: Ledger, deaths: int, *, high: bool = False) -> Job:
     """A record as a job."""
     value: bytes = record.value or b""
     headers, request, error = RequestHeaders(), None, None
@@ -87,17 +90,19 @@ def read(record: ConsumerRecord, model: str, ledger: Ledger, deaths: int) -> Job
         model=model,
         record=record,
         ledger=ledger,
-        request_id=_id(record),
+        request_id=headers.request_id or _id(record),
         headers=headers,
         input_sha256=hashlib.sha256(value).hexdigest(),
         request=request,
         error=error,
         deaths=deaths,
         size_bytes=len(value),
+        high=high,
     )
 
 
 def _id(record: ConsumerRecord) -> str:
+    """The id of a record whose headers were not read."""
     try:
         given = request_id_of(record.headers)
     except InvalidId:

@@ -1,11 +1,13 @@
 """The execution lane: one batch at a time on one device, fair across models.
 
     choose     the next model in turn that has a batch to run
-    screen     ask Redis which of its jobs are taken, answered or cancelled, and set the poison marker
+    screen     ask Redis which of its jobs are taken, answered or cancelled, and mark the others as running
     run        in the lane's thread, with a deadline
     hand on    encode and store the answers beside the next run, a bounded number of batches behind
 
-A batch that fails is run again job by job, so that one bad request does not hurt its neighbours.
+A batch that fails is run again job by job, so that one bad request does not hurt its neighbours. A run all of whose
+jobs have been cancelled, or have expired, is ended. The mark of a run that ends the process stays: see
+`shared.replies`.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ import uuid
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
-from services.worker.batching import answer, concatenate, take_apart
+from services.worker.batching import answer as asked_outputs
+from services.worker.batching import concatenate, take_apart
+from services.worker.expiry import Expiry
 from services.worker.receipts import members_sha256, queue_ns
-from services.worker.settle import persistently
+from services.worker.settle import answer
 from shared.background import set_within
-from shared.codec import to_map
-from shared.errors import AiaasError, TooLarge
+from shared.errors import AiaasError, RepliesUnavailable, RequestCancelled, TooLarge
 from shared.events import BatchMembership, Timings
-from shared.replies import Result
+from shared.replies import Ran
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -33,19 +36,19 @@ if TYPE_CHECKING:
     from services.worker.model_server import Batch, ModelServer
     from services.worker.receipts import Receipts
     from services.worker.settings import WorkerSettings
-    from services.worker.settle import Settlement
+    from services.worker.settle import Answer, Settlement
     from shared.oip import InferenceRequest
     from shared.replies import Replies
-    from shared.tensors import Array
+    from shared.tensors import Tensor
 
 _BATCHES_BEHIND = 4
 """Batches whose answers may be in the making while another runs."""
 _TICK_S = 0.1
-"""How often queued jobs are looked at although nothing happened: deadlines pass, failed loads are retried."""
+"""How often queued jobs are looked at although nothing happened: failed loads are retried."""
 
 
-class Ran:
-    """Counts of one variant since they were last taken, for the metrics."""
+class Counts:
+    """Runs of one variant since they were last taken, for the metrics."""
 
     def __init__(self) -> None:
         self.sizes: Counter[int] = Counter()
@@ -53,7 +56,7 @@ class Ran:
 
 
 class Lane:
-    """The loop over the models of this worker. `owner` names this run of the worker in poison markers."""
+    """The loop over the models of this worker."""
 
     def __init__(
         self,
@@ -69,84 +72,77 @@ class Lane:
         self._receipts = receipts
         self._executor = executor
         self._servers: list[ModelServer] = []
+        self._expiry = Expiry(self._servers)
         self._work = asyncio.Event()
         self._runs = 0
         self._behind = asyncio.Semaphore(_BATCHES_BEHIND)
-        self.ran: defaultdict[tuple[str, int, str], Ran] = defaultdict(Ran)
+        self.ran: defaultdict[tuple[str, int, str], Counts] = defaultdict(Counts)
 
     def add(self, server: ModelServer) -> None:
         """Serve one more model."""
         self._servers.append(server)
 
     def wake(self) -> None:
-        """There may be something to run."""
+        """There may be something to run, or to wait for."""
         self._work.set()
+        self._expiry.look()
 
     async def run(self) -> None:
         """Run batches until cancelled."""
-        async with asyncio.TaskGroup() as answers:
-            while True:
-                batch = self._choose()
-                if batch is None:
-                    await self._wait()
-                    continue
-                await self._behind.acquire()
-                finish = await self._execute(batch)
-                task = answers.create_task(finish)
-                task.add_done_callback(lambda _: self._behind.release())
+        try:
+            async with asyncio.TaskGroup() as answers:
+                while True:
+                    batch = self._choose()
+                    if batch is None:
+                        await self._wait()
+                        continue
+                    await self._behind.acquire()
+                    finish = await self._execute(batch)
+                    task = answers.create_task(finish)
+                    task.add_done_callback(lambda _: self._behind.release())
+        finally:
+            self._expiry.stop()
 
     async def _wait(self) -> None:
-        queued = any(server.pending for server in self._servers)
+        queued = any(server.waiting for server in self._servers)
         await set_within(self._work, _TICK_S if queued else None)
         self._work.clear()
 
     def _choose(self) -> Batch | None:
         """The batch of the first model in turn that has one; that model goes to the end of the turn."""
-        for server in list(self._servers):
-            batch = server.next_batch()
+        for index, server in enumerate(self._servers):
+            batch = server.next_batch() if server.waiting else None
             if batch is not None:
-                self._servers.remove(server)
-                self._servers.append(server)
+                self._servers.append(self._servers.pop(index))
                 return batch
         return None
 
     async def _execute(self, batch: Batch) -> Coroutine[Any, Any, None]:
-        """Screen and run a batch; what is left to do for it, beside the next run.
-
-        The poison marker is set before the run and removed after it. A run that ends the process leaves it behind.
-        """
-        jobs = await self._settlement.screen(batch.jobs)
-        if not jobs:
-            return _nothing()
+        """Screen and run a batch; what is left to do for it, beside the next run."""
         self._runs += 1
-        run, model = f"{self._settings.owner}#{self._runs}", jobs[0].model
-        offsets: dict[int, list[int]] = defaultdict(list)
-        for job in jobs:
-            offsets[job.record.partition].append(job.record.offset)
-        await persistently("redis", lambda: self._replies.mark_running(model, run, offsets))
-        answers = await self._run_or_split(batch, jobs)
+        run = f"{self._settings.owner}#{self._runs}"
+        jobs = await self._settlement.screen(batch.jobs, run)
+        answers = await self._run_or_split(batch, jobs) if jobs else []
+        ran = Ran(batch.jobs[0].model, run, tuple({job.claim.where for job in batch.jobs}))
+        return self._settlement.answer(answers, ran)
 
-        async def finish() -> None:
-            await self._settlement.answer(answers)
-            await persistently("redis", lambda: self._replies.mark_ran(model, run, offsets))
-
-        return finish()
-
-    async def _run_or_split(self, batch: Batch, jobs: Sequence[Job]) -> list[tuple[Job, Result]]:
+    async def _run_or_split(self, batch: Batch, jobs: Sequence[Job]) -> list[Answer]:
         try:
             return await self._run(batch, jobs)
         except AiaasError as err:
-            if len(jobs) == 1:
-                return [self._failed(batch, jobs[0], err)]
+            if len(jobs) == 1 or isinstance(err, RequestCancelled):
+                return [self._failed(batch, job, err) for job in jobs]
         return [answered for job in jobs for answered in await self._run_or_split(batch, [job])]
 
-    async def _run(self, batch: Batch, jobs: Sequence[Job]) -> list[tuple[Job, Result]]:
+    async def _run(self, batch: Batch, jobs: Sequence[Job]) -> list[Answer]:
         signature = batch.variant.signature
         queued_ns = [queue_ns(job) for job in jobs]
         begun_ns = time.perf_counter_ns()
         feeds = concatenate([_request(job) for job in jobs], signature)
         fed_ns = time.perf_counter_ns()
-        outputs = await batch.engine.run(feeds, self._executor, self._settings.max_run_s)
+        outputs = await batch.engine.run(
+            feeds, self._executor, self._settings.max_run_s, lambda: self._all_answered(jobs)
+        )
         ran_ns = time.perf_counter_ns()
         counts = [job.plan.rows or 0 if job.plan else 0 for job in jobs]
         pieces = take_apart(outputs, counts, signature)
@@ -157,7 +153,7 @@ class Lane:
             self._succeeded(
                 batch,
                 job,
-                pieces[index],
+                asked_outputs(_request(job), pieces[index]),
                 BatchMembership(id=batch_id, index=index, size=len(jobs), padding=0, members_sha256=members),
                 Timings(
                     queue=queued_ns[index],
@@ -169,28 +165,27 @@ class Lane:
             for index, job in enumerate(jobs)
         ]
 
+    async def _all_answered(self, jobs: Sequence[Job]) -> bool:
+        """Whether nobody waits for this run: all its jobs were cancelled, or have expired."""
+        try:
+            return None not in await self._replies.get([(job.model, job.request_id) for job in jobs])
+        except RepliesUnavailable:
+            return False
+
     def _succeeded(
-        self, batch: Batch, job: Job, arrays: Sequence[Array], membership: BatchMembership, timings: Timings
-    ) -> tuple[Job, Result]:
-        outputs = answer(_request(job), arrays, batch.variant.signature)
-        if (size := sum(len(tensor.data) for tensor in outputs)) > self._settings.max_result_bytes:
+        self, batch: Batch, job: Job, outputs: tuple[Tensor, ...], membership: BatchMembership, timings: Timings
+    ) -> Answer:
+        if (size := sum([len(tensor.data) for tensor in outputs])) > self._settings.max_result_bytes:
             error = TooLarge(f"the answer has {size} bytes, more than {self._settings.max_result_bytes}")
             return self._failed(batch, job, error)
         receipt = self._receipts.succeeded(job, outputs, batch.engine.runtime, membership, timings)
-        return job, Result(
-            id=job.request_id,
-            status="succeeded",
-            model_name=job.model,
-            model_version=receipt.model_version,
-            outputs=outputs,
-            receipt=to_map(receipt),
-        )
+        return answer(job, receipt, outputs=outputs)
 
-    def _failed(self, batch: Batch, job: Job, error: AiaasError) -> tuple[Job, Result]:
+    def _failed(self, batch: Batch, job: Job, error: AiaasError) -> Answer:
         alone = BatchMembership(id=uuid.uuid4().hex, index=0, size=1, padding=0, members_sha256=members_sha256([job]))
         timings = Timings(queue=queue_ns(job))
         receipt = self._receipts.failed_in_run(job, error.code, batch.engine.runtime, alone, timings)
-        return job, self._settlement.result(job, receipt, error=error)
+        return answer(job, receipt, error=error)
 
     def _count(self, jobs: Sequence[Job], infer_ns: int) -> None:
         plan = jobs[0].plan
@@ -204,7 +199,3 @@ def _request(job: Job) -> InferenceRequest:
     if job.request is None:
         raise AssertionError("a job without a request has an error and is never run")
     return job.request
-
-
-async def _nothing() -> None:
-    """No job of the batch was left to run."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shared.events import Receipt
-    from shared.replies import Result
+    from shared.results import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Ledger:
     def __init__(self, topic: str, partition: int, committed: int) -> None:
         self.topic = topic
         self.partition = partition
+        self.where = f"{topic}/{partition}"
         self.committed = committed
         """Everything below has an acknowledged outcome, and the group knows."""
         self.appended = committed
@@ -57,6 +58,11 @@ class Ledger:
     def open_rows(self) -> int:
         """Rows whose outcome is not appended yet."""
         return len(self._order)
+
+    @property
+    def position(self) -> int:
+        """The first offset whose outcome is not appended yet."""
+        return self._order[0] if self._order else self.taken
 
     def open(self, offset: int) -> None:
         """A record was taken. Offsets only grow (transactions leave holes in them)."""

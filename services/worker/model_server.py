@@ -4,30 +4,37 @@ Routing uses the newest registry whose routed variants are in memory (`adopt`): 
 beside the running one, and only then do requests see it. Which version answers is a pure function of that registry
 and the request id, and the receipt names the registry's offset.
 
-A job whose variant isn't in memory asks the shelf for it and stays; one that can't be served is handed to `settle`,
-and so is one whose deadline has passed.
+A job arrives, is prepared if it needs to be (`preparation`), waits (`waiting`) and is taken into a batch. One whose
+variant isn't in memory asks the shelf for it and stays; one that can't be served is handed to `settle`, and so is one
+whose deadline has passed, even while the lane is busy (`expire`).
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from services.worker.batching import rows_alone, shape_key
 from services.worker.job import Plan
+from services.worker.preparation import Preparation
+from services.worker.waiting import Waiting
 from shared.errors import AiaasError, DeadlineExceeded, ModelNotReady
 from shared.signature import validate_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
+    from services.worker.batching import ShapeKey
     from services.worker.engine import OnnxEngine
     from services.worker.job import Job
     from services.worker.ledger import Ledger
+    from services.worker.preparation import Step
     from services.worker.shelf import Shelf
+    from shared.oip import InferenceRequest
     from shared.registry import Registry, Variant
+
+_MAX_FORMS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +47,34 @@ class Batch:
 
 
 class ModelServer:
-    """The queue of one model. `settle` takes jobs that will not run, with their `error` set."""
+    """The queue of one model. `settle` takes jobs that will not run, with their `error` set; `wake` says: look here."""
 
     def __init__(
-        self, name: str, registry: Registry, shelf: Shelf, settle: Callable[[list[Job]], None], max_batch_bytes: int
+        self,
+        name: str,
+        registry: Registry,
+        shelf: Shelf,
+        settle: Callable[[list[Job]], None],
+        max_batch_bytes: int,
+        steps: Sequence[Step] = (),
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.registry = registry
         """What requests without a version are routed by: its variants are, or were, in memory."""
         self.latest = registry
         """The newest registry known."""
-        self.pending: deque[Job] = deque()
+        self.waiting = Waiting()
+        self.earliest_ms: int | None = None
+        """No job that waits has its deadline before this, a Unix time in ms."""
+        self._preparation = Preparation(steps, self._prepared)
         self._shelf = shelf
         self._settle = settle
+        self._wake = wake
         self._max_batch_bytes = max_batch_bytes
+        self._forms: dict[Hashable, tuple[ShapeKey, int | None]] = {}
+
+    # ------------------------------------------------------------------ which version answers
 
     def adopt(self, registry: Registry) -> None:
         """Route by `registry` if what it routes to is in memory; else ask the shelf for it, and keep the old one."""
@@ -72,46 +93,95 @@ class ModelServer:
 
     def _routed(self, registry: Registry) -> list[Variant]:
         model = registry.models.get(self.name)
-        if model is None or model.retired:
+        if model is None or model.retired or model.unloaded:
             return []
         numbers = [n for n, weight in model.weights.items() if weight] or [n for n in (model.active,) if n]
         return [model.versions[n].serving for n in numbers if model.versions[n].state == "ready"]
 
+    # ------------------------------------------------------------------ jobs in
+
+    def arrive(self, jobs: Iterable[Job]) -> None:
+        """Take in jobs: to their queue, to be prepared for it, or to be settled."""
+        unserved = [job for job in jobs if not self._admitted(job)]
+        if unserved:
+            self._settle(unserved)
+
+    def _admitted(self, job: Job) -> bool:
+        if job.error is None:
+            self._plan(job)
+        if job.error is not None:
+            return False
+        if job.plan is not None and self._preparation.wanted(job):
+            self._preparation.start(job)
+        else:
+            self._enqueue(job)
+        return True
+
+    def _enqueue(self, job: Job) -> None:
+        self.waiting.add(job)
+        deadline_ms = job.headers.deadline_ms
+        if deadline_ms is not None and (self.earliest_ms is None or deadline_ms < self.earliest_ms):
+            self.earliest_ms = deadline_ms
+
+    def _prepared(self, job: Job) -> None:
+        job.plan = None
+        self.arrive([job])
+        self._wake()
+
     def drop(self, ledger: Ledger) -> list[Job]:
         """Take back the jobs of a ledger that have not been started."""
-        dropped = [job for job in self.pending if job.ledger is ledger]
-        self.pending = deque(job for job in self.pending if job.ledger is not ledger)
-        return dropped
+        return self._preparation.drop(ledger) + self.waiting.remove_if(lambda job: job.ledger is ledger)
+
+    def expire(self, now_ms: int) -> None:
+        """Settle the jobs whose deadline has passed at a Unix time in ms."""
+        if self.earliest_ms is None or now_ms <= self.earliest_ms:
+            return
+        overdue = self.waiting.remove_if(lambda job: job.is_overdue(now_ms))
+        deadlines = (job.headers.deadline_ms for job in self.waiting)
+        self.earliest_ms = min((ms for ms in deadlines if ms is not None), default=None)
+        for job in overdue:
+            job.error = _late()
+        if overdue:
+            self._settle(overdue)
+
+    # ------------------------------------------------------------------ batches out
 
     def next_batch(self) -> Batch | None:
         """Take the jobs that should run next, None if none can. Jobs that can't be served go to `settle`."""
         now_ms = time.time_ns() // 1_000_000
         batch: list[Job] = []
-        later: list[Job] = []
         unserved: list[Job] = []
         used = _Used(self._max_batch_bytes)
-        while self.pending and not used.full:
-            job = self.pending.popleft()
-            plan = self._plan(job, now_ms)
-            if job.error is not None:
-                unserved.append(job)
-            elif plan is None or not self._shelf.has(plan.variant) or not used.admits(job, plan):
-                later.append(job)
-            else:
-                used.add(job, plan)
-                batch.append(job)
-        self.pending.extendleft(reversed(later))
+        for queue in self.waiting.in_turn():
+            later: list[Job] = []
+            while queue and not used.full:
+                job = queue.popleft()
+                plan = self._plan_due(job, now_ms)
+                if job.error is not None:
+                    unserved.append(job)
+                elif plan is not None and self._preparation.wanted(job):
+                    self._preparation.start(job)
+                elif plan is None or not self._shelf.has(plan.variant) or not used.admits(job, plan):
+                    later.append(job)
+                else:
+                    used.add(job, plan)
+                    batch.append(job)
+            queue.extendleft(reversed(later))
         if unserved:
             self._settle(unserved)
         if used.plan is None:
             return None
+        self.waiting.taken(high=batch[0].high)
         return Batch(tuple(batch), used.plan.variant, self._shelf.take(used.plan.variant))
 
-    def _plan(self, job: Job, now_ms: int) -> Plan | None:
-        """The job's plan under the present registry; None if it has to wait. Sets `job.error` if it can't be served."""
+    def _plan_due(self, job: Job, now_ms: int) -> Plan | None:
         if job.is_overdue(now_ms):
-            job.error = DeadlineExceeded("the deadline passed before the request ran")
+            job.error = _late()
             return None
+        return self._plan(job)
+
+    def _plan(self, job: Job) -> Plan | None:
+        """The job's plan under the present registry; None if it has to wait. Sets `job.error` if it can't be served."""
         registry = self.registry if job.headers.model_version is None else self.latest
         if job.plan is None or job.plan.registry_offset != registry.offset:
             try:
@@ -122,11 +192,12 @@ class ModelServer:
                 job.error = err if job.headers.model_version is not None else None
             except AiaasError as err:
                 job.error = err
-        if job.plan is not None and (failure := self._shelf.failure(job.plan.variant)) is not None:
-            job.error = failure
-        elif job.plan is not None and not self._shelf.has(job.plan.variant):
-            self._shelf.want(job.plan.variant)
-        return job.plan
+        plan = job.plan
+        if plan is not None and not self._shelf.has(plan.variant):
+            job.error = self._shelf.failure(plan.variant)
+            if job.error is None:
+                self._shelf.want(plan.variant)
+        return plan
 
     def _route(self, job: Job, registry: Registry) -> Plan:
         request = job.request
@@ -134,11 +205,33 @@ class ModelServer:
             raise AssertionError("a job without a request has an error and is never queued")
         version = registry.route(self.name, job.request_id, job.headers.model_version)
         variant = version.serving
-        plan = Plan(registry.offset, version, variant, (), None)
-        job.plan = plan  # a request that does not fit still names the version it was held against
-        validate_inputs(request, variant.signature)
-        rows = None if job.deaths else rows_alone(request, variant)
-        return Plan(plan.registry_offset, version, variant, shape_key(request, variant.signature), rows)
+        plan = job.plan = Plan(registry.offset, version, variant, (), None)  # what does not fit still names its version
+        if self._preparation.wanted(job):
+            return plan
+        key, rows = self._fit(request, variant)
+        return Plan(registry.offset, version, variant, key, None if job.deaths else rows)
+
+    def _fit(self, request: InferenceRequest, variant: Variant) -> tuple[ShapeKey, int | None]:
+        """Shape key and rows of a request that fits the variant; remembered, since most requests have few forms."""
+        form = (
+            variant.artifact.sha256,
+            variant.batch_cap,
+            tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in request.inputs]),
+            tuple([output.name for output in request.outputs]),
+        )
+        known = self._forms.get(form)
+        if known is None:
+            validate_inputs(request, variant.signature)
+            known = shape_key(request, variant.signature), rows_alone(request, variant)
+            if all(spec.batch_axis is not None for spec in variant.signature.inputs):  # else the key holds data
+                if len(self._forms) >= _MAX_FORMS:
+                    self._forms.clear()
+                self._forms[form] = known
+        return known
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the request ran")
 
 
 class _Used:

@@ -9,16 +9,19 @@ import hashlib
 import time
 from typing import TYPE_CHECKING
 
-from shared.codec import rfc3339
-from shared.events import BatchMembership, Coordinates, Receipt, Runtime, Timings
+from msgspec.structs import replace
+
+from shared.codec import decode_event, rfc3339
+from shared.events import Coordinates, Receipt, Timings
 from shared.tensors import output_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from services.worker.job import Job
-    from shared.events import Status
-    from shared.replies import Claim, Result
+    from shared.events import BatchMembership, Runtime, Status
+    from shared.replies import Claim
+    from shared.results import Result
     from shared.tensors import Tensor
 
 
@@ -55,16 +58,26 @@ class Receipts:
         self, job: Job, outputs: Sequence[Tensor], runtime: Runtime, batch: BatchMembership, timings: Timings
     ) -> Receipt:
         """The model answered."""
-        digest = output_digest(outputs)
-        ran = _ran(job, runtime, batch, timings)
-        return self.not_run(job, "succeeded", None).model_copy(update={**ran, "output_sha256": digest})
+        return self._receipt(job, "succeeded", None, timings, runtime, batch, output_digest(outputs))
 
     def failed_in_run(self, job: Job, code: str, runtime: Runtime, batch: BatchMembership, timings: Timings) -> Receipt:
         """The run raised, or took too long."""
-        return self.not_run(job, "failed", code).model_copy(update=_ran(job, runtime, batch, timings))
+        return self._receipt(job, "failed", code, timings, runtime, batch)
 
     def not_run(self, job: Job, status: Status, code: str | None) -> Receipt:
         """Nothing ran: the request failed before, expired or was cancelled."""
+        return self._receipt(job, status, code, Timings(queue=queue_ns(job)))
+
+    def _receipt(
+        self,
+        job: Job,
+        status: Status,
+        code: str | None,
+        timings: Timings,
+        runtime: Runtime | None = None,
+        batch: BatchMembership | None = None,
+        output_sha256: str | None = None,
+    ) -> Receipt:
         record, plan = job.record, job.plan
         return Receipt(
             request_id=job.request_id,
@@ -78,23 +91,22 @@ class Receipts:
             error_code=code,
             request=self.coordinates(record.topic, record.partition, record.offset),
             input_sha256=job.input_sha256,
-            timings_ns=Timings(queue=queue_ns(job)),
+            output_sha256=output_sha256,
+            runtime=runtime,
+            batch=batch,
+            timings_ns=timings,
             worker=self._worker,
+            reexecuted=runtime is not None and job.deaths > 0,
             completed_at=rfc3339(time.time_ns()),
         )
 
     def duplicate(self, job: Job, first: Claim, result: Result) -> Receipt:
         """Another record already asked the same under this id: its status and digest, not run again."""
-        about_first = result.receipt or {}
+        output_sha256 = None if result.receipt is None else decode_event(Receipt, result.receipt).output_sha256
         code = result.error["code"] if result.error else None
-        return self.not_run(job, result.status, code).model_copy(
-            update={
-                "duplicate_of": self.coordinates(first.topic, first.partition, first.offset),
-                "model_version": result.model_version,
-                "output_sha256": about_first.get("output_sha256"),
-            }
+        return replace(
+            self.not_run(job, result.status, code),
+            duplicate_of=self.coordinates(first.topic, first.partition, first.offset),
+            model_version=result.model_version,
+            output_sha256=output_sha256,
         )
-
-
-def _ran(job: Job, runtime: Runtime, batch: BatchMembership, timings: Timings) -> dict[str, object]:
-    return {"runtime": runtime, "batch": batch, "timings_ns": timings, "reexecuted": job.deaths > 0}

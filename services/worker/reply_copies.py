@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from services.worker.ledger import ReplyCopy
     from services.worker.settings import WorkerSettings
-    from shared.replies import Result
+    from shared.results import Result
 
 _WAIT_S = 2.0
 _SKIP_S = 30.0

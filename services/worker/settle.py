@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from services.worker.ledger import Outcome, ReplyCopy
 from shared import logs
-from shared.codec import from_map, to_map
+from shared.codec import decode_event, encode_event
 from shared.errors import (
     AiaasError,
     DeadlineExceeded,
@@ -24,7 +25,7 @@ from shared.errors import (
     RunError,
 )
 from shared.events import Receipt
-from shared.replies import Result
+from shared.results import Result
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from services.worker.settings import WorkerSettings
     from shared.dead_letters import DeadLetters
     from shared.events import Status
-    from shared.replies import Claim, Replies
+    from shared.replies import Claim, Ran, Replies
+    from shared.tensors import Tensor
 
 T = TypeVar("T")
 _MAX_WAIT_S = 2.0
@@ -53,8 +55,31 @@ async def persistently(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
             wait_s = min(2 * wait_s, _MAX_WAIT_S)
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a job is to be answered with. `receipt` is the one in `result`, before it was encoded."""
+
+    job: Job
+    receipt: Receipt
+    result: Result
+
+
+def answer(job: Job, receipt: Receipt, *, outputs: tuple[Tensor, ...] = (), error: AiaasError | None = None) -> Answer:
+    """An answer as the receipt has it."""
+    result = Result(
+        id=job.request_id,
+        status=receipt.status,
+        model_name=job.model,
+        model_version=receipt.model_version,
+        outputs=outputs,
+        error=None if error is None else {"code": error.code, "message": error.message},
+        receipt=encode_event(receipt),
+    )
+    return Answer(job, receipt, result)
+
+
 class Settlement:
-    """Screens jobs before they run and settles them after. `completed` is told of each job that has its outcome."""
+    """Screens jobs before they run and settles them after. `completed` is told of jobs that have their outcome."""
 
     def __init__(
         self,
@@ -62,7 +87,7 @@ class Settlement:
         replies: Replies,
         dead_letters: DeadLetters,
         receipts: Receipts,
-        completed: Callable[[Job], None],
+        completed: Callable[[Sequence[Job]], None],
     ) -> None:
         self._settings = settings
         self._replies = replies
@@ -71,20 +96,21 @@ class Settlement:
         self._completed = completed
         self._duplicates: set[asyncio.Task[None]] = set()
 
-    async def screen(self, jobs: Sequence[Job]) -> list[Job]:
+    async def screen(self, jobs: Sequence[Job], run: str | None = None) -> list[Job]:
         """The jobs that are still to be run; the others get their outcome here.
 
-        At most one job of an id may be among them. In this order: taken by another record, answered already.
+        At most one job of an id may be among them. In this order: taken by another record, answered already. `run`
+        names the run that they are about to be in.
         """
         claims = {job.request_id: job.claim for job in jobs}
-        screened = await persistently("redis", lambda: self._replies.screen(jobs[0].model, claims))
+        screened = await persistently("redis", lambda: self._replies.screen(jobs[0].model, claims, run))
         remaining: list[Job] = []
         for job in jobs:
-            found = screened[job.request_id]
-            if not found.owner.same_record(job.claim):
+            found, claim = screened[job.request_id], claims[job.request_id]
+            if found.owner is not claim and not found.owner.same_record(claim):
                 await self._taken(job, found.owner)
             elif found.result is not None:
-                self._complete(job, found.result)
+                self._complete([(job, self._receipt_of(job, found.result), found.result)])
             else:
                 remaining.append(job)
         return remaining
@@ -93,58 +119,43 @@ class Settlement:
         """Settle jobs that will not run, by their `error`. Any number of them may share an id."""
         for job in jobs:
             for remaining in await self.screen([job]):
-                await self.answer([self.failure(remaining, remaining.error or RunError("failed without a reason"))])
+                await self.answer([self._failure(remaining, remaining.error or RunError("failed without a reason"))])
 
-    async def answer(self, answers: Sequence[tuple[Job, Result]]) -> None:
-        """Offer answers, complete the jobs with the winners, and tell the gateways that wait."""
-        for job, _ in answers:
+    async def answer(self, answers: Sequence[Answer], ran: Ran | None = None) -> None:
+        """Offer answers, tell the gateways that wait, complete the jobs with the winners. `ran` ends a run."""
+        for job in [answer.job for answer in answers]:
             if job.error is not None and not isinstance(job.error, RunError):
                 await self._bury(job, job.error)
-        winners = await persistently("redis", lambda: self._replies.put([result for _, result in answers]))
-        channels: dict[str, list[Result]] = {}
-        for (job, _), winner in zip(answers, winners, strict=True):
-            self._complete(job, winner)
-            if job.headers.reply_channel:
-                channels.setdefault(job.headers.reply_channel, []).append(winner)
-        if channels:
-            try:
-                await self._replies.announce(channels)
-            except RepliesUnavailable as err:
-                logs.get().debug("not announced; gateways read it", error=err.message)
+        results = [answer.result for answer in answers]
+        reply_to = [answer.job.headers.reply_channel for answer in answers]
+        winners = await persistently("redis", lambda: self._replies.put(results, reply_to, ran))
+        self._complete(
+            [
+                (ours.job, ours.receipt if winner is ours.result else self._receipt_of(ours.job, winner), winner)
+                for ours, winner in zip(answers, winners, strict=True)
+            ]
+        )
 
-    def failure(self, job: Job, error: AiaasError) -> tuple[Job, Result]:
+    def _failure(self, job: Job, error: AiaasError) -> Answer:
         """The answer of a job that ends without a run."""
         status: Status = "expired" if isinstance(error, DeadlineExceeded) else "failed"
-        return job, self.result(job, self._receipts.not_run(job, status, error.code), error=error)
+        return answer(job, self._receipts.not_run(job, status, error.code), error=error)
 
-    def result(self, job: Job, receipt: Receipt, *, error: AiaasError) -> Result:
-        """A failed or expired result."""
-        return Result(
-            id=job.request_id,
-            status=receipt.status,
-            model_name=job.model,
-            model_version=receipt.model_version,
-            error={"code": error.code, "message": error.message},
-            receipt=to_map(receipt),
-        )
-
-    def _complete(self, job: Job, winner: Result) -> None:
+    def _receipt_of(self, job: Job, winner: Result) -> Receipt:
         """The winner is the answer and the receipt; one that a gateway set (cancel, expiry) has no receipt yet."""
-        code = winner.error["code"] if winner.error else None
-        receipt = (
-            from_map(Receipt, winner.receipt)
-            if winner.receipt is not None
-            else self._receipts.not_run(job, winner.status, code)
-        )
-        self._finish(job, receipt, winner)
+        if winner.receipt is not None:
+            return decode_event(Receipt, winner.receipt)
+        return self._receipts.not_run(job, winner.status, winner.error["code"] if winner.error else None)
 
-    def _finish(self, job: Job, receipt: Receipt, winner: Result) -> None:
-        copy = None
-        if job.headers.reply_topic and (job.error is None or isinstance(job.error, RunError)):
-            copy = ReplyCopy(job.headers.reply_topic, job.record.key, job.headers.echo, winner)
-        job.ledger.complete(job.record.offset, Outcome(receipt, copy))
-        self._completed(job)
-        _log(job, receipt, winner)
+    def _complete(self, outcomes: Sequence[tuple[Job, Receipt, Result]]) -> None:
+        """These jobs have their outcomes."""
+        for job, receipt, winner in outcomes:
+            copy = None
+            if job.headers.reply_topic and (job.error is None or isinstance(job.error, RunError)):
+                copy = ReplyCopy(job.headers.reply_topic, job.record.key, job.headers.echo, winner)
+            job.ledger.complete(job.record.offset, Outcome(receipt, copy))
+        self._completed([job for job, _, _ in outcomes])
+        logs.canonical("request", [_line(*outcome) for outcome in outcomes])
 
     async def _bury(self, job: Job, error: AiaasError) -> None:
         await persistently("dead letter", lambda: self._dead_letters.publish(job.record, error, attempt=job.deaths + 1))
@@ -167,7 +178,7 @@ class Settlement:
         while time.monotonic() < give_up_s and not job.ledger.closed:
             [result] = await persistently("redis", lambda: self._replies.get([(job.model, job.request_id)]))
             if result is not None:
-                self._finish(job, self._receipts.duplicate(job, owner, result), result)
+                self._complete([(job, self._receipts.duplicate(job, owner, result), result)])
                 return
             await asyncio.sleep(_DUPLICATE_POLL_S)
         await self._unowned(job, DuplicateUnresolved("the first request with this id has no answer yet"))
@@ -176,24 +187,23 @@ class Settlement:
         """Fail a job whose id, and so whose result in Redis, is another record's."""
         job.error = error
         await self._bury(job, error)
-        receipt = self._receipts.not_run(job, "failed", error.code)
-        self._finish(job, receipt, self.result(job, receipt, error=error))
+        failed = answer(job, self._receipts.not_run(job, "failed", error.code), error=error)
+        self._complete([(job, failed.receipt, failed.result)])
 
 
-def _log(job: Job, receipt: Receipt, result: Result) -> None:
+def _line(job: Job, receipt: Receipt, result: Result) -> dict[str, Any]:
     """The canonical line of a request."""
     record, timings = job.record, receipt.timings_ns
-    logs.get().info(
-        "request",
-        request_id=job.request_id,
-        trace_id=logs.trace_id(job.headers.traceparent),
-        model=job.model,
-        version=receipt.model_version,
-        status=receipt.status,
-        code=receipt.error_code,
-        error=result.error["message"] if result.error else None,
-        at=f"{record.topic}/{record.partition}/{record.offset}",
-        batch_size=receipt.batch.size if receipt.batch else None,
-        queue_ms=round(timings.queue / 1e6, 3),
-        infer_ms=round(timings.compute_infer / 1e6, 3) if timings.compute_infer else None,
-    )
+    return {
+        "request_id": job.request_id,
+        "trace_id": logs.trace_id(job.headers.traceparent),
+        "model": job.model,
+        "version": receipt.model_version,
+        "status": receipt.status,
+        "code": receipt.error_code,
+        "error": result.error["message"] if result.error else None,
+        "at": f"{record.topic}/{record.partition}/{record.offset}",
+        "batch_size": receipt.batch.size if receipt.batch else None,
+        "queue_ms": timings.queue / 1e6,
+        "infer_ms": timings.compute_infer / 1e6 if timings.compute_infer else None,
+    }

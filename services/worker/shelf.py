@@ -20,7 +20,7 @@ from shared.errors import AiaasError, ModelNotReady
 from shared.tensors import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from concurrent.futures import Executor
 
     from services.worker.settings import WorkerSettings
@@ -71,6 +71,14 @@ class Shelf:
         """Model bytes by digest of all that is in memory."""
         return {sha256: size for sha256, (_, size) in self._engines.items()}
 
+    def release(self, digests: Collection[str]) -> None:
+        """Let go of these variants. A batch that runs on one keeps it until it is done."""
+        for sha256 in digests:
+            self._wanted.pop(sha256, None)
+            self._failures.pop(sha256, None)
+            if self._engines.pop(sha256, None) is not None:
+                logs.get().info("variant released", artifact_sha256=sha256[:12])
+
     async def run(self) -> None:
         """Load what is wanted until cancelled."""
         while True:
@@ -80,7 +88,7 @@ class Shelf:
                 sha256, variant = next(iter(self._wanted.items()))
                 if sha256 not in self._engines:
                     await self._load(sha256, variant)
-                del self._wanted[sha256]
+                self._wanted.pop(sha256, None)
                 self._changed()
 
     async def _load(self, sha256: str, variant: Variant) -> None:

@@ -1,8 +1,9 @@
-"""The bytes of every event and result, as they were when first released: `golden/{name}.hex`.
+"""The bytes of every event and result, as they were when released: `golden/{name}.hex`.
 
 Records are kept for weeks, the registry's log for ever, and other systems write and read them: what is in `golden` must
 stay readable, and what is written must stay the same. A field that is added changes the bytes on purpose; then add a
-second file beside the first and keep reading both.
+file beside the others (`{name}.2.hex`, …): the newest is what is written, all of them are read, and `OLDER` says as
+what.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from shared import codec
 from shared import events as ev
 from shared.codec import decode_event, encode_event
-from shared.replies import Result
 from shared.requests import RequestHeaders
+from shared.results import Result
 from shared.tensors import Tensor
 from shared.topics import EVENT_TYPES
-from support.facts import OWNER, SIGNATURE, artifact, receipt
+from support.facts import OWNER, PROCESSING, SIGNATURE, artifact, receipt
 
 GOLDEN = Path(__file__).parent / "golden"
 ATTEMPT = {"model": "my-model", "version": 3, "attempt": 1, "owner": OWNER}
@@ -48,6 +50,7 @@ RECEIPT = receipt(
     variant="fp32",
     artifact_sha256="ab" * 32,
     output_sha256="cd" * 32,
+    processing_sha256="12" * 32,
     runtime=ev.Runtime(
         engine="onnxruntime",
         version="1.20.0",
@@ -61,7 +64,12 @@ RECEIPT = receipt(
 )
 EXAMPLES: dict[str, ev.Event] = {
     "ModelUploaded": ev.ModelUploaded(
-        model="my-model", upload_id="u-1", artifact=artifact(), requested_version=3, tenant="acme"
+        model="my-model",
+        upload_id="u-1",
+        artifact=artifact(),
+        requested_version=3,
+        tenant="acme",
+        processing=PROCESSING,
     ),
     "OptimizationClaimed": ev.OptimizationClaimed(**ATTEMPT),
     "VariantReady": ev.VariantReady(
@@ -79,7 +87,30 @@ EXAMPLES: dict[str, ev.Event] = {
     "TrafficSplit": ev.TrafficSplit(model="my-model", weights={2: 90, 3: 10}),
     "ModelRolledBack": ev.ModelRolledBack(model="my-model"),
     "ModelRetired": ev.ModelRetired(model="my-model", version=None),
+    "ModelUnloaded": ev.ModelUnloaded(model="my-model"),
+    "ModelLoaded": ev.ModelLoaded(model="my-model"),
     "Receipt": RECEIPT,
+    "ModelStatistics": ev.ModelStatistics(
+        model="my-model",
+        version=3,
+        last_inference_ms=1_700_000_000_000,
+        inferences=9,
+        success=ev.Duration(count=10, ns=1_000),
+        fail=ev.Duration(count=2, ns=200),
+        queue=ev.Duration(count=10, ns=300),
+        compute_input=ev.Duration(count=9, ns=40),
+        compute_infer=ev.Duration(count=9, ns=2**63 - 1),
+        compute_output=ev.Duration(count=9, ns=5),
+        runs=(
+            ev.RunStatistics(
+                batch_size=8,
+                compute_input=ev.Duration(count=1, ns=10),
+                compute_infer=ev.Duration(count=1, ns=20),
+                compute_output=ev.Duration(count=1, ns=30),
+            ),
+        ),
+        offsets={0: 17, 3: 4},
+    ),
     "Heartbeat": ev.Heartbeat(
         instance="worker-1",
         incarnation="abc",
@@ -113,6 +144,11 @@ EXAMPLES: dict[str, ev.Event] = {
     "HttpAnswered": ev.HttpAnswered(**METRIC, statuses={200: 10, 503: 1}, in_flight=4),
     "JobProgressed": ev.JobProgressed(**METRIC, model="my-model", version=3, attempt=1, step="measure", fraction=0.5),
 }
+OLDER: dict[str, ev.Event] = {
+    "ModelUploaded": replace(EXAMPLES["ModelUploaded"], processing=None),
+    "Receipt": replace(RECEIPT, processing_sha256=None),
+}
+"""What the files before the newest are read as."""
 RESULT = Result(
     id="r-1",
     status="succeeded",
@@ -123,8 +159,14 @@ RESULT = Result(
 )
 
 
+def releases(name):
+    """The bytes of each release, the newest last."""
+    first, later = GOLDEN / f"{name}.hex", sorted(GOLDEN.glob(f"{name}.?.hex"))
+    return [bytes.fromhex(path.read_text()) for path in (first, *later)]
+
+
 def golden(name):
-    return bytes.fromhex((GOLDEN / f"{name}.hex").read_text())
+    return releases(name)[-1]
 
 
 def assert_golden(name, encoded):
@@ -133,13 +175,15 @@ def assert_golden(name, encoded):
 
 def test_every_event_has_golden_bytes_and_nothing_else_has():
     assert set(EXAMPLES) == set(EVENT_TYPES)
-    assert {path.stem for path in GOLDEN.glob("*.hex")} == {*EVENT_TYPES, "Result"}
+    assert {path.name.partition(".")[0] for path in GOLDEN.glob("*.hex")} == {*EVENT_TYPES, "Result"}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_bytes_of_events(name):
     assert_golden(name, encode_event(EXAMPLES[name]))
     assert decode_event(EVENT_TYPES[name], golden(name)) == EXAMPLES[name]
+    for older in releases(name)[:-1]:
+        assert decode_event(EVENT_TYPES[name], older) == OLDER[name]
 
 
 def test_the_bytes_of_a_result():

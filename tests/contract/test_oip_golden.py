@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as arrays
 from tritonclient.http import InferInput, InferRequestedOutput, InferResult
 from tritonclient.http._utils import _get_inference_request
 
+from shared.artifacts import Artifact
 from shared.oip import (
     InferenceRequest,
     RequestedOutput,
@@ -24,6 +25,7 @@ from shared.oip import (
     decode_request,
     encode_request_msgpack,
     encode_response_binary,
+    encode_response_header,
     encode_response_json,
 )
 from shared.tensors import Tensor, from_numpy, to_numpy
@@ -96,6 +98,47 @@ def test_the_three_forms_of_one_request(content_type, body, header_length):
 
 def test_what_the_gateway_puts_on_the_log():
     assert encode_request_msgpack(REQUEST) == MSGPACK
+
+
+CLAIM = Artifact(uri="s3://b/sha256/ab/cd", sha256="ab" * 32, byte_size=200_000_000)
+CLAIMED = InferenceRequest(inputs=(Tensor("x", "FP32", (50_000_000,), b"", CLAIM),))
+CLAIM_JSON = f'{{"uri":"s3://b/sha256/ab/cd","sha256":"{"ab" * 32}","byte_size":200000000}}'
+CLAIMED_JSON = f'{{"inputs":[{{"name":"x","datatype":"FP32","shape":[50000000],"data":{CLAIM_JSON}}}]}}'.encode()
+CLAIMED_MSGPACK_COMMENTED = f"""
+    83  # a map of three
+    aa706172616d6574657273 80  # parameters: none
+    a6696e70757473 91  # inputs: one of name, datatype, shape, data
+        84 a46e616d65a178 a86461746174797065a446503332 a5736861706591ce02faf080 a464617461
+            83 a3757269 b3{b"s3://b/sha256/ab/cd".hex()}  # uri
+               a6736861323536 d940{(b"ab" * 32).hex()}  # sha256
+               a9627974655f73697a65 ce0bebc200  # byte_size: 200 000 000
+    a76f757470757473 90  # outputs: none named
+"""
+CLAIMED_MSGPACK = bytes.fromhex(re.sub("#.*", "", CLAIMED_MSGPACK_COMMENTED))
+
+
+def test_a_tensor_that_lies_in_the_artifact_store():
+    assert decode_request("application/json", CLAIMED_JSON) == CLAIMED
+    assert decode_request("application/octet-stream", CLAIMED_JSON, len(CLAIMED_JSON)) == CLAIMED
+    assert decode_request("application/msgpack", CLAIMED_MSGPACK) == CLAIMED
+    assert encode_request_msgpack(CLAIMED) == CLAIMED_MSGPACK
+
+
+def test_responses_with_outputs_that_lie_in_the_artifact_store():
+    both = Tensor("y", "BOOL", (1,), b"\x01", Artifact(uri="s3://b/y", sha256="cd" * 32, byte_size=1))
+    both_json = f'"parameters":{{"uri":"s3://b/y","sha256":"{"cd" * 32}","byte_size":1}},"data":[true]'
+    claimed_json = f'{{"name":"x","datatype":"FP32","shape":[50000000],"parameters":{CLAIM_JSON}}}'
+    expected = (
+        f'{{"model_name":"m","model_version":"2","outputs":[{claimed_json},'
+        f'{{"name":"y","datatype":"BOOL","shape":[1],{both_json}}}]}}'
+    )
+    outputs = (*CLAIMED.inputs, both)
+    assert encode_response_json(model_name="m", model_version=2, outputs=outputs) == expected.encode()
+    header = encode_response_header(model_name="m", model_version=2, echo_id=None, outputs=CLAIMED.inputs, binary={"x"})
+    about = '"name":"x","datatype":"FP32","shape":[50000000]'
+    where = CLAIM_JSON.removeprefix("{")
+    described = f'{{{about},"parameters":{{"binary_data_size":200000000,{where}}}'
+    assert header == f'{{"model_name":"m","model_version":"2","outputs":[{described}]}}'.encode()
 
 
 def test_a_json_response():

@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from shared import replies as module
 from shared.codec import pack, unpack
 from shared.errors import RepliesUnavailable
-from shared.replies import ANNOUNCED_PAYLOAD_BYTES, Claim, Replies, Result, Screened
+from shared.replies import ANNOUNCED_PAYLOAD_BYTES, Claim, Ran, Replies, Screened
+from shared.results import Result
 from shared.settings import PlatformSettings
 from shared.tensors import Tensor
 from support.fake_replies import FakeReplies
@@ -79,7 +80,7 @@ async def test_redis_answers(replies):
 
 async def test_a_result_comes_back_whole(replies, model):
     full = replace(
-        answer(model, receipt={"request_id": "r", "batch": {"size": 3}, "runtime": None}),
+        answer(model, receipt=pack({"request_id": "r", "batch": {"size": 3}, "runtime": None})),
         outputs=(Tensor("y", "BYTES", (1,), b"\x01\x00\x00\x00\xff"), Tensor("z", "FP32", (0, 3), b"")),
     )
     failed = Result(id="f", status="failed", model_name=model, error={"code": "run_timeout", "message": "too long"})
@@ -121,9 +122,8 @@ async def test_nothing_in_nothing_out(replies, model):
     assert await replies.put([]) == []
     assert await replies.get([]) == []
     assert await replies.screen(model, {}) == {}
-    await replies.announce({})
-    await replies.mark_running(model, "w/1#1", {})
-    await replies.mark_ran(model, "w/1#1", [])
+    assert await replies.put([], [], Ran(model, "w/1#1", ())) == []
+    assert await replies.running(model) == set()
     await replies.forget_deaths(model, [])
     assert await replies.count_deaths(model, "w/1", {}) == {}
 
@@ -184,67 +184,105 @@ async def test_screening_claims_and_tells_what_is_answered(replies, model):
     assert await replies.screen(model, {"new": mine}) == {"new": Screened(mine, None)}
 
 
-async def test_announcements_reach_the_gateway_they_name(replies, model):
+async def test_answers_are_announced_to_the_gateway_that_waits(replies, model):
     small, large = answer(model, "small"), answer(model, "large", size=ANNOUNCED_PAYLOAD_BYTES)
     gateway, other = f"{model}-gateway-1", f"{model}-gateway-2"
     async with replies.announcements(gateway) as heard, replies.announcements(other) as elsewhere:
-        await replies.announce({gateway: [small, large], other: [small], "nobody": [small]})
-        await replies.announce({gateway: [large]})
+        results = [small, large, answer(model, "third"), answer(model, "fourth"), answer(model, "fifth")]
+        await replies.put(results, [gateway, gateway, other, "nobody", None])
+        await replies.put([answer(model, "sixth")], [gateway])
         async with asyncio.timeout(5):
             assert await anext(heard) == [(model, "small", small), (model, "large", None)]
-            assert await anext(heard) == [(model, "large", None)]
-            assert await anext(elsewhere) == [(model, "small", small)]
+            assert await anext(heard) == [(model, "sixth", answer(model, "sixth"))]
+            assert await anext(elsewhere) == [(model, "third", results[2])]
+
+
+async def test_what_is_announced_is_the_answer_that_counts(replies, model):
+    first, second, other = answer(model), answer(model, size=3), answer(model, "other")
+    await replies.put([first])
+    async with replies.announcements(model) as heard:
+        assert await replies.put([second, other], [model, model]) == [first, other]
+        async with asyncio.timeout(5):
+            assert await anext(heard) == [(model, "r", first), (model, "other", other)]
+
+
+async def test_an_answer_that_is_put_again_is_announced_again(replies, model):
+    async with replies.announcements(model) as heard:
+        for _ in range(2):
+            assert await replies.put([answer(model)], [model]) == [answer(model)]
+            async with asyncio.timeout(5):
+                assert await anext(heard) == [(model, "r", answer(model))]
 
 
 async def test_an_announcement_that_nobody_hears_is_lost(replies, model):
-    await replies.announce({model: [answer(model, "early")]})
+    await replies.put([answer(model, "early")], [model])
     async with replies.announcements(model) as heard:
-        await replies.announce({model: [answer(model, "later")]})
+        await replies.put([answer(model, "later")], [model])
         async with asyncio.timeout(5):
             assert (await anext(heard))[0][1] == "later"
 
 
+async def mark(replies, model, run, offsets):
+    """Say that records are in a run, as `{partition: offsets}` of one topic."""
+    claims = [
+        replace(CLAIM, topic="t", partition=partition, offset=offset)
+        for partition, members in offsets.items()
+        for offset in members
+    ]
+    ids = [f"{claim.partition}-{claim.offset}" for claim in claims]
+    await replies.screen(model, dict(zip(ids, claims, strict=True)), run)
+
+
+async def test_records_are_running_until_their_answers_are_put(replies, model):
+    await mark(replies, model, "w/1#1", {0: [5, 6], 1: [9]})
+    await mark(replies, model, "w/1#2", {0: [7]})
+    assert await replies.running(model) == {("t/0", 5), ("t/0", 6), ("t/0", 7), ("t/1", 9)}
+    await replies.put([answer(model)], [None], Ran(model, "w/1#1", ("t/0", "t/1")))
+    assert await replies.running(model) == {("t/0", 7)}
+
+
 async def test_a_run_that_ended_counts_no_death(replies, model):
-    await replies.mark_running(model, "w/1#1", {0: [5, 6], 1: [9]})
-    await replies.mark_ran(model, "w/1#1", [0, 1])
-    assert await replies.count_deaths(model, "w/2", {0: 0, 1: 0}) == {}
+    await mark(replies, model, "w/1#1", {0: [5, 6], 1: [9]})
+    await replies.put([], [], Ran(model, "w/1#1", ("t/0", "t/1")))
+    assert await replies.count_deaths(model, "w/2", {"t/0": 0, "t/1": 0}) == {}
 
 
 async def test_a_run_that_never_ended_counts_one_death_for_each_record_in_it(replies, model):
-    await replies.mark_running(model, "w/1#1", {0: [5, 6], 1: [9]})
-    assert await replies.count_deaths(model, "w/2", {0: 0}) == {(0, 5): 1, (0, 6): 1}
-    assert await replies.count_deaths(model, "w/2", {0: 0, 1: 0}) == {(0, 5): 1, (0, 6): 1, (1, 9): 1}
+    await mark(replies, model, "w/1#1", {0: [5, 6], 1: [9]})
+    in_first = {("t/0", 5): 1, ("t/0", 6): 1}
+    assert await replies.count_deaths(model, "w/2", {"t/0": 0}) == in_first
+    assert await replies.count_deaths(model, "w/2", {"t/0": 0, "t/1": 0}) == in_first | {("t/1", 9): 1}
 
 
 async def test_a_mark_is_counted_once_however_often_it_is_looked_at(replies, model):
-    await replies.mark_running(model, "w/1#1", {0: [5]})
+    await mark(replies, model, "w/1#1", {0: [5]})
     for _ in range(3):
-        assert await replies.count_deaths(model, "w/2", {0: 0}) == {(0, 5): 1}
+        assert await replies.count_deaths(model, "w/2", {"t/0": 0}) == {("t/0", 5): 1}
 
 
 async def test_deaths_add_up_over_owners(replies, model):
     for life in range(1, 4):
-        await replies.mark_running(model, f"w/{life}#1", {0: [5]})
-        assert await replies.count_deaths(model, f"w/{life + 1}", {0: 5}) == {(0, 5): life}
+        await mark(replies, model, f"w/{life}#1", {0: [5]})
+        assert await replies.count_deaths(model, f"w/{life + 1}", {"t/0": 5}) == {("t/0", 5): life}
 
 
 async def test_what_has_its_outcome_is_not_counted(replies, model):
-    await replies.mark_running(model, "w/1#1", {0: [5, 6, 7]})
-    assert await replies.count_deaths(model, "w/2", {0: 6}) == {(0, 6): 1, (0, 7): 1}
+    await mark(replies, model, "w/1#1", {0: [5, 6, 7]})
+    assert await replies.count_deaths(model, "w/2", {"t/0": 6}) == {("t/0", 6): 1, ("t/0", 7): 1}
 
 
 async def test_an_owner_does_not_count_its_own_runs(replies, model):
-    await replies.mark_running(model, "w/1#1", {0: [5]})
-    assert await replies.count_deaths(model, "w/1", {0: 0}) == {}
-    await replies.mark_running(model, "w/1#2", {0: [6]})
-    assert await replies.count_deaths(model, "w/12", {0: 0}) == {(0, 5): 1, (0, 6): 1}
+    await mark(replies, model, "w/1#1", {0: [5]})
+    assert await replies.count_deaths(model, "w/1", {"t/0": 0}) == {}
+    await mark(replies, model, "w/1#2", {0: [6]})
+    assert await replies.count_deaths(model, "w/12", {"t/0": 0}) == {("t/0", 5): 1, ("t/0", 6): 1}
 
 
 async def test_forgotten_deaths_are_not_counted_again(replies, model):
-    await replies.mark_running(model, "w/1#1", {0: [5, 6]})
-    await replies.count_deaths(model, "w/2", {0: 0})
-    await replies.forget_deaths(model, [(0, 5), (3, 99)])
-    assert await replies.count_deaths(model, "w/2", {0: 0}) == {(0, 6): 1}
+    await mark(replies, model, "w/1#1", {0: [5, 6]})
+    await replies.count_deaths(model, "w/2", {"t/0": 0})
+    await replies.forget_deaths(model, [("t/0", 5), ("t/3", 99)])
+    assert await replies.count_deaths(model, "w/2", {"t/0": 0}) == {("t/0", 6): 1}
 
 
 COMMANDS = {
@@ -255,12 +293,10 @@ COMMANDS = {
     "claim": lambda r: r.claim("m", "r", CLAIM),
     "cancel": lambda r: r.cancel("m", "r"),
     "screen": lambda r: r.screen("m", {"r": CLAIM}),
-    "announce": lambda r: r.announce({"g": [answer("m")]}),
     "announcements": lambda r: r.announcements("g").__aenter__(),
-    "mark_running": lambda r: r.mark_running("m", "w/1#1", {0: [1]}),
-    "mark_ran": lambda r: r.mark_ran("m", "w/1#1", [0]),
-    "count_deaths": lambda r: r.count_deaths("m", "w/1", {0: 0}),
-    "forget_deaths": lambda r: r.forget_deaths("m", [(0, 1)]),
+    "running": lambda r: r.running("m"),
+    "count_deaths": lambda r: r.count_deaths("m", "w/1", {"t/0": 0}),
+    "forget_deaths": lambda r: r.forget_deaths("m", [("t/0", 1)]),
 }
 
 
@@ -304,13 +340,13 @@ async def test_the_keys_are_the_documented_ones(backbone):
     async with module.connect(backbone.settings(result_ttl_s=60)) as replies:
         await replies.put([answer(model)])
         await replies.claim(model, "r", CLAIM)
-        await replies.mark_running(model, "w/1#1", {0: [5]})
+        await mark(replies, model, "w/1#1", {0: [5]})
         assert Result.decode(await redis.get(f"aiaas:result:{model}:r")) == answer(model)
         assert 50 < await redis.ttl(f"aiaas:result:{model}:r") <= 60
         assert 50 < await redis.ttl(f"aiaas:claim:{model}:r") <= 60
-        assert await redis.hkeys(f"aiaas:running:{model}") == [b"0:w/1#1"]
-        await replies.count_deaths(model, "w/2", {0: 0})
-        assert await redis.hgetall(f"aiaas:deaths:{model}") == {b"0:5": b"1"}
+        assert await redis.hkeys(f"aiaas:running:{model}") == [b"t/0:w/1#1"]
+        await replies.count_deaths(model, "w/2", {"t/0": 0})
+        assert await redis.hgetall(f"aiaas:deaths:{model}") == {b"t/0:5": b"1"}
         assert not await redis.exists(f"aiaas:running:{model}")
     await redis.aclose()
 
@@ -321,7 +357,7 @@ async def test_garbage_on_a_channel_is_skipped(backbone):
     async with module.connect(backbone.settings()) as replies, replies.announcements(model) as heard:
         for garbage in (b"\xc1", b"\x01", b"\x91\x01", b"\x91\x93\xa1m\xa1r\xc4\x01\x80"):
             await redis.publish(f"aiaas:replies:{model}", garbage)
-        await replies.announce({model: [answer(model)]})
+        await replies.put([answer(model)], [model])
         async with asyncio.timeout(5):
             messages = [await anext(heard) for _ in range(5)]
     assert messages == [[], [], [], [], [(model, "r", answer(model))]]

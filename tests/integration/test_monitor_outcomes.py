@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 from aiokafka import TopicPartition
+from msgspec.structs import replace
 
 from services.monitor.settings import MonitorSettings
 from shared import kafka, topics
@@ -94,7 +95,7 @@ async def write_garbage(settings, producer) -> int:
         (key, pack([1, 2])),
         (key, pack({"schema": 99})),
         (b"another key", encode_event(good)),
-        (key, encode_event(good.model_copy(update={"model_name": "another"}))),
+        (key, encode_event(replace(good, model_name="another"))),
         (topics.outcome_key("x/y", 0), encode_event(receipt(0, topic="x/y"))),
         (key, encode_event(outcome(settings, 0, 10**9, "forger"))),
         (key, encode_event(outcome(settings, 0, 2**62, "forger"))),

@@ -7,8 +7,8 @@ from redis import Redis
 
 from shared import replies
 from shared.errors import RepliesUnavailable
-from shared.replies import Result
 from shared.reply_waiter import ReplyWaiter
+from shared.results import Result
 from support.local import local_stack
 from support.waiting import eventually
 

@@ -11,8 +11,9 @@ from redis.asyncio import Redis
 
 from shared import replies as module
 from shared import reply_waiter
-from shared.replies import ANNOUNCED_PAYLOAD_BYTES, Result
+from shared.replies import ANNOUNCED_PAYLOAD_BYTES
 from shared.reply_waiter import ReplyWaiter
+from shared.results import Result
 from shared.tensors import Tensor
 from support.fake_replies import FakeReplies
 from support.waiting import eventually
@@ -55,8 +56,7 @@ async def test_an_announcement_wakes_who_waits(replies, model, size, backbone):
     async with ReplyWaiter(replies, model) as waiting:
         await subscribed(backbone, model)
         with waiting.expected(model, "r") as future:
-            await replies.put([answer(model, size=size)])
-            await replies.announce({model: [answer(model, size=size)]})
+            await replies.put([answer(model, size=size)], [model])
             assert await asyncio.wait_for(future, 5) == answer(model, size=size)
 
 
@@ -93,8 +93,7 @@ async def test_a_reply_for_a_caller_that_has_gone_is_dropped(replies, model, wai
     with waiter.expected(model, "gone") as gone, waiter.expected(model, "r") as there:
         gone.cancel()
         for request_id in ("gone", "forgotten", "unknown", "r"):
-            await replies.put([answer(model, request_id)])
-            await replies.announce({model: [answer(model, request_id)]})
+            await replies.put([answer(model, request_id)], [model])
         assert await asyncio.wait_for(there, 5) == answer(model)
     assert not forgotten.done()
 
@@ -109,8 +108,7 @@ async def test_who_stops_waiting_leaves_the_other_waiting(replies, model, waiter
         gone.set_exception(ConnectionResetError("hung up"))
         (first if leaves == "first" else second).close()
         assert isinstance(gone.exception(), ConnectionResetError)
-        await replies.put([answer(model)])
-        await replies.announce({model: [answer(model)]})
+        await replies.put([answer(model)], [model])
         [stays] = futures.values()
         assert await asyncio.wait_for(stays, 5) == answer(model)
 

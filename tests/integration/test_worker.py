@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from services.worker.settings import WorkerSettings
-from shared.codec import pack
+from shared.codec import pack, unpack
 from shared.events import ModelPromoted, ModelRolledBack
 from shared.tensors import DTYPES, Tensor, from_numpy, output_digest, to_numpy
 from shared.topics import OUTCOMES
@@ -197,7 +197,7 @@ async def test_versions_switch_without_a_failed_request(worker, backbone):
     assert {result.status for result in results} == {"succeeded"}
     assert {result.model_version for result in results} >= {1}
     for result in results:
-        assert result.receipt["model_version"] == result.model_version
+        assert unpack(result.receipt)["model_version"] == result.model_version
 
 
 async def test_a_restarted_worker_goes_on_where_the_last_one_committed(backbone):

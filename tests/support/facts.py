@@ -17,6 +17,7 @@ from shared.events import (
     Timings,
     VariantReady,
 )
+from shared.processing import DecodeImage, Labels, Processing, Softmax, TopK
 from shared.registry import Entry, Registry, fold
 from shared.signature import Signature, TensorSpec
 
@@ -30,6 +31,17 @@ SIGNATURE = Signature(
 def artifact(content: str = "model") -> Artifact:
     sha256 = hashlib.sha256(content.encode()).hexdigest()
     return Artifact(uri=f"file:///store/sha256/{sha256}", sha256=sha256, byte_size=len(content))
+
+
+PROCESSING = Processing(
+    preprocessing=(DecodeImage(output="x", width=2, height=2, color="L", layout="N"),),
+    postprocessing=(
+        Softmax(output="y", into="probabilities"),
+        TopK(output="probabilities", values="confidence", indices="class", k=2),
+        Labels(indices="class", into="label", labels=("cat", "dog")),
+    ),
+)
+"""Fits `SIGNATURE`."""
 
 
 def uploaded(model: str = "m", upload_id: str = "u1", **fields: Any) -> ModelUploaded:

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import RepliesUnavailable
-from shared.replies import ANNOUNCED_PAYLOAD_BYTES, Claim, Result, Screened
+from shared.replies import ANNOUNCED_PAYLOAD_BYTES, Claim, Ran, Reserved, Screened, marks_of
+from shared.results import Result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -28,8 +29,8 @@ class FakeReplies:
         self._now_s = 0.0
         self._kept: dict[tuple[str, str, str], tuple[float, Any]] = {}
         self._channels: dict[str, list[asyncio.Queue[Announced]]] = defaultdict(list)
-        self._running: dict[tuple[str, int, str], list[int]] = {}
-        self._deaths: dict[tuple[str, int, int], int] = {}
+        self._running: dict[tuple[str, str, str], list[int]] = {}
+        self._deaths: dict[tuple[str, str, int], int] = {}
 
     def pass_time(self, seconds_s: float) -> None:
         self._now_s += seconds_s
@@ -37,11 +38,24 @@ class FakeReplies:
     async def ping(self) -> None:
         self._check()
 
-    async def put(self, results: Sequence[Result]) -> list[Result]:
+    async def put(
+        self, results: Sequence[Result], reply_to: Sequence[str | None] = (), ran: Ran | None = None
+    ) -> list[Result]:
         self._check()
-        return [
+        winners = [
             Result.decode(self._first("result", result.model_name, result.id, result.encode())) for result in results
         ]
+        for partition in ran.partitions if ran else ():
+            self._running.pop((ran.model, partition, ran.run), None)
+        waiting = defaultdict(list)
+        for gateway, winner in zip(reply_to, winners, strict=False):
+            if gateway:
+                waiting[gateway].append(winner)
+        for gateway, answers in waiting.items():
+            message = [(winner.model_name, winner.id, _if_small(winner)) for winner in answers]
+            for listener in self._channels[gateway]:
+                listener.put_nowait(message)
+        return winners
 
     async def get(self, keys: Sequence[tuple[str, str]]) -> list[Result | None]:
         self._check()
@@ -63,20 +77,15 @@ class FakeReplies:
         [winner] = await self.put([Result(id=request_id, status="cancelled", model_name=model, error=error)])
         return winner
 
-    async def screen(self, model: str, claims: Mapping[str, Claim]) -> dict[str, Screened]:
+    async def screen(self, model: str, claims: Mapping[str, Claim], run: str | None = None) -> dict[str, Screened]:
+        for partition, offsets in marks_of(claims.values()).items() if run else ():
+            self._running[model, partition, run] = offsets
         owners = {request_id: await self.claim(model, request_id, claim) for request_id, claim in claims.items()}
         results = await self.get([(model, request_id) for request_id in claims])
         return {
             request_id: Screened(owner, result)
             for (request_id, owner), result in zip(owners.items(), results, strict=True)
         }
-
-    async def announce(self, channel_results: Mapping[str, Sequence[Result]]) -> None:
-        self._check()
-        for gateway, results in channel_results.items():
-            message = [(result.model_name, result.id, _if_small(result)) for result in results]
-            for listener in self._channels[gateway]:
-                listener.put_nowait(message)
 
     @asynccontextmanager
     async def announcements(self, gateway: str) -> AsyncIterator[AsyncIterator[Announced]]:
@@ -93,17 +102,16 @@ class FakeReplies:
         finally:
             self._channels[gateway].remove(queue)
 
-    async def mark_running(self, model: str, run: str, offsets: Mapping[int, Sequence[int]]) -> None:
+    async def running(self, model: str) -> set[tuple[str, int]]:
         self._check()
-        for partition, members in offsets.items():
-            self._running[model, partition, run] = list(members)
+        return {
+            (where, offset)
+            for (name, where, _), offsets in self._running.items()
+            if name == model
+            for offset in offsets
+        }
 
-    async def mark_ran(self, model: str, run: str, partitions: Iterable[int]) -> None:
-        self._check()
-        for partition in partitions:
-            self._running.pop((model, partition, run), None)
-
-    async def count_deaths(self, model: str, owner: str, partitions: Mapping[int, int]) -> dict[tuple[int, int], int]:
+    async def count_deaths(self, model: str, owner: str, partitions: Mapping[str, int]) -> dict[tuple[str, int], int]:
         self._check()
         for (name, partition, run), members in list(self._running.items()):
             if name != model or partition not in partitions or run.startswith(f"{owner}#"):
@@ -119,10 +127,22 @@ class FakeReplies:
             if name == model and partition in partitions
         }
 
-    async def forget_deaths(self, model: str, coordinates: Iterable[tuple[int, int]]) -> None:
+    async def forget_deaths(self, model: str, coordinates: Iterable[tuple[str, int]]) -> None:
         self._check()
         for partition, offset in coordinates:
             self._deaths.pop((model, partition, offset), None)
+
+    async def remember(self, model: str, request_id: str) -> None:
+        self._check()
+        claim = self._look("claim", model, request_id)
+        if claim is not None:
+            self._kept["claim", model, request_id] = (self._now_s + self._ttl_s, claim)
+
+    async def reserve(self, model: str, request_id: str, digest: str, longer_s: float) -> Reserved:
+        self._check()
+        first: str = self._first("once", model, request_id, digest, self._ttl_s + longer_s)
+        [result] = await self.get([(model, request_id)])
+        return Reserved(first, await self.claimed(model, request_id), result)
 
     def _check(self) -> None:
         if self.down:
@@ -132,11 +152,11 @@ class FakeReplies:
         until_s, value = self._kept.get((kind, model, request_id), (0.0, None))
         return value if until_s > self._now_s else None
 
-    def _first(self, kind: str, model: str, request_id: str, offered: Any) -> Any:
+    def _first(self, kind: str, model: str, request_id: str, offered: Any, kept_s: float | None = None) -> Any:
         """Keep what is offered unless something is there; returns what is there then."""
         found = self._look(kind, model, request_id)
         if found is None:
-            self._kept[kind, model, request_id] = (self._now_s + self._ttl_s, offered)
+            self._kept[kind, model, request_id] = (self._now_s + (kept_s or self._ttl_s), offered)
         return offered if found is None else found
 
 

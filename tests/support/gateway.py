@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import socket
 
 import httpx
@@ -26,7 +27,8 @@ from shared.events import (
     OptimizationClaimed,
     VariantReady,
 )
-from shared.replies import Result, connect
+from shared.replies import Claim, connect
+from shared.results import Result
 from shared.signature import Signature, TensorSpec
 from shared.tensors import DTYPES, from_numpy
 
@@ -145,7 +147,7 @@ class Writer:
             ModelReady(**about, variant="fp32", reason="the only one"),
         )
 
-    async def heartbeat(self, *models, interval_s=60.0):
+    async def heartbeat(self, *models, interval_s=60.0, positions=None):
         loaded = tuple(
             LoadedModel(model=model, version=version, variant="fp32", artifact_sha256=VARIANT.sha256, byte_size=7)
             for model, version in models
@@ -157,6 +159,7 @@ class Writer:
             machine=MachineClass(isa="test"),
             loaded=loaded,
             registry_offset=0,
+            positions=positions or {},
             interval_s=interval_s,
         )
         await self._send(topics.WORKERS, beat.instance, beat)
@@ -171,7 +174,10 @@ class Writer:
 
 
 class Worker:
-    """Takes one model's requests. `records` are all it saw: `(headers, request)`."""
+    """Takes one model's requests. `records` are all it saw: `(headers, request)`; `answered` those it answered.
+
+    As a worker does, it runs the first record of an id and no other.
+    """
 
     def __init__(self, model, consumer, replies):
         self._model = model
@@ -179,6 +185,8 @@ class Worker:
         self._replies = replies
         self._later = set()
         self.records = []
+        self.value_bytes = []
+        self.answered = []
 
     async def run(self):
         while True:
@@ -188,19 +196,21 @@ class Worker:
                     headers = requests.from_kafka(record.headers)
                     request = oip.decode_request(headers.content_type, record.value, headers.header_length)
                     self.records.append((headers, request))
-                    task = asyncio.create_task(self._answer(headers, request))
+                    self.value_bytes.append(len(record.value))
+                    task = asyncio.create_task(self._answer(headers, request, claim_of(record, headers)))
                     self._later.add(task)
                     task.add_done_callback(self._later.discard)
 
-    async def _answer(self, headers, request):
+    async def _answer(self, headers, request, claim):
         behaviour = request.parameters.get("behaviour", "echo")
         if behaviour == "silent":
             return
+        if not (await self._replies.claim(self._model, headers.request_id, claim)).same_record(claim):
+            return
+        self.answered.append(headers.request_id)
         if behaviour == "slow":
             await asyncio.sleep(0.5)
-        [winner] = await self._replies.put([self._result(headers, request, behaviour)])
-        if headers.reply_channel:
-            await self._replies.announce({headers.reply_channel: [winner]})
+        await self._replies.put([self._result(headers, request, behaviour)], [headers.reply_channel])
 
     def _result(self, headers, request, behaviour):
         about = {"id": headers.request_id, "model_name": self._model, "model_version": headers.model_version or 1}
@@ -209,6 +219,12 @@ class Worker:
         names = [output.name for output in request.outputs] or [tensor.name for tensor in request.inputs]
         given = {tensor.name: tensor for tensor in request.inputs}
         return Result(**about, status="succeeded", outputs=tuple(given[name] for name in names))
+
+
+def claim_of(record, headers):
+    """The claim that a worker makes for a record."""
+    digest = hashlib.sha256(record.value).hexdigest()
+    return Claim(record.topic, record.partition, record.offset, headers.tenant, digest)
 
 
 @contextlib.asynccontextmanager

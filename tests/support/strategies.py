@@ -1,74 +1,58 @@
-"""Hypothesis strategies for events, read from the models themselves: a new field is covered when it is added."""
+"""Hypothesis strategies for events, read from the structs themselves: a new field is covered when it is added."""
 
 from __future__ import annotations
 
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from hypothesis import strategies as st
-from pydantic import StringConstraints
-from pydantic.fields import FieldInfo
+from msgspec import inspect
 
-from shared.events import Fields
+from shared.processing import Processing
 from shared.signature import Signature
-from support.facts import SIGNATURE
+from support.facts import PROCESSING, SIGNATURE
 
 INT64 = 2**63 - 1
+FIXED = {Signature: SIGNATURE, Processing: PROCESSING}
+"""Structs whose fields belong together in ways that their types do not tell."""
 
 
-def events(event_type: type[Fields]) -> st.SearchStrategy[Any]:
-    """Any value of this model."""
-    return st.builds(event_type, **{name: _field(field) for name, field in event_type.model_fields.items()})
+def events(event_type: type[Any]) -> st.SearchStrategy[Any]:
+    """Any value of this struct of the schema that is written."""
+    return _values(inspect.type_info(event_type))
 
 
-def _field(field: FieldInfo) -> st.SearchStrategy[Any]:
-    return _values(field.annotation, list(field.metadata))
+def _values(kind: Any) -> st.SearchStrategy[Any]:
+    match kind:
+        case inspect.StructType(cls=cls) if cls in FIXED:
+            return st.just(FIXED[cls])
+        case inspect.StructType(cls=cls, fields=fields):
+            return st.builds(cls, **{field.name: _values(field.type) for field in fields if field.name != "schema"})
+        case inspect.UnionType(types=types):
+            return st.one_of(*map(_values, types))
+        case inspect.LiteralType(values=values):
+            return st.sampled_from(values)
+        case inspect.VarTupleType(item_type=item):
+            return st.lists(_values(item), max_size=3).map(tuple)
+        case inspect.DictType(key_type=key, value_type=value):
+            return st.dictionaries(_values(key), _values(value), max_size=3)
+        case inspect.StrType(pattern=pattern) if pattern is not None:
+            return st.from_regex(pattern, fullmatch=True)
+        case inspect.StrType():
+            # Surrogates are no characters and have no UTF-8.
+            characters = st.characters(exclude_categories=["Cs"])
+            return st.text(characters, min_size=kind.min_length or 0, max_size=min(20, kind.max_length or 20))
+        case inspect.IntType(ge=least, le=most):
+            return st.integers(-INT64 if least is None else least, INT64 if most is None else most)
+        case inspect.FloatType():
+            return st.floats(allow_nan=False, allow_infinity=False)
+        case inspect.BoolType():
+            return st.booleans()
+        case inspect.NoneType():
+            return st.none()
+    raise TypeError(f"no strategy for {kind}")
 
 
-def _values(annotation: Any, rules: list[Any]) -> st.SearchStrategy[Any]:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _values(arguments[0], [*rules, *_flat(arguments[1:])])
-    if origin in (Union, UnionType):
-        return st.one_of(*(_values(argument, rules) for argument in arguments))
-    if origin is Literal:
-        return st.sampled_from(arguments)
-    if origin is tuple:
-        return st.lists(_values(arguments[0], []), max_size=3).map(tuple)
-    if origin is dict:
-        return st.dictionaries(_values(arguments[0], []), _values(arguments[1], []), max_size=3)
-    if annotation is Signature:
-        return st.just(SIGNATURE)
-    if (isinstance(annotation, type) and issubclass(annotation, Fields)) or hasattr(annotation, "model_fields"):
-        return events(annotation)
-    return _scalar(annotation, rules)
-
-
-def _scalar(annotation: Any, rules: list[Any]) -> st.SearchStrategy[Any]:
-    if annotation is str:
-        pattern = _rule(rules, "pattern", None)
-        if pattern is not None:
-            return st.from_regex(pattern, fullmatch=True).filter(lambda text: not text.endswith("\n"))
-        # Surrogates are no characters and have no UTF-8.
-        return st.text(
-            st.characters(exclude_categories=["Cs"]),
-            min_size=_rule(rules, "min_length", 0),
-            max_size=min(20, _rule(rules, "max_length", 20)),
-        )
-    if annotation is int:
-        return st.integers(_rule(rules, "ge", -INT64), _rule(rules, "le", INT64))
-    if annotation is float:
-        return st.floats(allow_nan=False)
-    return st.booleans() if annotation is bool else st.none()
-
-
-def _flat(metadata: tuple[Any, ...]) -> list[Any]:
-    return [rule for item in metadata for rule in (item.metadata if isinstance(item, FieldInfo) else [item])]
-
-
-def _rule(rules: list[Any], name: str, default: Any) -> Any:
-    for rule in rules:
-        value = getattr(rule, name, None)
-        if value is not None and not (isinstance(rule, StringConstraints) and name in {"ge", "le"}):
-            return value
-    return default
+def required(event_type: type[Any]) -> list[str]:
+    """The names of the fields without a default."""
+    fields = inspect.type_info(event_type).fields
+    return [field.name for field in fields if field.required]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import suppress
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from shared import codec
 from shared.codec import decode_event, encode_event, from_map, pack, to_map, unpack
 from shared.errors import InvalidInput
-from shared.events import ModelPromoted, Receipt
+from shared.events import JobProgressed, ModelPromoted, Receipt, TrafficSplit
 from shared.topics import EVENT_TYPES
 from support import strategies
 from support.facts import receipt
@@ -22,6 +23,10 @@ ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=5) | st.binary(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
+)
+
+JOB = JobProgressed(
+    instance="i", incarnation="a", service="s", seq=1, at_ns=1, model="m", version=1, attempt=1, step="vet", fraction=0.5
 )
 
 
@@ -111,11 +116,66 @@ def test_unknown_fields_are_ignored_so_that_a_newer_writer_stops_no_reader():
 def test_a_schema_that_is_not_ours_is_refused(schema):
     with pytest.raises(InvalidInput, match="schema"):
         from_map(ModelPromoted, {"schema": schema, "model": "m", "version": 1})
+    with pytest.raises(InvalidInput, match="schema"):
+        decode_event(ModelPromoted, pack({"schema": schema, "model": "m", "version": 1}))
 
 
-def test_an_older_schema_is_read(monkeypatch):
-    monkeypatch.setattr(ModelPromoted, "schema_version", 3)
-    assert from_map(ModelPromoted, {"schema": 2, "model": "m", "version": 1}).version == 1
+@pytest.mark.parametrize("fields", [{}, {"model_": "schema"}, {"\0": "schema"}, {f"{n:x}": n for n in range(16)}])
+def test_an_event_without_a_schema_is_refused(fields):
+    for others in ({"model": "m", "version": 1} | fields, fields | {"model": "m", "version": 1}):
+        with pytest.raises(InvalidInput, match="schema None"):
+            decode_event(ModelPromoted, pack(others))
+
+
+def test_the_order_of_fields_does_not_matter():
+    fields = to_map(receipt())
+    assert decode_event(Receipt, pack(dict(reversed(fields.items())))) == receipt()
+
+
+def test_keys_of_maps_are_strings_numbers_too():
+    event = TrafficSplit(model="m", weights={1: 90, 22: 10})
+    assert unpack(encode_event(event)) == to_map(event)
+    assert to_map(event) == {"schema": 1, "model": "m", "weights": {"1": 90, "22": 10}}
+    for weights in ({"x": 1}, {"0": 1}, {"1": -1}, {str(2**31): 1}, {"1": "1"}, {"9" * 5000: 1}):
+        with pytest.raises(InvalidInput, match=r"^TrafficSplit\.weights"):
+            from_map(TrafficSplit, to_map(event) | {"weights": weights})
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 2**64 - 1, True, "0.5"])
+def test_a_number_that_json_does_not_have_is_refused(number):
+    fields = to_map(JOB) | {"fraction": number}
+    if number == 2**64 - 1:
+        assert decode_event(JobProgressed, pack(fields)).fraction == float(number)
+        return
+    with pytest.raises(InvalidInput, match=r"^JobProgressed\.fraction: "):
+        decode_event(JobProgressed, pack(fields))
+
+
+@pytest.mark.parametrize("value", [1.0, "1", True, 2**31, None])
+def test_what_is_no_integer_is_not_taken_for_one(value):
+    with pytest.raises(InvalidInput, match=r"^ModelPromoted\.version: "):
+        decode_event(ModelPromoted, pack({"schema": 1, "model": "m", "version": value}))
+
+
+@pytest.mark.parametrize("bomb", [b"\x91" * 100_000, b"\x81\xa1a" * 100_000, b"\xdd\xff\xff\xff\xff"])
+def test_bombs_in_fields_are_refused_even_in_fields_that_nobody_reads(bomb):
+    for name in (b"worker", b"request", b"added_later"):
+        value = bytearray(encode_event(receipt()) + bytes([0xA0 + len(name)]) + name + bomb)
+        value[2] += 1
+        with pytest.raises(InvalidInput):
+            decode_event(Receipt, bytes(value))
+
+
+def test_an_older_schema_is_read_and_the_newest_is_written():
+    class Promoted(ModelPromoted):
+        schema: int = 3
+
+    older = {"schema": 2, "model": "m", "version": 1}
+    assert from_map(Promoted, older) == decode_event(Promoted, pack(older)) == Promoted(model="m", version=1, schema=2)
+    assert unpack(encode_event(Promoted(model="m", version=1))) == older | {"schema": 3}
+    for schema in (0, 4):
+        with pytest.raises(InvalidInput, match=f"schema {schema} is not one of 1..3"):
+            decode_event(Promoted, pack(older | {"schema": schema}))
 
 
 def test_the_error_names_event_and_field():

@@ -13,6 +13,7 @@ from services.monitor.measurements import Measurements
 from services.monitor.snapshot import Snapshots, encode
 from shared.events import GpuSample, HostSampled, JobProgressed
 from support.facts import receipt
+from support.strategies import required
 
 LOG = "cluster/aiaas.outcomes"
 ABOUT = {"instance": "w", "incarnation": "i", "service": "worker", "at_ns": 10**18}
@@ -23,7 +24,7 @@ def some_state() -> tuple[OutcomeFold, Measurements]:
     outcomes.add(2, 41, receipt(5, model_version=1, status="failed", error_code="run_timeout"))
     outcomes.add(2, 42, "forged")
     gpu = GpuSample(index=0, name="g", utilisation_percent=1, memory_used_bytes=2, memory_total_bytes=3)
-    sample = dict.fromkeys((n for n, f in HostSampled.model_fields.items() if f.is_required()), 1)
+    sample = dict.fromkeys(required(HostSampled), 1)
     measurements.add(HostSampled(**{**sample, **ABOUT, "seq": 1, "gpus": (gpu,)}), 10**18)
     job = {"model": "m", "version": 1, "attempt": 1, "step": "vet", "fraction": 0.5}
     measurements.add(JobProgressed(**ABOUT, **job, seq=2), 10**18)
@@ -44,7 +45,7 @@ async def test_what_is_saved_is_loaded(tmp_path):
     [
         lambda data: data[: len(data) // 2],
         lambda _: b"",
-        lambda data: data.replace(b'"format":1', b'"format":2'),
+        lambda data: data.replace(b'"format":2', b'"format":1'),
         lambda data: data.replace(b"50000,", b"60000,", 1),
         lambda data: data.replace(b"cluster/", b"another/"),
         lambda data: b"\xff" + data,

@@ -11,8 +11,9 @@ from services.monitor.routes import application
 from services.monitor.state import State
 from shared.events import GpuSample, Heartbeat, HostSampled, HttpAnswered, LoadedModel, MachineClass, Timings
 from support.facts import receipt
+from support.strategies import required
 
-SAMPLE = dict.fromkeys((name for name, field in HostSampled.model_fields.items() if field.is_required()), 1)
+SAMPLE = dict.fromkeys(required(HostSampled), 1)
 
 
 def state_of(now_ns: int) -> State:

@@ -9,9 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import oip
+from shared.artifacts import Artifact
 from shared.codec import pack
 from shared.errors import InvalidInput
-from shared.oip import InferenceRequest, RequestedOutput, binary_outputs, decode_request, encode_request_msgpack
+from shared.oip import (
+    InferenceRequest,
+    RequestedOutput,
+    binary_outputs,
+    decode_header,
+    decode_request,
+    encode_request_msgpack,
+    with_inputs,
+)
 from shared.tensors import DTYPES, Tensor, from_numpy, to_json
 
 MSGPACK = "application/msgpack"
@@ -95,6 +104,7 @@ def test_msgpack_takes_lists_too():
 
 
 INPUT = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}
+CLAIM = {"uri": "file:///store/sha256/ab/cd", "sha256": "ab" * 32, "byte_size": 4}
 
 
 def with_input(**changes):
@@ -128,8 +138,20 @@ def with_input(**changes):
         (with_input(data=...), "tensor 'x' has no data"),
         (with_input(data=1.0), "tensor 'x' has no data"),
         (with_input(data="AAAA"), "tensor 'x' has no data"),
-        (with_input(data={"uri": "u", "sha256": "s", "byte_size": 1}), "claim checks are not supported yet"),
-        (with_input(data=..., uri="file:///x"), "claim checks are not supported yet"),
+        (with_input(data={}), "no claim check .* missing required field `uri`"),
+        (with_input(data=CLAIM | {"uri": ""}), r"no claim check .* `\$.uri`"),
+        (with_input(data=CLAIM | {"uri": "u" * 2049}), r"no claim check .* `\$.uri`"),
+        (with_input(data=CLAIM | {"sha256": "AB" * 32}), r"no claim check .* `\$.sha256`"),
+        (with_input(data=CLAIM | {"sha256": None}), r"no claim check .* `\$.sha256`"),
+        (with_input(data=CLAIM | {"byte_size": "4"}), r"no claim check .* `\$.byte_size`"),
+        (with_input(data=CLAIM | {"byte_size": 4.0}), r"no claim check .* `\$.byte_size`"),
+        (with_input(data=CLAIM | {"byte_size": -1}), r"no claim check .* `\$.byte_size`"),
+        (with_input(data=CLAIM | {"byte_size": 5}), "has 5 bytes, but FP32 of shape"),
+        (with_input(data=CLAIM, datatype="FP128"), "unknown datatype"),
+        (with_input(data=CLAIM, datatype="BYTES", shape=[2]), "length prefixes"),
+        (with_input(data=CLAIM | {"byte_size": 2**63}, datatype="BYTES"), "length prefixes"),
+        (with_input(data=CLAIM, parameters={"binary_data_size": 4}), "both data and binary_data_size"),
+        (with_input(data=..., uri="file:///x"), "has no data"),
         (with_input(data=..., parameters={"binary_data_size": 4}), "0 bytes are left"),
         (with_input(data=..., parameters={"shared_memory_region": "r"}), "has no data"),
         (with_input(parameters={"binary_data_size": 4}), "both data and binary_data_size"),
@@ -147,6 +169,48 @@ def test_binary_lengths_add_up_exactly(size):
     header = f'{{"inputs":[{tensor}]}}'.encode()
     with pytest.raises(InvalidInput, match="tensor 'x'"):
         decode_request("application/octet-stream", header + bytes(4), len(header))
+
+
+@pytest.mark.parametrize(("datatype", "size"), [("FP32", 4), ("BYTES", 4), ("BYTES", 2**40)])
+def test_a_claim_check_is_a_tensor_whose_bytes_are_elsewhere(datatype, size):
+    document = with_input(datatype=datatype, data=CLAIM | {"byte_size": size, "later": 1})
+    artifact = Artifact(**CLAIM | {"byte_size": size})
+    for content_type, body in ((None, orjson.dumps(document)), (MSGPACK, pack(document))):
+        request = decode_request(content_type, body)
+        [tensor] = request.inputs
+        assert tensor == Tensor("x", datatype, (1,), b"", artifact)
+        assert tensor.claimed
+        assert tensor.size_bytes == size
+        assert decode_request(MSGPACK, encode_request_msgpack(request)) == request
+
+
+def test_a_claim_that_was_fetched_is_a_tensor_like_any_other():
+    fetched = Tensor("x", "FP32", (1,), b"\x00" * 4, Artifact(**CLAIM))
+    assert not fetched.claimed
+    empty = Tensor("x", "FP32", (0,), b"", Artifact(**CLAIM | {"byte_size": 0}))
+    assert not empty.claimed  # nothing has to be fetched
+    [sent] = decode_request(MSGPACK, encode_request_msgpack(InferenceRequest((fetched,)))).inputs
+    assert sent == Tensor("x", "FP32", (1,), b"\x00" * 4)
+
+
+@given(any_request(), st.sets(st.sampled_from(tuple(DTYPES))))
+def test_a_header_before_its_tensors(request_, in_binary):
+    body, header_length = body_of(request_, in_binary)
+    announced = decode_header(body[:header_length])
+    tail, arrived = body[header_length:], []
+    for name, size in announced.sizes.items():
+        [planned] = [tensor for tensor in announced.request.inputs if tensor.name == name]
+        arrived.append(Tensor(name, planned.datatype, planned.shape, tail[:size]))
+        tail = tail[size:]
+    assert not tail
+    assert with_inputs(announced.request, arrived) == request_
+
+
+@pytest.mark.parametrize("size", ["-1", "3", "5", str(2**70), "4.0", "true", '"4"'])
+def test_a_header_whose_sizes_contradict_its_shapes(size):
+    tensor = f'{{"name":"x","datatype":"FP32","shape":[1],"parameters":{{"binary_data_size":{size}}}}}'
+    with pytest.raises(InvalidInput, match="tensor 'x'"):
+        decode_header(f'{{"inputs":[{tensor}]}}'.encode())
 
 
 def test_bytes_behind_the_last_tensor_are_refused():

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from shared import events as ev
-from shared.errors import ModelNotReady, ModelRejected, ModelRetired, UnknownModel, UnknownVersion
-from shared.registry import Entry, Registry, as_of, fold
+from shared.errors import ModelNotLoaded, ModelNotReady, ModelRejected, ModelRetired, UnknownModel, UnknownVersion
+from shared.registry import Entry, Registry, as_of, fold, only_unloaded
 from support.facts import OWNER, SIGNATURE, artifact, folded, log_of, made_ready, uploaded
 
 MODELS = st.sampled_from(["a", "b"])
@@ -53,6 +54,8 @@ EVENTS = st.one_of(
     st.builds(ev.TrafficSplit, model=MODELS, weights=st.dictionaries(VERSIONS, st.integers(0, 3), max_size=3)),
     st.builds(ev.ModelRolledBack, model=MODELS),
     st.builds(ev.ModelRetired, model=MODELS, version=st.none() | VERSIONS),
+    st.builds(ev.ModelUnloaded, model=MODELS),
+    st.builds(ev.ModelLoaded, model=MODELS),
     st.none(),  # a record that could not be read
 )
 # Random order rarely gets a version as far as ready; these runs do.
@@ -172,7 +175,7 @@ def test_a_route_is_a_ready_version_or_an_error_that_says_why(history, request_i
 def routed(registry, name, request_id, number):
     try:
         version = registry.route(name, request_id, number)
-    except (UnknownModel, UnknownVersion, ModelRetired, ModelRejected, ModelNotReady) as err:
+    except (UnknownModel, UnknownVersion, ModelRetired, ModelRejected, ModelNotReady, ModelNotLoaded) as err:
         return err.code
     assert version.state == "ready"
     assert number in (None, version.number)
@@ -227,7 +230,7 @@ def test_the_first_claim_of_an_attempt_wins_and_the_next_attempt_starts_afresh()
 
 def test_only_the_owner_of_the_attempt_is_heard():
     claimed, *results = made_ready(owner="one/1")
-    forged = [result.model_copy(update={"owner": "two/1"}) for result in results]
+    forged = [structs.replace(result, owner="two/1") for result in results]
     version = folded(uploaded(), claimed, *forged).version("m", 1)
     assert (version.state, dict(version.variants)) == ("optimizing", {})
 
@@ -299,3 +302,40 @@ def test_errors_say_what_became_of_the_upload():
 
 def test_events_about_unknown_models_change_nothing_but_the_offset():
     assert folded(*made_ready(), ev.ModelRetired(model="m"), None) == Registry(offset=4)
+
+
+def test_an_unloaded_model_answers_nothing_and_keeps_everything():
+    promoted = [*four_ready(), ev.ModelPromoted(model="m", version=3)]
+    unloaded = folded(*promoted, ev.ModelUnloaded(model="m"))
+    before, after = folded(*promoted).models["m"], unloaded.models["m"]
+    assert after == replace(before, unloaded=True)
+    for number in (None, 3, 1):
+        with pytest.raises(ModelNotLoaded, match="POST /v2/repository/models/m/load"):
+            unloaded.route("m", "any", number)
+    assert folded(*promoted, ev.ModelUnloaded(model="m"), ev.ModelLoaded(model="m")).models["m"] == before
+
+
+def test_what_happens_to_an_unloaded_model_shows_when_it_is_loaded():
+    """Uploads, promotions and roll-backs go on; none of them loads it."""
+    away = [*four_ready(), ev.ModelUnloaded(model="m"), uploaded("m", "u5"), *made_ready("m", 5)]
+    away.append(ev.ModelPromoted(model="m", version=5))
+    with pytest.raises(ModelNotLoaded):
+        folded(*away).route("m", "any")
+    assert folded(*away, ev.ModelLoaded(model="m")).route("m", "any").number == 5
+
+
+def test_only_unloaded_models_are_loaded_and_only_once():
+    ready = folded(*four_ready())
+    for event in (ev.ModelLoaded(model="m"), ev.ModelLoaded(model="nobody"), ev.ModelUnloaded(model="nobody")):
+        assert fold(ready, Entry(99, 0, event)).models == ready.models
+    once = folded(*four_ready(), ev.ModelUnloaded(model="m"))
+    assert fold(once, Entry(99, 0, ev.ModelUnloaded(model="m"))).models is once.models
+
+
+def test_a_variant_that_a_loaded_model_has_too_is_needed():
+    both = [uploaded("m"), *made_ready("m"), uploaded("n"), *made_ready("n")]
+    shared = folded(*both).models["m"].versions[1].serving.artifact.sha256
+    assert only_unloaded(folded(*both)) == set()
+    assert only_unloaded(folded(*both, ev.ModelUnloaded(model="m"))) == set()
+    both_unloaded = [*both, ev.ModelUnloaded(model="m"), ev.ModelUnloaded(model="n")]
+    assert only_unloaded(folded(*both_unloaded)) == {shared}

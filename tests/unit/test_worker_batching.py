@@ -52,7 +52,7 @@ def test_everyone_gets_their_own_rows_back(counts):
     assert feeds["state"].shape == (2, sum(counts))
     pieces = take_apart([feeds["x"], feeds["state"]], counts, SIGNATURE)
     for asked, piece in zip(requests, pieces, strict=True):
-        outputs = answer(asked, piece, SIGNATURE)
+        outputs = answer(asked, piece)
         assert [tensor.name for tensor in outputs] == ["y", "next"]
         for sent, got in zip(asked.inputs[:2], outputs, strict=True):
             assert to_numpy(got).tobytes() == to_numpy(sent).tobytes()
@@ -81,5 +81,7 @@ def test_who_runs_alone():
 
 def test_only_outputs_asked_for_in_the_signatures_order():
     arrays = [np.zeros((1, 3), np.float32), np.zeros((2, 1), np.float32)]
-    assert [t.name for t in answer(request(1, outputs=["next"]), arrays, SIGNATURE)] == ["next"]
-    assert [t.name for t in answer(request(1, outputs=["next", "y"]), arrays, SIGNATURE)] == ["y", "next"]
+    [outputs] = take_apart(arrays, [1], SIGNATURE)
+    assert [t.name for t in answer(request(1), outputs)] == ["y", "next"]
+    assert [t.name for t in answer(request(1, outputs=["next"]), outputs)] == ["next"]
+    assert [t.name for t in answer(request(1, outputs=["next", "y"]), outputs)] == ["y", "next"]

@@ -35,7 +35,7 @@ class FakeConsumer:
     def resume(self, *partitions):
         pass
 
-    async def getmany(self, **_):
+    async def getmany(self, *_, **__):
         return await self.fetched.get()
 
     def seek(self, partition, offset):
@@ -96,7 +96,6 @@ async def intake(settled):
         copies=NoCopies(),
         held=HeldBytes(10_000),
         queued=lambda: None,
-        settle=settled.extend,
     )
     made._consumer = FakeConsumer()
     return made
@@ -104,7 +103,7 @@ async def intake(settled):
 
 def complete(intake, job):
     job.ledger.complete(job.record.offset, SimpleNamespace(receipt=receipt(job.record.offset), copy=None))
-    intake.completed(job)
+    intake.completed([job])
 
 
 async def test_a_partition_keeps_its_ledger_when_all_its_rows_are_done(intake, settled):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import orjson
@@ -11,7 +13,7 @@ import pytest
 from services.worker.job import read
 from services.worker.ledger import Ledger
 from services.worker.model_server import ModelServer
-from shared.errors import ModelNotReady
+from shared.errors import InvalidInput, ModelNotReady
 from shared.events import (
     Measurements,
     ModelPromoted,
@@ -24,6 +26,7 @@ from shared.events import (
 from shared.registry import Registry
 from shared.signature import Signature, TensorSpec
 from support.facts import artifact, folded
+from support.waiting import eventually
 
 SIGNATURE = Signature(
     inputs=(TensorSpec(name="x", datatype="FP32", shape=("n", "length"), batch_axis=0),),
@@ -84,7 +87,7 @@ def server(shelf, settled):
 LEDGER = Ledger("t.requests.m", 0, 0)
 
 
-def job(offset, *, rows=1, length=3, deaths=0, request_id=None, **headers):
+def job(offset, *, rows=1, length=3, deaths=0, request_id=None, high=False, **headers):
     tensor = {"name": "x", "datatype": "FP32", "shape": [rows, length], "data": [0.5] * rows * length}
     record = SimpleNamespace(
         topic="t.requests.m",
@@ -94,7 +97,7 @@ def job(offset, *, rows=1, length=3, deaths=0, request_id=None, **headers):
         headers=[("ce_id", (request_id or f"r{offset}").encode())]
         + [(name.replace("_", "-"), str(value).encode()) for name, value in headers.items()],
     )
-    return read(record, "m", LEDGER, deaths)
+    return read(record, "m", LEDGER, deaths, high=high)
 
 
 def load(server, shelf, *numbers):
@@ -107,17 +110,17 @@ def offsets(batch):
 
 
 def test_a_job_waits_until_its_variant_is_in_memory(server, shelf):
-    server.pending.append(job(0))
+    server.arrive([job(0)])
     assert server.next_batch() is None
     assert shelf.wanted
     load(server, shelf, 1)
     assert offsets(server.next_batch()) == [0]
-    assert not server.pending
+    assert not server.waiting
 
 
 def test_a_batch_fills_up_to_the_cap_in_order_and_leaves_the_rest(server, shelf):
     load(server, shelf, 1)
-    server.pending.extend(job(offset) for offset in range(6))
+    server.arrive(job(offset) for offset in range(6))
     assert offsets(server.next_batch()) == [0, 1, 2, 3]
     assert offsets(server.next_batch()) == [4, 5]
     assert server.next_batch() is None
@@ -125,14 +128,14 @@ def test_a_batch_fills_up_to_the_cap_in_order_and_leaves_the_rest(server, shelf)
 
 def test_other_shapes_wait_for_their_own_batch_and_are_not_starved(server, shelf):
     load(server, shelf, 1)
-    server.pending.extend([job(0), job(1, length=5), job(2), job(3, length=5)])
+    server.arrive([job(0), job(1, length=5), job(2), job(3, length=5)])
     assert offsets(server.next_batch()) == [0, 2]
     assert offsets(server.next_batch()) == [1, 3]
 
 
 def test_rows_count_and_not_requests(server, shelf):
     load(server, shelf, 1)
-    server.pending.extend([job(0, rows=3), job(1, rows=2), job(2)])
+    server.arrive([job(0, rows=3), job(1, rows=2), job(2)])
     assert offsets(server.next_batch()) == [0, 2]
     assert offsets(server.next_batch()) == [1]
 
@@ -141,20 +144,20 @@ def test_bytes_are_bounded(shelf, settled):
     server = ModelServer("m", Registry(), shelf, settled.extend, max_batch_bytes=job(0).size_bytes * 2)
     server.adopt(folded(*version(1)))
     load(server, shelf, 1)
-    server.pending.extend(job(offset) for offset in range(3))
+    server.arrive(job(offset) for offset in range(3))
     assert offsets(server.next_batch()) == [0, 1]
 
 
 def test_a_record_that_killed_a_worker_runs_alone(server, shelf):
     load(server, shelf, 1)
-    server.pending.extend([job(0), job(1, deaths=1), job(2)])
+    server.arrive([job(0), job(1, deaths=1), job(2)])
     assert offsets(server.next_batch()) == [0, 2]
     assert offsets(server.next_batch()) == [1]
 
 
 def test_two_jobs_of_one_id_are_never_in_one_batch(server, shelf):
     load(server, shelf, 1)
-    server.pending.extend([job(0, request_id="same"), job(1, request_id="same")])
+    server.arrive([job(0, request_id="same"), job(1, request_id="same")])
     assert offsets(server.next_batch()) == [0]
     assert offsets(server.next_batch()) == [1]
 
@@ -163,18 +166,18 @@ def test_what_is_overdue_or_does_not_fit_is_settled_without_a_run(server, shelf,
     load(server, shelf, 1)
     late = job(0, deadline=int(time.time() * 1000) - 1000)
     wrong = job(1, model_version=9)
-    server.pending.extend([late, wrong, job(2)])
+    server.arrive([late, wrong, job(2)])
     assert offsets(server.next_batch()) == [2]
-    assert [(j.record.offset, j.error.code) for j in settled] == [(0, "deadline_exceeded"), (1, "unknown_version")]
+    assert {j.record.offset: j.error.code for j in settled} == {0: "deadline_exceeded", 1: "unknown_version"}
 
 
 def test_a_new_version_answers_only_when_it_is_in_memory(server, shelf):
     load(server, shelf, 1)
     server.adopt(folded(*version(1), *version(2), ModelPromoted(model="m", version=2)))
-    server.pending.append(job(0))
+    server.arrive([job(0)])
     assert server.next_batch().jobs[0].plan.version.number == 1
     load(server, shelf, 2)
-    server.pending.append(job(1))
+    server.arrive([job(1)])
     batch = server.next_batch()
     assert batch.jobs[0].plan.version.number == 2
     assert batch.jobs[0].plan.registry_offset == server.latest.offset
@@ -183,7 +186,7 @@ def test_a_new_version_answers_only_when_it_is_in_memory(server, shelf):
 def test_a_version_asked_for_by_number_is_found_before_it_is_adopted(server, shelf, settled):
     load(server, shelf, 1)
     server.adopt(folded(*version(1), *version(2), ModelPromoted(model="m", version=2)))
-    server.pending.append(job(0, model_version=2))
+    server.arrive([job(0, model_version=2)])
     assert server.next_batch() is None
     shelf.loaded.add(artifact("variant 2").sha256)
     assert server.next_batch().jobs[0].plan.version.number == 2
@@ -194,14 +197,14 @@ def test_a_new_version_that_does_not_load_leaves_the_old_one_answering(server, s
     load(server, shelf, 1)
     shelf.failed[artifact("variant 2").sha256] = ModelNotReady("it does not load")
     server.adopt(folded(*version(1), *version(2), ModelPromoted(model="m", version=2)))
-    server.pending.append(job(0))
+    server.arrive([job(0)])
     assert server.next_batch().jobs[0].plan.version.number == 1
 
 
 def test_a_retired_model_turns_its_requests_away(server, shelf, settled):
     load(server, shelf, 1)
     server.adopt(folded(*version(1), ModelRetired(model="m")))
-    server.pending.append(job(0))
+    server.arrive([job(0)])
     assert server.next_batch() is None
     assert [j.error.code for j in settled] == ["model_retired"]
 
@@ -212,6 +215,82 @@ def test_an_evicted_variant_is_asked_for_again_by_the_next_request_only(server, 
     shelf.wanted.clear()
     server.adopt(server.latest)
     assert shelf.wanted == []
-    server.pending.append(job(0))
+    server.arrive([job(0)])
     assert server.next_batch() is None
     assert shelf.wanted
+
+
+def test_urgent_jobs_go_first_and_usual_ones_fill_their_batch(server, shelf):
+    load(server, shelf, 1)
+    server.arrive([job(0), job(1), job(2), *(job(offset, high=True) for offset in (10, 11))])
+    assert offsets(server.next_batch()) == [10, 11, 0, 1]
+    assert offsets(server.next_batch()) == [2]
+
+
+def test_usual_jobs_are_not_starved_by_urgent_ones(server, shelf):
+    load(server, shelf, 1)
+    server.arrive([job(0)])
+    first = []
+    for number in range(6):
+        server.arrive(job(100 + 10 * number + index, high=True) for index in range(4))
+        first.append(offsets(server.next_batch())[0])
+    assert first == [100, 101 + 9, 120, 130, 0, 143]
+
+
+def test_deadlines_pass_while_nothing_runs(server, shelf, settled):
+    load(server, shelf, 1)
+    server.arrive([job(0, deadline=5_000), job(1, deadline=4_000), job(2)])
+    assert server.earliest_ms == 4_000
+    server.expire(4_000)
+    assert settled == []
+    server.expire(4_001)
+    assert [(j.record.offset, j.error.code) for j in settled] == [(1, "deadline_exceeded")]
+    assert server.earliest_ms == 5_000
+    server.expire(6_000)
+    assert [j.record.offset for j in settled] == [1, 0]
+    assert server.earliest_ms is None
+    assert offsets(server.next_batch()) == [2]
+
+
+class Upper:
+    """A step that needs a moment: it sets what the request asks for by hand."""
+
+    def __init__(self):
+        self.go = asyncio.Event()
+
+    def wanted(self, job):
+        return job.request.parameters.get("prepare") is True
+
+    async def apply(self, job):
+        await self.go.wait()
+        if job.request.parameters.get("fail"):
+            raise InvalidInput("it can't be prepared")
+        job.request = replace(job.request, parameters={})
+
+
+async def test_jobs_are_prepared_beside_the_queue(shelf, settled):
+    step, woken = Upper(), []
+    server = ModelServer("m", Registry(), shelf, settled.extend, 10_000, [step], lambda: woken.append(True))
+    server.adopt(folded(*version(1)))
+    load(server, shelf, 1)
+    slow, wrong = job(0), job(1)
+    slow.request = replace(slow.request, parameters={"prepare": True})
+    wrong.request = replace(wrong.request, parameters={"prepare": True, "fail": True})
+    server.arrive([slow, wrong, job(2)])
+    assert offsets(server.next_batch()) == [2]
+    step.go.set()
+    await eventually(lambda: len(woken) == 2)
+    assert offsets(server.next_batch()) == [0]
+    assert [(j.record.offset, j.error.code) for j in settled] == [(1, "invalid_input")]
+
+
+async def test_jobs_in_preparation_go_with_their_partition(shelf, settled):
+    server = ModelServer("m", Registry(), shelf, settled.extend, 10_000, [Upper()])
+    server.adopt(folded(*version(1)))
+    load(server, shelf, 1)
+    slow = job(0)
+    slow.request = replace(slow.request, parameters={"prepare": True})
+    server.arrive([slow, job(1)])
+    assert [j.record.offset for j in server.drop(LEDGER)] == [0, 1]
+    assert server.next_batch() is None
+    assert server.drop(LEDGER) == []

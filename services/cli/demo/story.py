@@ -18,6 +18,7 @@ from services.cli.demo import digits, files, upstream
 from services.cli.errors import CommandError
 from services.cli.follow import follow, variants_table
 from services.cli.printing import activity, size, table
+from services.cli.trust import trust
 from shared.topics import OUTCOMES
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _identify_files(out: Console, place: Place, magika: files.Magika) -> int:
     out.print(f"\n[bold]4. Real files, identified by HTTP: POST /v2/models/{FILES}/infer[/]")
     shown, wrong = table("file", "size", "is", "score", "ms"), []
     samples = files.samples(magika.model_path)
-    with httpx.Client(base_url=place.gateway_url, timeout=60.0) as http:
+    with httpx.Client(base_url=place.gateway_url, timeout=60.0, verify=trust()) as http:
         for sample in samples:
             features = magika.features(sample.content)
             body = _one_input(files.INPUT, "INT32", [1, len(features)], features)
@@ -145,7 +146,7 @@ def _classify_digits(out: Console, place: Place, model_path: Path) -> int:
     out.print(f"  {len(ids)} requests produced, {seen} outcomes on {outcomes} ({rate})", soft_wrap=True)
     if seen != len(ids):
         raise CommandError(f"{len(ids) - seen} of {len(ids)} requests had no outcome within {_OUTCOMES_TIMEOUT_S:g} s.")
-    with httpx.Client(base_url=place.gateway_url, timeout=30.0) as http:
+    with httpx.Client(base_url=place.gateway_url, timeout=30.0, verify=trust()) as http:
         scores = np.array([upstream.result(http, DIGITS, request_id) for request_id in ids], dtype=np.float32)
     _compare(out, scores, _reference(model_path, images), labels)
     return len(ids)
@@ -198,7 +199,7 @@ def _stats(place: Place, requests: dict[str, int]) -> dict[str, dict[str, Any]]:
     """The monitor's series by model, once it has as many outcomes as there were requests or time is up."""
     nothing: dict[str, Any] = {"outcomes": {}, "executions": 0.0, "latency": {}}
     deadline_s = time.monotonic() + _STATS_TIMEOUT_S
-    with httpx.Client(base_url=place.monitor_url, timeout=10.0) as http:
+    with httpx.Client(base_url=place.monitor_url, timeout=10.0, verify=trust()) as http:
         while True:
             series = http.get("/v1/stats").raise_for_status().json()["models"]
             found = {name: next((each for each in series if each["model"] == name), nothing) for name in requests}

@@ -17,9 +17,11 @@ from aiokafka.errors import KafkaError
 from services.cli.local.ports import LOOPBACK
 from shared import replies
 from shared.errors import RepliesUnavailable
-from shared.kafka import client_options
+from shared.kafka import client_options, refusals_in_words
 
 if TYPE_CHECKING:
+    import ssl
+
     from shared.settings import PlatformSettings
 
 Probe = Callable[[], Awaitable[str | None]]
@@ -27,13 +29,13 @@ _TIMEOUT_S = 3.0
 _ANSWER_BYTES = 4096
 
 
-def http(port: int, path: str) -> Probe:
+def http(port: int, path: str, tls: ssl.SSLContext | None = None) -> Probe:
     """`GET path` on the loopback interface answers 200."""
     what = f"GET {LOOPBACK}:{port}{path}"
 
     async def ask() -> str | None:
         async with asyncio.timeout(_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(LOOPBACK, port)
+            reader, writer = await asyncio.open_connection(LOOPBACK, port, ssl=tls)
             try:
                 writer.write(f"GET {path} HTTP/1.1\r\nhost: {LOOPBACK}:{port}\r\nconnection: close\r\n\r\n".encode())
                 answer = b""
@@ -59,7 +61,8 @@ def kafka(settings: PlatformSettings) -> Probe:
             await _connect(settings.kafka_bootstrap_servers)
             admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=int(_TIMEOUT_S * 1000))
             try:
-                await admin.start()
+                with refusals_in_words():
+                    await admin.start()
                 cluster = await admin.describe_cluster()
             finally:
                 await admin.close()

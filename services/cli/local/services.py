@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING
 from services.cli.local import probes
 from services.cli.local.ports import LOOPBACK
 from services.cli.local.supervisor import ChildSpec
+from services.cli.trust import trust
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +25,8 @@ _USUAL_HEALTH_PORT = 8101
 class Service:
     """A child to be: its port is chosen when the stack starts and stays the same for as long as the stack lives.
 
-    `port_variable` (and `host_variable`, if it has one) tell it where to listen; `GET ready_path` answers 200 there.
+    `port_variable` (and `host_variable`, if it has one) tell it where to listen; `GET ready_path` answers 200 there. It
+    speaks HTTPS if `tls_variable` is set.
     """
 
     name: str
@@ -31,7 +35,14 @@ class Service:
     port_variable: str
     ready_path: str = "/ready"
     host_variable: str | None = None
+    tls_variable: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def scheme(self) -> str:
+        """What it speaks on its port."""
+        variable = self.tls_variable
+        return "https" if variable and (self.env.get(variable) or os.environ.get(variable)) else "http"
 
     def spec(self, settings: LocalStackSettings, port: int, environment: Mapping[str, str]) -> ChildSpec:
         """What to run. The instance name is the child's own and outlives restarts; so does its state directory."""
@@ -46,7 +57,7 @@ class Service:
         return ChildSpec(
             name=self.name,
             argv=self.argv,
-            probe=probes.http(port, self.ready_path),
+            probe=probes.http(port, self.ready_path, _our_own() if self.scheme == "https" else None),
             log_path=settings.root / "logs" / f"{self.name}.log",
             env={"PYTHONUNBUFFERED": "1", **environment, **own, **self.env},
             ready_timeout_s=settings.ready_timeout_s,
@@ -65,6 +76,7 @@ def standard_services(workers: int = 1) -> list[Service]:
             "AIAAS_GATEWAY_PORT",
             "/v2/health/ready",
             host_variable="AIAAS_GATEWAY_HOST",
+            tls_variable="AIAAS_GATEWAY_TLS_CERTFILE",
         ),
         *(
             Service(
@@ -77,8 +89,23 @@ def standard_services(workers: int = 1) -> list[Service]:
             for number in range(1, workers + 1)
         ),
         Service("optimizer", _module("optimizer"), _USUAL_HEALTH_PORT, "AIAAS_HEALTH_PORT"),
-        Service("monitor", _module("monitor"), 8090, "AIAAS_MONITOR_PORT", host_variable="AIAAS_MONITOR_HOST"),
+        Service(
+            "monitor",
+            _module("monitor"),
+            8090,
+            "AIAAS_MONITOR_PORT",
+            host_variable="AIAAS_MONITOR_HOST",
+            tls_variable="AIAAS_MONITOR_TLS_CERTFILE",
+        ),
     ]
+
+
+def _our_own() -> ssl.SSLContext:
+    """A child that we started ourselves on the loopback interface is not asked for its name."""
+    context = trust()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _module(name: str) -> tuple[str, ...]:

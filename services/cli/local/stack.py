@@ -115,7 +115,7 @@ class LocalStack:
 
     def _claim(self, service: Service) -> int:
         port = self._ports.claim(service.usual_port)
-        self.urls[service.name] = f"http://{LOOPBACK}:{port}"
+        self.urls[service.name] = f"{service.scheme}://{LOOPBACK}:{port}"
         return port
 
     async def _bring_up(self, specs: Iterable[ChildSpec]) -> None:

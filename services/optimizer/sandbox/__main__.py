@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import msgspec
+
 from services.optimizer.messages import UNUSABLE_EXIT, Job
 from services.optimizer.sandbox.confine import confine, private_stdout
 
@@ -13,7 +15,7 @@ _MAX_JOB_BYTES = 64 * 1024
 def main() -> None:
     """Do the one job on stdin."""
     out = private_stdout()
-    job = Job.model_validate_json(sys.stdin.buffer.read(_MAX_JOB_BYTES))
+    job = msgspec.json.decode(sys.stdin.buffer.read(_MAX_JOB_BYTES), type=Job)
     confine(job)
     try:
         from services.optimizer.sandbox.pipeline import Pipeline, probe  # noqa: PLC0415 - only once confined

@@ -26,6 +26,7 @@ from itertools import islice, product
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from services.optimizer.rejections import Rejection
 from services.optimizer.sandbox.probes import EXTREMES, HIGHS, Rows, Setting, key, pick, stack
@@ -67,11 +68,8 @@ class Batching:
         """The signature with its batch axes."""
         if self.outputs is None:
             return signature
-        inputs = (spec.model_copy(update={"batch_axis": self.inputs[spec.name]}) for spec in signature.inputs)
-        outputs = (
-            spec.model_copy(update={"batch_axis": axis})
-            for spec, axis in zip(signature.outputs, self.outputs, strict=True)
-        )
+        inputs = (replace(spec, batch_axis=self.inputs[spec.name]) for spec in signature.inputs)
+        outputs = (replace(spec, batch_axis=axis) for spec, axis in zip(signature.outputs, self.outputs, strict=True))
         return type(signature)(inputs=tuple(inputs), outputs=tuple(outputs))
 
 

@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
+from msgspec.structs import replace
 
 from services.optimizer.messages import (
     CANDIDATES,
@@ -43,7 +45,7 @@ _MAX_REASON_CHARS = 1000
 
 def report(out: TextIO, message: Message) -> None:
     """One line to the parent, at once."""
-    out.write(message.model_dump_json() + "\n")
+    out.write(msgspec.json.encode(message).decode() + "\n")
     out.flush()
 
 
@@ -131,7 +133,7 @@ class Pipeline:
         except Exception as err:  # noqa: BLE001 - odd models break builders in odd ways: that costs the candidate alone
             why = f"it did not build: {err!r}"
         else:
-            self._finish(variant, content, found, batched, measured.model_copy(update={"byte_size": len(content)}))
+            self._finish(variant, content, found, batched, replace(measured, byte_size=len(content)))
             return
         report(self._out, CandidateRejected(variant=variant, reason=why[:_MAX_REASON_CHARS]))
 

@@ -1,0 +1,109 @@
+"""`python -m benchmarks.serving`: what is measured, and with what; see the package for how."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.serving import machine, models, report
+from benchmarks.serving.measure import Plan, measure
+from benchmarks.serving.rows import Row, summaries
+from benchmarks.serving.systems.bare import Bare
+from benchmarks.serving.systems.platform import OverHttp, OverKafka, Platform
+
+if TYPE_CHECKING:
+    from benchmarks.serving.systems import System
+
+BENCH_DIR = Path(__file__).parents[2] / ".bench"
+SYSTEMS = ("bare", "http", "kafka", "http-2", "kafka-2")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.serving", description=__doc__)
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help=f"of {', '.join(SYSTEMS)}")
+    parser.add_argument("--models", default=",".join(models.NAMES), help=f"of {', '.join(models.NAMES)}")
+    parser.add_argument("--concurrency", default="1,16,64,256", help="callers at a time")
+    parser.add_argument("--kafka-outstanding", type=int, default=2048, help="by Kafka alone, one more concurrency")
+    parser.add_argument("--kafka-beforehand", type=int, default=20_000, help="requests produced, then drained")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--warmup-s", type=float, default=1.5)
+    parser.add_argument("--window-s", type=float, default=4.0)
+    parser.add_argument("--threads", type=int, default=1, help="intra-op threads of every system")
+    parser.add_argument("--quick", action="store_true", help="bare and http, mlp alone, two short repeats")
+    parser.add_argument("--running", type=Path, metavar="DATA_DIR", help="measure the stack that `aiaas up` runs there")
+    parser.add_argument("--data-dir", type=Path, help="where our stacks keep data and logs, kept afterwards")
+    parser.add_argument("--json", type=Path, default=BENCH_DIR / "serving.json", help="where the JSON goes")
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.systems, asked.models, asked.repeats, asked.warmup_s, asked.window_s = "bare,http", "mlp", 2, 1.0, 2.0
+    return asked
+
+
+def build(names: list[str], asked: argparse.Namespace, directory: Path, undo: ExitStack) -> list[System]:
+    """The systems by name; ways to the same stack share it."""
+    logs = BENCH_DIR / "logs"
+    platforms: dict[int, Platform] = {}
+
+    def platform(workers: int) -> Platform:
+        if workers not in platforms:
+            own = Platform(directory / f"stack-{workers}", workers=workers, threads=asked.threads)
+            platforms[workers] = Platform.running(asked.running) if asked.running else own
+        return platforms[workers]
+
+    built: list[System] = []
+    for name in names:
+        match name.partition("-"):
+            case ("bare", _, _):
+                built.append(Bare(asked.threads, logs))
+            case ("http", _, workers):
+                built.append(OverHttp(platform(int(workers or 1)), "http"))
+            case ("kafka", _, workers):
+                built.append(OverKafka(platform(int(workers or 1)), "kafka"))
+            case _:
+                raise SystemExit(f"no system is called {name!r}: {', '.join(SYSTEMS)}")
+    for each in platforms.values():
+        each.enter()
+        undo.callback(each.leave)
+    return built
+
+
+def main() -> int:
+    asked = arguments()
+    for given in ("AIAAS_KAFKA_BOOTSTRAP_SERVERS", "AIAAS_REDIS_URL"):  # servers of its own: they are stopped
+        os.environ.pop(given, None)
+    began_s = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"[{time.monotonic() - began_s:5.0f} s] {what}", flush=True)
+
+    BENCH_DIR.mkdir(exist_ok=True)
+    about, missing, rows = machine.describe(), dict[str, str](), list[Row]()
+    plan = Plan(
+        tuple(map(int, asked.concurrency.split(","))),
+        asked.repeats,
+        asked.warmup_s,
+        asked.window_s,
+        asked.kafka_outstanding,
+        asked.kafka_beforehand,
+    )
+    with ExitStack() as undo:
+        directory = asked.data_dir or Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="aiaas-bench-")))
+        systems = build(asked.systems.split(","), asked, directory, undo)
+        for name in asked.models.split(","):
+            rows += measure(models.load(name, BENCH_DIR), systems, plan, say, missing)
+    found = summaries(rows, reference="bare")
+    notes = {"intra_op_threads": asked.threads, "warmup_s": asked.warmup_s, "window_s": asked.window_s}
+    report.print_all(found, about, missing, notes)
+    report.write(asked.json, rows, found, about, missing, notes)
+    print(f"{asked.json} has every slice")
+    return 1 if any(row.wrong for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

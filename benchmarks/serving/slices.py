@@ -1,0 +1,73 @@
+"""One slice: a generator in a process of its own, and the CPU time of everything it loads read around its window."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from benchmarks.serving.processes import Tree
+
+_GENERATOR_TIMEOUT_S = 120.0
+
+
+class SliceFailed(Exception):
+    """The generator did not come to its end; the message holds what it said."""
+
+
+class _Load(Protocol):
+    """A dataclass that a generator reads."""
+
+    __dataclass_fields__: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What the generator measured, and CPU seconds within its window by process."""
+
+    measured: dict[str, Any]
+    cpu_s: dict[str, float]
+
+
+def run(generator: str, load: _Load, trees: Mapping[str, Tree], began: Callable[[], None] | None = None) -> Slice:
+    """Run `benchmarks.serving.{generator}` with a load, to its end; `began` is called when its window begins.
+
+    Raises:
+        SliceFailed: it failed, or took far longer than it should.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"benchmarks.serving.{generator}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if process.stdin is None or process.stdout is None:
+        raise SliceFailed("the generator was started without pipes")
+    try:
+        json.dump(asdict(load), process.stdin)
+        process.stdin.close()
+        _await(process, "measuring")
+        before = {name: tree.cpu_s() for name, tree in trees.items()}
+        if began is not None:
+            began()
+        _await(process, "measured")
+        cpu_s = {name: tree.cpu_s() - before[name] for name, tree in trees.items()}
+        line = process.stdout.readline()
+        process.wait(_GENERATOR_TIMEOUT_S)
+    finally:
+        process.kill()
+        process.wait()
+    return Slice(json.loads(line), cpu_s)
+
+
+def _await(process: subprocess.Popen[str], word: str) -> None:
+    line = process.stdout.readline() if process.stdout else ""
+    if line.strip() != word:
+        said = process.stderr.read() if process.stderr else ""
+        raise SliceFailed(f"the generator said {line.strip()!r} where {word!r} was due: {said[-2000:]}")

@@ -1,0 +1,254 @@
+"""This platform: a local stack of its own as `aiaas up` starts it, or one that runs already; models through the gateway.
+
+One `Platform` is started once and serves all models; `OverHttp` and `OverKafka` are two ways to ask it. What serves is
+fp32 (the gate is told to want an impossible speed-up), since the others serve the uploaded file as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from benchmarks.serving.processes import Tree, refusal
+from benchmarks.serving.systems import HttpTarget, KafkaTarget, NotHere
+from services.cli.client import Gateway
+from services.cli.follow import follow
+from services.cli.local import LocalStackError, RunningStack, standard_services
+from shared.topics import OUTCOMES, Topics
+from tests.support.local import local_stack
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from benchmarks.serving.models import Model
+
+SERVICES_FIRST = ("gateway", "worker-1", "worker-2", "optimizer", "monitor", "kafka", "redis")
+_GATE_TIMEOUT_S = 600.0
+_ANSWER_TIMEOUT_S = 90.0
+_SETTLE_TIMEOUT_S = 5.0
+_POLL_S = 0.1
+_ANSWERS_IN_A_ROW = 20
+"""After a pause: so many answers one after the other, and the consumers have their partitions back."""
+
+
+class Platform:
+    """One stack. `start` and `stop` may be called by each way that uses it: the first starts, the last stops."""
+
+    def __init__(self, directory: Path, *, workers: int, threads: int) -> None:
+        self.workers = workers
+        self._directory = directory
+        self._threads = threads
+        self._users = 0
+        self._models: set[str] = set()
+        self._undo = ExitStack()
+        self.environment: dict[str, str] = {}
+        self.trees: dict[str, Tree] = {}
+        self._owned = True
+
+    @classmethod
+    def running(cls, root: Path) -> Platform:
+        """The stack that `aiaas up` runs on a data directory.
+
+        Raises:
+            NotHere: none runs there.
+        """
+        stack = RunningStack.find(root)
+        if stack is None:
+            raise NotHere(f"no stack runs on {root}")
+        platform = cls(root, workers=sum(name.startswith("worker") for name in stack.children), threads=0)
+        platform.environment, platform._owned = dict(stack.environment), False
+        platform.trees = {name: Tree(child.pid) for name, child in stack.children.items() if child.pid}
+        return platform
+
+    def enter(self) -> None:
+        """One more user; the first starts the stack.
+
+        Raises:
+            NotHere: it did not start.
+        """
+        self._users += 1
+        if self._users > 1 or not self._owned:
+            return
+        given = {"AIAAS_MIN_SPEEDUP": "1e9", "AIAAS_THREADS": str(self._threads)}
+        os.environ.setdefault("AIAAS_LOCAL_KAFKA", "apache")
+        context = local_stack(self._directory, standard_services(self.workers), service_env=given)
+        try:
+            stack = self._undo.enter_context(context)
+        except LocalStackError as err:
+            raise NotHere(f"the local stack did not start: {err}") from err
+        self.environment = stack.environment
+        children = [name for name in SERVICES_FIRST if not name.startswith("worker")]
+        for name in children + [f"worker-{number + 1}" for number in range(self.workers)]:
+            pid = stack.child(name).pid
+            if pid is not None:
+                self.trees[name] = Tree(pid)
+
+    def leave(self) -> None:
+        """One user less; with the last the stack stops."""
+        self._users -= 1
+        if not self._users:
+            self._undo.close()
+            self._models.clear()
+
+    def serve(self, model: Model) -> None:
+        """Upload the model, unless it was, and wait until it answers.
+
+        Raises:
+            NotHere: it was rejected, or does not answer.
+        """
+        self._signal(signal.SIGCONT)
+        if model.name not in self._models:
+            self._upload(model)
+            self._models.add(model.name)
+        self._await_answers(model, 1)
+
+    def pause(self) -> None:
+        """Stop all its processes: those that ask first, those that answer last."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self, model: Model) -> None:
+        """Continue them; returns when the consumers have found their places again."""
+        self._signal(signal.SIGCONT)
+        self._await_answers(model, _ANSWERS_IN_A_ROW)
+
+    def http(self, model: Model) -> HttpTarget:
+        """The model's infer path on the gateway."""
+        url = urlsplit(self.environment["AIAAS_GATEWAY_URL"])
+        return HttpTarget(url.hostname or "", url.port or 80, f"/v2/models/{name_of(model)}/infer", model.bodies)
+
+    def kafka(self, model: Model) -> KafkaTarget:
+        """The model's request topic, the outcomes, and where Redis has the result."""
+        topics = Topics(self.environment.get("AIAAS_TOPIC_PREFIX", "aiaas."))
+        return KafkaTarget(
+            bootstrap_servers=self.environment["AIAAS_KAFKA_BOOTSTRAP_SERVERS"],
+            requests=topics.requests(name_of(model)),
+            answers=topics.name(OUTCOMES),
+            bodies=model.bodies,
+            headers={"content-type": "application/json"},
+            success_mark="succeeded",
+            takers=[tree for name, tree in self.trees.items() if name.startswith("worker")] if self._owned else (),
+            id_header="ce_id",
+            redis_url=self.environment["AIAAS_REDIS_URL"],
+            result_key=f"aiaas:result:{name_of(model)}:{{id}}",
+        )
+
+    def runs(self, model: Model) -> tuple[float, float] | None:
+        """Requests with an outcome and runs of the model, as the monitor has counted when it has caught up."""
+        found, deadline_s = self._counted(model), time.monotonic() + _SETTLE_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            time.sleep(3 * _POLL_S)
+            before, found = found, self._counted(model)
+            if found == before:
+                break
+        return found
+
+    def _counted(self, model: Model) -> tuple[float, float] | None:
+        with httpx.Client(base_url=self.environment["AIAAS_MONITOR_URL"], timeout=10.0) as monitor:
+            series: list[dict[str, Any]] = monitor.get("/v1/stats").raise_for_status().json()["models"]
+        mine = [each for each in series if each["model"] == name_of(model)]
+        executed = sum(count for each in mine for count in each["requests_by_batch_size"].values())
+        return float(executed), sum(each["executions"] for each in mine)
+
+    def _upload(self, model: Model) -> None:
+        with Gateway(self.environment["AIAAS_GATEWAY_URL"]) as gateway:
+            content = model.path.read_bytes()
+            if any(each["name"] == name_of(model) for each in gateway.models()):
+                return
+            number = gateway.upload(name_of(model), [content], len(content), None)["version"]
+            version = follow(gateway, name_of(model), number, _ignore, timeout_s=_GATE_TIMEOUT_S)
+        if version["state"] != "ready":
+            raise NotHere(f"{model.name} was {version['state']}: {version['reason']}")
+
+    def _await_answers(self, model: Model, in_a_row: int) -> None:
+        deadline_s, left, target = time.monotonic() + _ANSWER_TIMEOUT_S, in_a_row, self.http(model)
+        while left:
+            why_not = refusal(target)
+            left = in_a_row if why_not else left - 1
+            if why_not and time.monotonic() > deadline_s:
+                raise NotHere(f"{model.name} does not answer: {why_not}")
+            if why_not:
+                time.sleep(_POLL_S)
+
+    def _signal(self, signum: signal.Signals) -> None:
+        """To all processes of a stack that is ours; continuing begins with the servers."""
+        if self._owned:
+            trees = [self.trees[name] for name in SERVICES_FIRST if name in self.trees]
+            for tree in trees if signum == signal.SIGSTOP else reversed(trees):
+                tree.signal(signum)
+
+
+class Way:
+    """What both ways to ask a platform share."""
+
+    def __init__(self, platform: Platform, way: str) -> None:
+        self.name = way if platform.workers == 1 else f"{way}-{platform.workers}"
+        self.platform = platform
+        self._model: Model | None = None
+
+    @property
+    def model(self) -> Model:
+        """What is served.
+
+        Raises:
+            NotHere: nothing yet.
+        """
+        if self._model is None:
+            raise NotHere("nothing is served")
+        return self._model
+
+    def start(self, model: Model) -> None:
+        """Start the stack if it does not run, and serve the model."""
+        self.platform.enter()
+        self.platform.serve(model)
+        self._model = model
+
+    def stop(self) -> None:
+        """Let go of the stack."""
+        self.platform.leave()
+
+    def pause(self) -> None:
+        """Stop the stack's processes."""
+        self.platform.pause()
+
+    def resume(self) -> None:
+        """Continue them."""
+        self.platform.resume(self.model)
+
+    def trees(self) -> dict[str, Tree]:
+        """All of the stack."""
+        return self.platform.trees
+
+    def runs(self) -> tuple[float, float] | None:
+        """As the monitor counts."""
+        return self.platform.runs(self.model)
+
+
+class OverHttp(Way):
+    """`POST …/infer`, and the answer."""
+
+    def target(self) -> HttpTarget:
+        """The gateway."""
+        return self.platform.http(self.model)
+
+
+class OverKafka(Way):
+    """A record on the request topic, and the outcome on `outcomes`."""
+
+    def target(self) -> KafkaTarget:
+        """The topics."""
+        return self.platform.kafka(self.model)
+
+
+def name_of(model: Model) -> str:
+    """The model's name on the platform."""
+    return f"bench-{model.name}"
+
+
+def _ignore(_progress: str) -> None:
+    return None

@@ -1,0 +1,81 @@
+"""How many requests of a model may be in flight in this gateway: learned from how fast answers come.
+
+A fixed number is wrong by orders of magnitude: 256 requests are an eighth of a second of a small network, five seconds
+of a language model and twenty minutes of a slow job. By Little's law the wait is what is in flight over the rate of
+answers, so the limit is what is answered in a fixed time (`queue_s`), or `PLACES` if that is less; but never less than
+the live workers can hold in their batches, without which they would run dry, and never more than `most`.
+
+The rate is answers over *busy* time, while anything is in flight, in windows long enough to be told from noise. A
+window measured capacity, and its rate replaces what was known, if somebody was refused in it or the workers always had
+a batch in waiting; any other only says that capacity is at least that much. So idleness and light load never shrink
+the limit, a burst onto an idle model finds all its places, and a model that nobody has measured begins with them too.
+
+Pure: time is passed in, in seconds of a clock that does not go back. docs/decisions/0005-admission.md has what was
+weighed, and what the rule does to simulated queues.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PLACES: Final = 256
+"""What a model gets that is fast, or of unknown speed."""
+LEAST: Final = 16
+"""Fewer than this are no queue, however slow the model."""
+_WINDOW_S: Final = 0.5
+_ENOUGH: Final = 32
+"""Answers that make the rate of a short window worth believing."""
+_LONGEST_WINDOW_S: Final = 10.0
+
+
+class InFlightLimit:
+    """The limit of one model: `value`. Tell it of each beginning, end and refusal."""
+
+    def __init__(self, *, most: int, queue_s: float) -> None:
+        self._most = most
+        self._queue_s = queue_s
+        self._least = LEAST
+        self.rate = PLACES / queue_s
+        """Answers a second that this gateway's requests get at capacity, as far as known."""
+        self._busy_since_s = 0.0
+        self._busy_s = 0.0
+        self._answered = 0
+        self._lowest = 0
+        self._refused = False
+        self.in_flight = 0
+
+    @property
+    def value(self) -> int:
+        """So many may be in flight."""
+        return min(self._most, max(self._least, min(PLACES, round(self.rate * self._queue_s))))
+
+    def workers_hold(self, requests: int) -> None:
+        """What live workers can hold: a batch that runs and a batch in waiting, each."""
+        self._least = max(LEAST, requests)
+
+    def began(self, now_s: float) -> None:
+        """A request was let in."""
+        if self.in_flight == 0:
+            self._busy_since_s = now_s
+        self.in_flight += 1
+
+    def refused(self) -> None:
+        """A request was not let in because the limit was reached."""
+        self._refused = True
+
+    def ended(self, now_s: float, *, answered: bool) -> None:
+        """A request that was let in has left; `answered` by a worker, or for another reason."""
+        self.in_flight -= 1
+        self._answered += answered
+        self._lowest = min(self._lowest, self.in_flight)
+        busy_s = self._busy_s + now_s - self._busy_since_s
+        if busy_s >= _WINDOW_S and (self._answered >= _ENOUGH or busy_s >= _LONGEST_WINDOW_S):
+            self._learn(self._answered / busy_s)
+            self._busy_s, self._busy_since_s = 0.0, now_s
+            self._answered, self._lowest, self._refused = 0, self.in_flight, False
+        elif self.in_flight == 0:
+            self._busy_s = busy_s
+
+    def _learn(self, rate: float) -> None:
+        if self._refused or self._lowest >= self._least // 2 or rate > self.rate:
+            self.rate = rate

@@ -1,0 +1,120 @@
+"""What a version did, in the terms of Triton's statistics: integers that only grow, a part of each series of the fold.
+
+Runs of the model are counted by their first member: a run counts when the outcome at index 0 of its batch does, if it
+succeeded. Every run has one first member, and every request one outcome that counts, so no run counts twice, whichever
+partitions its members lie in, in whichever order they are read, and however often they were appended; and its times
+are added once. It takes no memory of batch ids. Not counted is a run whose first member got its outcome elsewhere
+while it ran, by a cancel or its deadline: one request in the batch of them all, and Triton, too, counts successes only.
+A batch that failed and was split is as many runs of one, as its receipts say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from shared.events import MAX_VERSION, Duration, ModelStatistics, RunStatistics
+
+if TYPE_CHECKING:
+    from shared.events import Receipt, Timings
+
+_MOST: Final = 2**63 - 1
+"""What a msgpack integer and every client can hold. True sums stay below; a forged receipt may say anything."""
+
+
+@dataclass(slots=True)
+class Spent:
+    """How often, and for how many nanoseconds altogether."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, duration_ns: int | None) -> None:
+        """Once more; a duration that the receipt does not tell is none."""
+        self.count += 1
+        if duration_ns is not None and duration_ns > 0:
+            self.ns += duration_ns
+
+
+@dataclass(slots=True)
+class Phases:
+    """The phases of a run."""
+
+    compute_input: Spent = field(default_factory=Spent)
+    compute_infer: Spent = field(default_factory=Spent)
+    compute_output: Spent = field(default_factory=Spent)
+
+    def add(self, timings: Timings) -> None:
+        """One more run, or one more request that was in one."""
+        self.compute_input.add(timings.compute_input)
+        self.compute_infer.add(timings.compute_infer)
+        self.compute_output.add(timings.compute_output)
+
+
+@dataclass(slots=True)
+class Totals:
+    """The numbers of one version."""
+
+    last_ms: int = 0
+    inferences: int = 0
+    success: Spent = field(default_factory=Spent)
+    fail: Spent = field(default_factory=Spent)
+    queue: Spent = field(default_factory=Spent)
+    phases: Phases = field(default_factory=Phases)
+    runs: dict[int, Phases] = field(default_factory=dict)
+    """By the number of requests in the batch."""
+
+    @property
+    def executions(self) -> int:
+        """Runs of the model that succeeded."""
+        return sum(runs.compute_infer.count for runs in self.runs.values())
+
+    def add(self, receipt: Receipt, size: int, total_ns: int, at_ms: int) -> None:
+        """Take in an outcome that counts, of a batch of `size` requests (0: none), appended at `at_ms`."""
+        self.last_ms = max(self.last_ms, at_ms)
+        if receipt.status != "succeeded":
+            self.fail.add(total_ns)
+            return
+        self.success.add(total_ns)
+        self.queue.add(receipt.timings_ns.queue)
+        if receipt.batch is None:
+            return
+        self.inferences += 1
+        self.phases.add(receipt.timings_ns)
+        if receipt.batch.index == 0:
+            runs = self.runs.get(size)
+            if runs is None:
+                runs = self.runs[size] = Phases()
+            runs.add(receipt.timings_ns)
+
+    def event(self, model: str, version: int, offsets: dict[int, int]) -> ModelStatistics | None:
+        """The numbers as they are now, with the offsets that they hold at; None for a version that can't exist."""
+        if not 1 <= version <= MAX_VERSION:
+            return None
+        return ModelStatistics(
+            model=model,
+            version=version,
+            last_inference_ms=self.last_ms,
+            inferences=self.inferences,
+            success=_duration(self.success),
+            fail=_duration(self.fail),
+            queue=_duration(self.queue),
+            compute_input=_duration(self.phases.compute_input),
+            compute_infer=_duration(self.phases.compute_infer),
+            compute_output=_duration(self.phases.compute_output),
+            runs=tuple(_runs(size, runs) for size, runs in sorted(self.runs.items())),
+            offsets=dict(offsets),
+        )
+
+
+def _duration(spent: Spent) -> Duration:
+    return Duration(count=spent.count, ns=min(spent.ns, _MOST))
+
+
+def _runs(size: int, runs: Phases) -> RunStatistics:
+    return RunStatistics(
+        batch_size=size,
+        compute_input=_duration(runs.compute_input),
+        compute_infer=_duration(runs.compute_infer),
+        compute_output=_duration(runs.compute_output),
+    )
