@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from shared import logs
 from shared.artifacts import PART_BYTES
-from shared.errors import InvalidInput, StoreUnavailable
+from shared.errors import StoreUnavailable
 from shared.tensors import check
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 
     from shared.artifacts import ArtifactStore
-    from shared.oip import InferenceRequest, Parameter
+    from shared.oip import InferenceRequest
     from shared.tensors import Tensor
 
 T = TypeVar("T")
@@ -52,25 +52,21 @@ def to_store(sizes: Mapping[str, int], inline_bytes: int) -> frozenset[str]:
 
 
 def asked_for(request: InferenceRequest, names: Collection[str]) -> frozenset[str]:
-    """Which of the outputs in `names` the caller wants in the store: by the output's own parameter, or the request's.
-
-    Raises:
-        InvalidInput: the parameter is neither true nor false.
-    """
-    default = _flag(request.parameters, "the request")
+    """Which of the outputs in `names` are wanted in the store: by their own parameter, or else the request's."""
+    default = request.parameters.get(PARAMETER) is True
     own = {
-        output.name: _flag(output.parameters, f"output {output.name!r}")
+        output.name: output.parameters[PARAMETER] is True
         for output in request.outputs
         if PARAMETER in output.parameters
     }
     return frozenset(name for name in names if own.get(name, default))
 
 
-def _flag(parameters: Mapping[str, Parameter], what: str) -> bool:
-    value = parameters.get(PARAMETER, False)
-    if not isinstance(value, bool):
-        raise InvalidInput(f"parameter {PARAMETER} of {what} is {value!r}, not true or false")
-    return value
+def asks(request: InferenceRequest) -> bool:
+    """Whether the caller may want any output in the store: a quick look, since hardly anyone does."""
+    if PARAMETER in request.parameters:
+        return True
+    return bool(request.outputs) and any(PARAMETER in output.parameters for output in request.outputs)
 
 
 async def put(store: ArtifactStore, tensor: Tensor) -> Tensor:

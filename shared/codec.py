@@ -2,11 +2,12 @@
 
 An event's value is a msgpack map of its fields, first of all `schema`, the version of its form. Unknown fields are
 ignored, so that a newer writer does not stop an older reader; a *higher schema* is refused, since it says that the
-meaning changed. As in JSON, keys are strings, those of a map by number too.
+meaning changed. As in JSON, keys are strings, those of a map by number too. The rest of the envelope is CloudEvents 1.0
+in Kafka's binary mode: attributes are `ce_*` headers
+(https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md).
 
 An event as we write it is decoded in one pass (msgspec, some 1 µs). What that does not take, be it damaged or only
-written differently, goes the careful way: to a map, and that map to the event; it decides, and says what is wrong. The rest of the envelope is CloudEvents 1.0 in Kafka's binary mode: attributes are `ce_*` headers
-(https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md).
+written differently, goes the careful way: to a map, and that map to the event; it decides, and says what is wrong.
 
 Untrusted bytes come through here: every limit of the decoder is set, and whatever it raises becomes `InvalidInput`.
 """
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -79,14 +79,21 @@ def decode_event(event_type: type[E], value: bytes | memoryview | None) -> E:
         InvalidInput: not a map, no schema or a newer one, or fields that break the event's rules.
     """
     data = bytes(value or b"")
+    event = _as_we_write_it(event_type, data)
+    return from_map(event_type, unpack(data)) if event is None else event
+
+
+def _as_we_write_it(event_type: type[E], data: bytes) -> E | None:
+    """The event, if nothing about its bytes is unusual."""
     begin = 3 if data[:1] == _MAP16 else 1
-    if data.startswith(_SCHEMA, begin) and len(data) <= MAX_BYTES:
-        form = _form(event_type)
-        with suppress(*_REFUSED):
-            event: E = form.decode(data)
-            if 1 <= event.schema <= form.newest_schema:
-                return event
-    return from_map(event_type, unpack(data))
+    if not data.startswith(_SCHEMA, begin) or len(data) > MAX_BYTES:
+        return None
+    form = _form(event_type)
+    try:
+        event: E = form.decode(data)
+    except _REFUSED:
+        return None
+    return event if 1 <= event.schema <= form.newest_schema else None
 
 
 def from_map(event_type: type[E], fields: Any) -> E:

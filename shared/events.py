@@ -2,8 +2,9 @@
 
 `topics.py` says which topic carries which. An event never changes its meaning: a field may be added with a default;
 anything else is a new `schema` (see `codec`). What the annotations demand is checked where an event is decoded, not
-where it is made: what a user says is held against them before (see the gateway's request bodies). Digests are lowercase hex SHA-256; times in fields are
-nanoseconds since the epoch (`*_ns`) or RFC 3339 strings (`*_at`), durations nanoseconds unless the name says otherwise.
+where it is made: what a user says is held against them before (see the gateway's request bodies). Digests are lowercase
+hex SHA-256; times in fields are nanoseconds since the epoch (`*_ns`) or RFC 3339 strings (`*_at`), durations
+nanoseconds unless the name says otherwise.
 """
 
 from __future__ import annotations

@@ -309,7 +309,7 @@ def _input(entry: Any, tail: _Tail | _TailToCome) -> Tensor:
     if isinstance(data, dict):
         return claim(name, datatype, tuple(shape), _artifact(name, data))
     if not isinstance(data, bytes | memoryview):
-        refuse(name, "has no data: a list of elements, or raw bytes in a binary form")
+        refuse(name, "has no data: a list of elements, or raw bytes in a binary form; shared memory is not read")
     return check(Tensor(name, datatype, tuple(shape), data))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shared import events as ev
 from shared.errors import ModelNotLoaded, ModelNotReady, ModelRejected, ModelRetired, UnknownModel, UnknownVersion
-from shared.processing import sha256
+from shared.processing import sha256 as processing_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -309,7 +309,7 @@ def _attempt(model: Model, event: ev.AttemptEvent) -> Model:
                 event.batch_cap,
                 event.measurements,
                 version.processing,
-                None if version.processing is None else sha256(version.processing),
+                None if version.processing is None else processing_sha256(version.processing),
             )
             return _with(model, replace(version, variants={**version.variants, event.variant: variant}))
         case ev.VariantRejected():

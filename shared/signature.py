@@ -7,11 +7,11 @@ may write to a request topic. A signature says nothing of how requests are group
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 from msgspec import Meta, Struct
 
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, Unsupported
 from shared.tensors import MAX_RANK, Datatype, Tensor, refuse
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from shared.oip import InferenceRequest
 
+_NOT_HERE: Final = frozenset({"classification", "shared_memory_region"})
+"""Parameters of a requested output by which Triton's clients ask for something else than the tensor in the answer."""
 Dim = Annotated[int, Meta(ge=-1)] | Annotated[str, Meta(min_length=1)]
 """A fixed size, -1 for a free one, or a free one's name, which stands for one size within a request."""
 
@@ -62,6 +64,7 @@ def validate_inputs(request: InferenceRequest, signature: Signature) -> None:
     Raises:
         InvalidInput: an input is unknown or missing, or its datatype, rank or a fixed dim differs; a named free dim
             has two sizes; inputs disagree on the number of rows; a requested output is unknown.
+        Unsupported: an output is asked for in a way that is not here: answering it as usual would mislead.
     """
     given = {tensor.name: tensor for tensor in request.inputs}
     known = {spec.name for spec in signature.inputs}
@@ -76,6 +79,9 @@ def validate_inputs(request: InferenceRequest, signature: Signature) -> None:
     outputs = {spec.name for spec in signature.outputs}
     if unknown := {output.name for output in request.outputs} - outputs:
         raise InvalidInput(f"unknown output {min(unknown)!r}; the model gives {sorted(outputs)}")
+    for output in request.outputs:
+        if refused := _NOT_HERE.intersection(output.parameters):
+            raise Unsupported(f"output {output.name!r}: {min(refused)} is not supported")
 
 
 def rows(inputs: Iterable[Tensor], signature: Signature) -> int | None:

@@ -14,40 +14,55 @@ from typing import TYPE_CHECKING
 from benchmarks.serving import machine, models, report
 from benchmarks.serving.measure import Plan, measure
 from benchmarks.serving.rows import Row, summaries
-from benchmarks.serving.systems.bare import Bare
+from benchmarks.serving.systems.mlserver import MlServer, MlServerKafka
 from benchmarks.serving.systems.platform import OverHttp, OverKafka, Platform
+from benchmarks.serving.systems.single import Bare, BentoMl, LitServe, Mosec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from benchmarks.serving.systems import System
 
 BENCH_DIR = Path(__file__).parents[2] / ".bench"
-SYSTEMS = ("bare", "http", "kafka", "http-2", "kafka-2")
+OURS = ("http", "kafka", "http-2", "kafka-2")
+PEERS = ("mosec", "mlserver", "mlserver-kafka", "litserve", "bentoml")
+SYSTEMS = ("bare", *OURS, *PEERS)
+
+
+QUICK = {"systems": "bare,http", "models": "mlp", "repeats": 2, "warmup_s": 1.0, "window_s": 2.0}
+THOROUGH = {
+    "systems": ",".join(SYSTEMS),
+    "models": ",".join(models.NAMES),
+    "repeats": 5,
+    "warmup_s": 1.5,
+    "window_s": 4.0,
+}
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.serving", description=__doc__)
-    parser.add_argument("--systems", default=",".join(SYSTEMS), help=f"of {', '.join(SYSTEMS)}")
-    parser.add_argument("--models", default=",".join(models.NAMES), help=f"of {', '.join(models.NAMES)}")
+    parser.add_argument("--systems", help=f"of {', '.join(SYSTEMS)}")
+    parser.add_argument("--models", help=f"of {', '.join(models.NAMES)}")
     parser.add_argument("--concurrency", default="1,16,64,256", help="callers at a time")
     parser.add_argument("--kafka-outstanding", type=int, default=2048, help="by Kafka alone, one more concurrency")
     parser.add_argument("--kafka-beforehand", type=int, default=20_000, help="requests produced, then drained")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--warmup-s", type=float, default=1.5)
-    parser.add_argument("--window-s", type=float, default=4.0)
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--warmup-s", type=float)
+    parser.add_argument("--window-s", type=float)
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads of every system")
-    parser.add_argument("--quick", action="store_true", help="bare and http, mlp alone, two short repeats")
+    parser.add_argument("--quick", action="store_true", help=f"instead of the defaults: {QUICK}")
     parser.add_argument("--running", type=Path, metavar="DATA_DIR", help="measure the stack that `aiaas up` runs there")
     parser.add_argument("--data-dir", type=Path, help="where our stacks keep data and logs, kept afterwards")
     parser.add_argument("--json", type=Path, default=BENCH_DIR / "serving.json", help="where the JSON goes")
     asked = parser.parse_args()
-    if asked.quick:
-        asked.systems, asked.models, asked.repeats, asked.warmup_s, asked.window_s = "bare,http", "mlp", 2, 1.0, 2.0
+    for name, value in (QUICK if asked.quick else THOROUGH).items():
+        if getattr(asked, name) is None:
+            setattr(asked, name, value)
     return asked
 
 
 def build(names: list[str], asked: argparse.Namespace, directory: Path, undo: ExitStack) -> list[System]:
     """The systems by name; ways to the same stack share it."""
-    logs = BENCH_DIR / "logs"
     platforms: dict[int, Platform] = {}
 
     def platform(workers: int) -> Platform:
@@ -56,17 +71,21 @@ def build(names: list[str], asked: argparse.Namespace, directory: Path, undo: Ex
             platforms[workers] = Platform.running(asked.running) if asked.running else own
         return platforms[workers]
 
-    built: list[System] = []
-    for name in names:
-        match name.partition("-"):
-            case ("bare", _, _):
-                built.append(Bare(asked.threads, logs))
-            case ("http", _, workers):
-                built.append(OverHttp(platform(int(workers or 1)), "http"))
-            case ("kafka", _, workers):
-                built.append(OverKafka(platform(int(workers or 1)), "kafka"))
-            case _:
-                raise SystemExit(f"no system is called {name!r}: {', '.join(SYSTEMS)}")
+    made: dict[str, Callable[[], System]] = {
+        "bare": lambda: Bare(asked.threads, BENCH_DIR),
+        "http": lambda: OverHttp(platform(1), "http"),
+        "kafka": lambda: OverKafka(platform(1), "kafka"),
+        "http-2": lambda: OverHttp(platform(2), "http"),
+        "kafka-2": lambda: OverKafka(platform(2), "kafka"),
+        "mosec": lambda: Mosec(asked.threads, BENCH_DIR),
+        "mlserver": lambda: MlServer(asked.threads, BENCH_DIR),
+        "mlserver-kafka": lambda: MlServerKafka(asked.threads, BENCH_DIR, platform(1)),
+        "litserve": lambda: LitServe(asked.threads, BENCH_DIR),
+        "bentoml": lambda: BentoMl(asked.threads, BENCH_DIR),
+    }
+    if unknown := [name for name in names if name not in made]:
+        raise SystemExit(f"no system is called {', '.join(unknown)}: {', '.join(made)}")
+    built = [made[name]() for name in names]
     for each in platforms.values():
         each.enter()
         undo.callback(each.leave)

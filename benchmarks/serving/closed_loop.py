@@ -15,6 +15,7 @@ import sys
 import time
 from array import array
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 import uvloop
@@ -76,6 +77,7 @@ class ClosedLoop:
         self._over = False
         self._reconnects: set[asyncio.Task[None]] = set()
         self._waiting: set[Connection] = set()
+        self._quiet = asyncio.Event()
 
     async def run(self) -> Measured:
         """Warm up, measure, let the last answers come in."""
@@ -124,12 +126,17 @@ class ClosedLoop:
         if connection.index < SAMPLES:
             self._samples[connection.index] = response[body_start:]
         if self._over:
-            self._waiting.discard(connection)
+            self._done_with(connection)
         else:
             self._ask(connection)
 
-    def _lost(self, connection: Connection, why: str) -> None:
+    def _done_with(self, connection: Connection) -> None:
         self._waiting.discard(connection)
+        if not self._waiting:
+            self._quiet.set()
+
+    def _lost(self, connection: Connection, why: str) -> None:
+        self._done_with(connection)
         self._faults[why] += 1
         if not self._over and self._faults.total() < _MOST_FAULTS:
             task = asyncio.create_task(self._call())
@@ -144,9 +151,9 @@ class ClosedLoop:
     async def _finish(self) -> None:
         """Wait for the answers under way, so that the next slice begins on a quiet server."""
         self._over = True
-        deadline_s = time.perf_counter() + _LAST_ANSWERS_S
-        while self._waiting and time.perf_counter() < deadline_s:
-            await asyncio.sleep(0.01)
+        if self._waiting:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._quiet.wait(), _LAST_ANSWERS_S)
         if self._waiting:
             self._faults["no answer"] += len(self._waiting)
 

@@ -127,7 +127,9 @@ class KafkaLoop:
     def __init__(self, load: KafkaLoad) -> None:
         self._load = load
         self._bodies = [body.encode() for body in load.bodies]
-        self._headers = [(name, value.encode()) for name, value in load.headers.items()]
+        self._headers: list[tuple[str, str | bytes | None]] = [
+            (name, value.encode()) for name, value in load.headers.items()
+        ]
         self._mark = load.success_mark.encode()
         self._producer = Producer(
             {
@@ -266,10 +268,8 @@ class KafkaLoop:
     def _id_of(self, message: Message) -> str:
         if not self._load.id_header:
             return (message.key() or b"").decode(errors="replace")
-        for name, value in message.headers() or ():
-            if name == self._load.id_header:
-                return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-        return ""
+        value = dict(message.headers() or []).get(self._load.id_header)
+        return value.decode(errors="replace") if isinstance(value, bytes) else ""
 
     def _finish(self) -> None:
         """Wait for the answers under way, so that the next slice begins on quiet topics."""

@@ -87,7 +87,7 @@ def _turn(model: Model, system: System, plan: Plan, repeat: int, say: Callable[[
         say(
             f"{model.name} {row.system} at {row.concurrency}, {repeat + 1} of {plan.repeats}: "
             f"{row.per_s:.0f}/s, p50 {row.p50_ms:.2f} ms, p99 {row.p99_ms:.2f} ms"
-            + (f", {row.errors} errors: {row.details['errors']}" if row.errors else "")
+            + (f", {row.errors} errors: {row.faults}" if row.errors else "")
             + (f", WRONG: {row.wrong[0]}" if row.wrong else "")
         )
         yield row
@@ -149,9 +149,7 @@ def _row(model: Model, system: System, case: _Case, repeat: int, done: slices.Sl
     answered = measured["answered"]
     faults = {code: n for code, n in {**measured["statuses"], **measured["faults"]}.items() if n and code != _OK}
     read = target.read if isinstance(target, HttpTarget) else oip_output
-    details = {name: measured[name] for name in ("result_p50_ms", "result_p99_ms") if measured.get(name) is not None}
-    if measured.get("results") is not None:
-        details["results_per_s"] = measured["results"] / measured["window_s"]
+    results = measured.get("results")
     return Row(
         model=model.name,
         system=f"{system.name} drained" if case.beforehand else system.name,
@@ -165,7 +163,9 @@ def _row(model: Model, system: System, case: _Case, repeat: int, done: slices.Sl
         mean_batch=mean_batch,
         errors=sum(faults.values()),
         wrong=model.wrong({int(number): body for number, body in measured["samples"].items()}, read),
-        details={**details, "errors": faults} if faults else details,
+        faults=faults,
+        results_per_s=None if results is None else results / measured["window_s"],
+        result_p50_ms=measured.get("result_p50_ms"),
     )
 
 

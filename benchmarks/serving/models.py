@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def _mlp(directory: Path) -> tuple[Path, list[Mapping[str, Array]]]:
 
 def mlp(random: np.random.Generator) -> bytes:
     """A 64-256-10 multilayer perceptron with random weights, as an ONNX file."""
-    inner, outer = zip(_MLP_SIZES, _MLP_SIZES[1:], strict=False)
+    inner, outer = pairwise(_MLP_SIZES)
     constants = {
         "w1": random.standard_normal(inner) / 8,
         "b1": random.standard_normal(inner[1]),

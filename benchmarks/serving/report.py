@@ -33,31 +33,38 @@ def print_all(
 
 
 def _table(model: str, lines: list[Summary]) -> Table:
-    table = Table(title=f"{model}: median (least-most) of {max(each.repeats for each in lines)} repeats")
+    table = Table(title=f"{model}: medians of {max(each.repeats for each in lines)} repeats")
     for heading in ("system", "at"):
         table.add_column(heading)
-    for heading in ("requests/s", "of bare", "p50 ms", "added", "p99 ms", "batch", "errors", "generator"):
+    for heading in ("requests/s", "of bare", "p50 ms", "added", "p99 ms", "batch", "errors", "generator", "in Redis/s"):
         table.add_column(heading, justify="right")
     table.add_column("CPU s / 1000")
     for each in sorted(lines, key=lambda line: line.concurrency):
         table.add_row(
             each.system,
             str(each.concurrency),
-            _spread(each.per_s, 0),
+            _spread(each.per_s),
             f"{each.ratio.median:.2f}" if each.ratio else "",
-            _spread(each.p50_ms, 2),
+            f"{each.p50_ms.median:.2f}",
             f"{each.added_p50_ms.median:+.2f}" if each.added_p50_ms else "",
-            _spread(each.p99_ms, 1),
+            f"{each.p99_ms.median:.1f}",
             f"{each.mean_batch:.1f}" if each.mean_batch else "",
             f"{each.errors}" + (f" {each.wrong} wrong" if each.wrong else ""),
             f"{each.generator_cpu_share:.0%}",
+            _results(each),
             _cpu(each.cpu_s_per_1000),
         )
     return table
 
 
-def _spread(spread: Spread, digits: int) -> str:
-    return f"{spread.median:.{digits}f} ({spread.least:.{digits}f}-{spread.most:.{digits}f})"
+def _spread(spread: Spread) -> str:
+    return f"{spread.median:.0f} ({spread.least:.0f}-{spread.most:.0f})"
+
+
+def _results(each: Summary) -> str:
+    if each.results_per_s is None or each.result_p50_ms is None:
+        return ""
+    return f"{each.results_per_s.median:.0f}, {each.result_p50_ms.median:.1f} ms"
 
 
 def _cpu(by_process: Mapping[str, float]) -> str:

@@ -30,8 +30,11 @@ class Row:
     mean_batch: float | None
     errors: int
     wrong: list[str]
-    details: dict[str, object] = field(default_factory=dict)
-    """What only some systems have, and reasons of errors."""
+    faults: dict[str, int] = field(default_factory=dict)
+    """How many errors of which kind: statuses, lost connections, requests without an answer."""
+    results_per_s: float | None = None
+    result_p50_ms: float | None = None
+    """By Kafka alone: what Redis has of the answered requests, and the time from produce to that."""
 
     @property
     def case(self) -> Case:
@@ -78,6 +81,8 @@ class Summary:
     mean_batch: float | None
     errors: int
     wrong: int
+    results_per_s: Spread | None
+    result_p50_ms: Spread | None
 
 
 def summaries(rows: list[Row], reference: str) -> list[Summary]:
@@ -96,7 +101,11 @@ def _summary(case: Case, rows: list[Row], references: dict[tuple[str, int, int],
         values = [compare(row, other) for row, other in pairs if other is not None and other.per_s]
         return Spread.of(values) if values else None
 
-    batches = [row.mean_batch for row in rows if row.mean_batch is not None]
+    def known(values: Iterable[float | None]) -> Spread | None:
+        there = [value for value in values if value is not None]
+        return Spread.of(there) if there else None
+
+    batch = known(row.mean_batch for row in rows)
     names = dict.fromkeys(name for row in rows for name in row.cpu_s_per_1000)
     return Summary(
         *case,
@@ -108,7 +117,9 @@ def _summary(case: Case, rows: list[Row], references: dict[tuple[str, int, int],
         added_p50_ms=compared(lambda row, other: row.p50_ms - other.p50_ms),
         cpu_s_per_1000={name: median(row.cpu_s_per_1000.get(name, 0.0) for row in rows) for name in names},
         generator_cpu_share=median(row.generator_cpu_share for row in rows),
-        mean_batch=median(batches) if batches else None,
+        mean_batch=batch.median if batch else None,
         errors=sum(row.errors for row in rows),
         wrong=sum(len(row.wrong) for row in rows),
+        results_per_s=known(row.results_per_s for row in rows),
+        result_p50_ms=known(row.result_p50_ms for row in rows),
     )

@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from benchmarks.serving.closed_loop import Load
+    from benchmarks.serving.kafka_load import KafkaLoad
     from benchmarks.serving.processes import Tree
 
 _GENERATOR_TIMEOUT_S = 120.0
@@ -18,12 +20,6 @@ _GENERATOR_TIMEOUT_S = 120.0
 
 class SliceFailed(Exception):
     """The generator did not come to its end; the message holds what it said."""
-
-
-class _Load(Protocol):
-    """A dataclass that a generator reads."""
-
-    __dataclass_fields__: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +30,9 @@ class Slice:
     cpu_s: dict[str, float]
 
 
-def run(generator: str, load: _Load, trees: Mapping[str, Tree], began: Callable[[], None] | None = None) -> Slice:
+def run(
+    generator: str, load: Load | KafkaLoad, trees: Mapping[str, Tree], began: Callable[[], None] | None = None
+) -> Slice:
     """Run `benchmarks.serving.{generator}` with a load, to its end; `began` is called when its window begins.
 
     Raises:

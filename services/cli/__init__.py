@@ -5,12 +5,14 @@
     doctor.py       doctor                            what to change; checks.py judges
     run.py          gateway, worker, optimizer, monitor
     models.py       models upload, list, show, promote, rollback, traffic, retire
-    inference.py    infer, requests get, requests cancel
+    inference.py    infer
+    requests.py     requests get, follow, cancel      by id
     log.py          topics, dead-letters list
     demo/           demo
 
     where.py        which platform a command talks to
     client.py       the gateway's HTTP as a typed client
+    events.py       server-sent events, as they arrive
     follow.py       a version's way to ready or rejected, and the table of its variants
     printing.py     people, pipes and machines: one place that prints
 

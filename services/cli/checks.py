@@ -52,6 +52,11 @@ class Link:
     encrypted: bool
     advice: str
 
+    @property
+    def far(self) -> tuple[str, ...]:
+        """The hosts that are other machines."""
+        return tuple(host for host in self.hosts if not is_loopback(host))
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -70,7 +75,7 @@ class Facts:
 
 def examine(facts: Facts, names: Topics) -> list[Finding]:
     """All findings: Kafka, its topics, Redis, who can listen in, the machine."""
-    return [*_kafka(facts, names), *_redis(facts), *map(_link, facts.links), *_machine(facts)]
+    return [*_kafka(facts, names), *_redis(facts), *_access(facts), *_machine(facts)]
 
 
 def worst(findings: list[Finding]) -> Verdict:
@@ -197,14 +202,26 @@ def _redis(facts: Facts) -> Iterator[Finding]:
     )
 
 
+def _access(facts: Facts) -> Iterator[Finding]:
+    for link in facts.links:
+        yield _link(link)
+        if link.what == "Kafka" and link.far and facts.kafka:
+            yield _expect(
+                facts.kafka.get("authorizer.class.name", "") != "",
+                "authorizer.class.name",
+                facts.kafka,
+                "set an authorizer and ACLs: whoever reaches Kafka can write outcomes and models (docs/security.md)",
+                otherwise="warn",
+            )
+
+
 def _link(link: Link) -> Finding:
-    far = [host for host in link.hosts if not is_loopback(host)]
-    where = ", ".join(far or link.hosts)
+    what, where = f"{link.what} link", ", ".join(link.far or link.hosts)
     if link.encrypted:
-        return Finding("ok", f"{link.what} link", f"encrypted to {where}")
-    if not far:
-        return Finding("ok", f"{link.what} link", "in the clear, and does not leave this machine")
-    return Finding("warn", f"{link.what} link", f"in the clear to {where}", link.advice)
+        return Finding("ok", what, f"encrypted to {where}")
+    if not link.far:
+        return Finding("ok", what, "in the clear, and does not leave this machine")
+    return Finding("warn", what, f"in the clear to {where}", link.advice)
 
 
 def _machine(facts: Facts) -> Iterator[Finding]:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from urllib.parse import quote
 
 import httpx
+import orjson
 import typer
 
+from services.cli import events
 from services.cli.errors import NotTried, Refused
 from services.cli.trust import trust
 from services.cli.where import gateway_url
@@ -64,12 +66,27 @@ class Gateway:
         """A version: its state, its variants with what was measured, and why others were rejected."""
         return self._map("GET", f"{_model(model)}/versions/{number}")
 
-    def upload(self, model: str, content: Iterable[bytes], byte_size: int, version: int | None) -> dict[str, Any]:
-        """Stream an ONNX file of `byte_size` bytes to the gateway; returns when it is in the log."""
+    def store(self, content: Iterable[bytes], byte_size: int) -> dict[str, Any]:
+        """Stream a file of `byte_size` bytes to the artifact store; returns its claim check."""
+        return self._map(
+            "POST",
+            "/v2/repository/assets",
+            content=content,
+            headers={"content-type": "application/octet-stream", "content-length": str(byte_size)},
+        )
+
+    def upload(
+        self, model: str, content: Iterable[bytes], byte_size: int, version: int | None, processing: str | None = None
+    ) -> dict[str, Any]:
+        """Stream an ONNX file of `byte_size` bytes to the gateway; returns when it is in the log.
+
+        `processing` is the digest of a stored declaration.
+        """
+        asked = {"format": "onnx", "version": version, "processing": processing}
         return self._map(
             "POST",
             f"{_model(model)}/versions",
-            params={"format": "onnx", **({"version": version} if version is not None else {})},
+            params={name: value for name, value in asked.items() if value is not None},
             content=content,
             headers={"content-type": "application/octet-stream", "content-length": str(byte_size)},
         )
@@ -83,24 +100,49 @@ class Gateway:
         return self._map("GET", _served(model, version))
 
     def infer(
-        self, model: str, version: int | None, body: bytes, header_length: int, *, timeout_s: float, wait: bool = True
+        self,
+        model: str,
+        version: int | None,
+        body: bytes,
+        header_length: int,
+        *,
+        timeout_s: float,
+        wait: bool = True,
+        key: str | None = None,
     ) -> dict[str, Any]:
         """An inference in the protocol's binary form, answered in JSON; without `wait`, where to ask for the answer."""
         headers = {
             "content-type": "application/octet-stream",
             "inference-header-content-length": str(header_length),
             **({} if wait else {"prefer": "respond-async"}),
+            **({} if key is None else {"idempotency-key": _quoted(key)}),
         }
         patience = httpx.Timeout(timeout_s + _ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
         return self._map("POST", f"{_served(model, version)}/infer", content=body, headers=headers, timeout=patience)
 
     def request(self, model: str, request_id: str) -> dict[str, Any]:
         """The state of a request, and its result once it has one."""
-        return self._map("GET", f"{_served(model)}/requests/{quote(request_id, safe='')}")
+        return self._map("GET", _request(model, request_id))
+
+    def events(self, model: str, request_id: str, *, quiet_s: float) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The states of a request as they change, named `state` or `outcome`, until the gateway ends the stream.
+
+        `NotTried` also when nothing comes for `quiet_s`, or the stream breaks.
+        """
+        patience = httpx.Timeout(_ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S, read=quiet_s)
+        with (
+            _reached(self.url),
+            self._http.stream("GET", f"{_request(model, request_id)}/events", timeout=patience) as response,
+        ):
+            if response.is_error:
+                response.read()
+                raise _refusal(response)
+            for name, data in events.parse(response.iter_bytes()):
+                yield name, orjson.loads(data)
 
     def cancel(self, model: str, request_id: str) -> dict[str, Any]:
         """Cancel a request; the state that it then has, which is another if the answer was faster."""
-        return self._map("DELETE", f"{_served(model)}/requests/{quote(request_id, safe='')}")
+        return self._map("DELETE", _request(model, request_id))
 
     def _map(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         answer: dict[str, Any] = self._json(method, path, **options)
@@ -118,8 +160,23 @@ def _model(name: str) -> str:
     return f"/v2/repository/models/{quote(name, safe='')}"
 
 
+def _request(model: str, request_id: str) -> str:
+    return f"{_served(model)}/requests/{quote(request_id, safe='')}"
+
+
 def _served(name: str, version: int | None = None) -> str:
     return f"/v2/models/{quote(name, safe='')}" + (f"/versions/{version}" if version is not None else "")
+
+
+def _quoted(key: str) -> str:
+    """A key as the structured string that the header is.
+
+    Raises:
+        NotTried: it is not printable ASCII.
+    """
+    if not (key.isascii() and key.isprintable()):
+        raise NotTried(f"--key {key[:60]!r} must be printable ASCII.")
+    return '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 @contextmanager

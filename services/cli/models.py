@@ -12,6 +12,7 @@ from services.cli.client import Gateway, Url
 from services.cli.errors import CommandError, NotTried
 from services.cli.follow import follow, variants_table
 from services.cli.printing import Json, activity, as_json, console, size, table
+from services.cli.processing import stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,10 @@ def upload(
     *,
     name: Annotated[str, typer.Option("--name", "-n", help="The model's name.")],
     version: Annotated[int | None, typer.Option(min=1, help="Ask for this number; else the next one.")] = None,
+    processing: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A JSON file: the steps before and after the model."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow it until it is ready or rejected.")] = False,
     timeout_s: Annotated[float, typer.Option(min=1, help="Follow it for so many seconds at most.")] = 600.0,
     url: Url = None,
@@ -36,7 +41,8 @@ def upload(
 ) -> None:
     """Upload a version. With --wait: exit code 1 if it is rejected, and the gate's measurements if it is ready."""
     with Gateway(url) as gateway:
-        uploaded = _upload(gateway, file, name, version)
+        declared = None if processing is None else stored(gateway, processing)
+        uploaded = _upload(gateway, file, name, version, declared)
         number = uploaded["version"]
         if not wait:
             _show_uploaded(uploaded, json=json)
@@ -146,14 +152,15 @@ def parse_shares(shares: list[str]) -> dict[str, int]:
     return weights
 
 
-def _upload(gateway: Gateway, file: Path, name: str, version: int | None) -> dict[str, Any]:
+def _upload(gateway: Gateway, file: Path, name: str, version: int | None, processing: str | None) -> dict[str, Any]:
     """Stream the file with a progress bar, which shows only on a terminal."""
     out = console(stderr=True)
     byte_size = file.stat().st_size
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
         task = progress.add_task(f"uploading {file.name}", total=byte_size)
-        return gateway.upload(name, _chunks(file, lambda count: progress.advance(task, count)), byte_size, version)
+        content = _chunks(file, lambda count: progress.advance(task, count))
+        return gateway.upload(name, content, byte_size, version, processing)
 
 
 def _chunks(file: Path, sent: Any) -> Iterator[bytes]:

@@ -56,9 +56,7 @@ class _Api(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """The document."""
-        document = super().openapi()
-        document["paths"] |= openapi.INFER_PATHS
-        return document
+        return openapi.completed(super().openapi())
 
 
 async def _ours(_request: Request, err: Exception) -> Response:

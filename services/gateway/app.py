@@ -39,7 +39,8 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
             working = tasks.create_task(_work(gateway, store), name="backbone")
-            logs.get().info("listening", host=settings.gateway_host, port=settings.gateway_port)
+            tls = settings.gateway_tls_certfile is not None
+            logs.get().info("listening", host=settings.gateway_host, port=settings.gateway_port, tls=tls)
             await stop.wait()
             gateway.stopping()
             server.should_exit = True

@@ -1,14 +1,11 @@
-"""Large tensors, past this process: from a body into the artifact store as they arrive, from there into an answer.
+"""Large tensors on their way in: from a body into the artifact store as they arrive, past this process.
 
-In. Of a binary body the JSON header is read first. What it says is held against the model before more is read; then
+Of a binary body the JSON header is read first. What it says is held against the model before more is read; then
 the tensors are taken in their order, small ones kept, large ones sent on to the store (`arrived`). A body of any size
 costs a few parts of `PART_BYTES`, which count among the bytes of all bodies. Other bodies are read as a whole, and
 capped; what is too large for a record in them moves to the store afterwards (`portable`).
 
-Out. What lies in the store is checked for being there, then sent on piece by piece, hashed on the way. A piece goes
-out when the next one has come, the last when the digest was right: damage in a tensor of one piece is an error with a
-status; in a longer one it shows when the status has gone out, and the connection is cut before the last piece. So
-nobody ever gets a whole answer with wrong bytes. JSON has no pieces: there outputs are fetched, up to a bound.
+The way out is `claimed_outputs`; what lies where, and who may read it, stands in `shared.claims`.
 """
 
 from __future__ import annotations
@@ -16,39 +13,30 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from starlette.responses import Response
-
-from services.gateway import answers
-from shared import claims, logs, oip
+from shared import claims, oip
 from shared.artifacts import PART_BYTES
-from shared.errors import AiaasError, ArtifactNotFound, DigestMismatch, InvalidInput, TooLarge
+from shared.errors import InvalidInput, TooLarge
 from shared.tensors import check
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from starlette.types import Receive, Scope, Send
-
-    from services.gateway.admission import Admission
     from services.gateway.settings import GatewaySettings
     from shared.artifacts import ArtifactStore
     from shared.oip import Announced, InferenceRequest
-    from shared.results import Result
     from shared.tensors import Tensor
 
 _PIECE_BYTES: Final = 2 * 1024 * 1024
 """Collected before it goes to the store: sockets give 64 KiB at a time, and each step costs a thread a wake-up."""
-_STREAM_BYTES: Final = 3 * PART_BYTES + _PIECE_BYTES
-"""What one body or answer on its way to or from the store holds: parts being filled and written, and a piece."""
-
-
-# ------------------------------------------------------------------ in
+_HELD_BYTES: Final = 3 * PART_BYTES + _PIECE_BYTES
+"""What one body on its way to the store holds: parts being filled and written, and a piece."""
 
 
 def is_streamed(headers: Mapping[str, str], claim_bytes: int) -> bool:
     """Whether a body is binary, and may be longer than what one record carries."""
-    media_type = headers.get("content-type", oip.JSON).partition(";")[0].strip().lower()
-    if "inference-header-content-length" not in headers or media_type not in {oip.JSON, oip.BINARY}:
+    if "inference-header-content-length" not in headers:
+        return False
+    if headers.get("content-type", oip.JSON).partition(";")[0].strip().lower() not in {oip.JSON, oip.BINARY}:
         return False
     length = headers.get("content-length", "")
     return "content-encoding" in headers or not length.isdecimal() or int(length) > claim_bytes
@@ -70,7 +58,7 @@ async def arrived(
         raise TooLarge(f"the tensors have more than {settings.max_binary_body_bytes} bytes")
     to_store = _to_store(announced, settings.claim_bytes)
     kept_bytes = sum(size for name, size in announced.sizes.items() if name not in to_store)
-    take(kept_bytes + (_STREAM_BYTES if to_store else 0))
+    take(kept_bytes + (_HELD_BYTES if to_store else 0))
     given = {tensor.name: tensor for tensor in announced.request.inputs}
     tensors = [
         await _stored(body, given[name], size, store) if name in to_store else await _kept(body, given[name], size)
@@ -156,145 +144,17 @@ async def portable(request: InferenceRequest, store: ArtifactStore, settings: Ga
         TooLarge: the caller's claim checks are of more than `max_binary_body_bytes`.
         StoreUnavailable: the store failed.
     """
-    given = [tensor for tensor in request.inputs if tensor.artifact is not None]
-    for tensor in given:
-        if tensor.artifact is not None:
+    here_bytes = there_bytes = 0
+    for tensor in request.inputs:
+        if tensor.artifact is None:
+            here_bytes += len(tensor.data)
+        else:
             store.check_within(tensor.artifact)
-    if given and sum(tensor.size_bytes for tensor in given) > settings.max_binary_body_bytes:
-        raise TooLarge(f"the request's tensors have more than {settings.max_binary_body_bytes} bytes")
-    to_store = claims.to_store({tensor.name: len(tensor.data) for tensor in request.inputs}, settings.claim_bytes)
-    if not to_store:
+            there_bytes += tensor.artifact.byte_size
+    if there_bytes > settings.max_binary_body_bytes:
+        raise TooLarge(f"tensors of {there_bytes} bytes are above the limit of {settings.max_binary_body_bytes}")
+    if here_bytes <= settings.claim_bytes:
         return request
+    to_store = claims.to_store({tensor.name: len(tensor.data) for tensor in request.inputs}, settings.claim_bytes)
     stored = [await claims.put(store, tensor) for tensor in request.inputs if tensor.name in to_store]
     return oip.with_inputs(request, map(claims.without_data, stored))
-
-
-# ------------------------------------------------------------------ out
-
-
-def in_store(result: Result) -> bool:
-    """Whether outputs are in the store only: `answer` is for those, `answers.of_result` for all others."""
-    return any(tensor.claimed for tensor in result.outputs)
-
-
-async def answer(
-    result: Result, request: InferenceRequest, store: ArtifactStore, settings: GatewaySettings, admission: Admission
-) -> Response:
-    """A result as the caller asked for it: what is wanted in the store stays there, binary is streamed, JSON fetched.
-
-    Raises:
-        TooLarge: more than `max_json_output_bytes` would have to be spelt out in JSON.
-        Overloaded: too many bytes are held here already.
-        StoreUnavailable: the store failed.
-        InvalidInput: as `answers.of_result`.
-    """
-    absent = frozenset(tensor.name for tensor in result.outputs if tensor.claimed)
-    wanted = absent - claims.asked_for(request, absent) if absent else absent
-    if not wanted:
-        return answers.of_result(result, request)
-    binary = oip.binary_outputs(request, [tensor.name for tensor in result.outputs])
-    with admission.body() as budget:
-        try:
-            fetched = await _fetched(result, wanted - binary, store, settings.max_json_output_bytes, budget.take)
-        except (ArtifactNotFound, DigestMismatch) as err:
-            return _lost(err)
-        if not wanted & binary:
-            return answers.of_result(fetched, request)
-        return _Streamed(fetched, request, binary - (absent - wanted), store, admission)
-
-
-async def _fetched(
-    result: Result, names: frozenset[str], store: ArtifactStore, max_bytes: int, take: Callable[[int], None]
-) -> Result:
-    """The result with these outputs here, since JSON needs them whole."""
-    size_bytes = sum(tensor.size_bytes for tensor in result.outputs if tensor.name in names)
-    if size_bytes > max_bytes:
-        raise TooLarge(
-            f"request {result.id} is answered, but its outputs have {size_bytes} bytes, above the {max_bytes} that are "
-            "spelt out in JSON: ask for them in binary (parameter binary_data_output, or binary_data of an output)"
-        )
-    take(size_bytes)
-    outputs = [await claims.fetch(store, tensor) if tensor.name in names else tensor for tensor in result.outputs]
-    return replace(result, outputs=tuple(outputs))
-
-
-def _lost(err: AiaasError) -> Response:
-    """A failure on the way to an output; that the store has lost it is nothing that the caller did."""
-    response = answers.of_error(err)
-    if isinstance(err, ArtifactNotFound | DigestMismatch):
-        response.status_code = 500
-    return response
-
-
-class _Streamed(Response):
-    """A binary answer of known length; of its tensors named in `binary` some are still in the store."""
-
-    def __init__(
-        self,
-        result: Result,
-        request: InferenceRequest,
-        binary: frozenset[str],
-        store: ArtifactStore,
-        admission: Admission,
-    ) -> None:
-        self._tensors = [tensor for tensor in result.outputs if tensor.name in binary]
-        self._store = store
-        self._admission = admission
-        self._header = oip.encode_response_header(
-            model_name=result.model_name,
-            model_version=result.model_version or 0,
-            outputs=result.outputs,
-            echo_id=request.id,
-            binary=binary,
-        )
-        length = len(self._header) + sum(tensor.size_bytes for tensor in self._tensors)
-        super().__init__(media_type=oip.BINARY)
-        self.headers["inference-header-content-length"] = str(len(self._header))
-        self.headers["content-length"] = str(length)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; what is wrong before the first byte is an error like any other, later the connection's end."""
-        begun = False
-        try:
-            with self._admission.body() as budget:
-                budget.take(_STREAM_BYTES)
-                async for piece in self._pieces():
-                    if not begun:
-                        begun = True
-                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
-        except AiaasError as err:
-            logs.get().warning("an output could not be sent", code=err.code, error=err.message, cut=begun)
-            if begun:
-                return  # without the end: the server closes a connection that owes bytes
-            response = _lost(err)
-            self.status_code = response.status_code
-            response.headers["x-request-id"] = self.headers["x-request-id"]
-            await response(scope, receive, send)
-
-    async def _pieces(self) -> AsyncIterator[bytes]:
-        """Header and tensors; the header comes with the first bytes behind it, so that these may fail before it."""
-        for tensor in self._tensors:
-            if tensor.artifact is not None and tensor.claimed:
-                await self._store.check_there(tensor.artifact)
-        before = self._header
-        for tensor in self._tensors:
-            async for piece in _trusted(self._store, tensor):
-                yield before + piece
-                before = b""
-        if before:
-            yield before
-
-
-async def _trusted(store: ArtifactStore, tensor: Tensor) -> AsyncIterator[bytes]:
-    """The tensor's bytes; one piece is always held back, so the last comes only when the digest was right."""
-    if tensor.artifact is None or not tensor.claimed:
-        yield bytes(tensor.data)
-        return
-    held_back = b""
-    async for piece in store.stream(tensor.artifact):
-        if held_back:
-            yield held_back
-        held_back = bytes(piece)
-    yield held_back

@@ -1,7 +1,7 @@
 """uvicorn as the gateway runs it: our socket, our signals, a bound on everything a slow client can hold.
 
-uvicorn bounds idle connections and their number; `_Protocol` adds the time that the head of a request may take, which
-uvicorn leaves open. Bodies and answers are bounded in `bodies` and `edge`, TLS in `shared.http_server`.
+uvicorn bounds idle connections and their number; `_Protocol` adds the time and the bytes that the head of a request may
+take, which uvicorn leaves open. Bodies and answers are bounded in `bodies` and `edge`, TLS in `shared.http_server`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from services.gateway.settings import GatewaySettings
 
 _HEAD_TIMEOUT_S: Final = 10.0
+_MOST_HEAD_BYTES: Final = 64 * 1024
+_REST_BYTES: Final = 1024 * 1024
+"""Of a body that nobody waits for any more; `edge` sees to longer ones."""
 _KEEP_ALIVE_S: Final = 60
 _BACKLOG: Final = 2048
 _AFTER_DRAIN_S: Final = 5
@@ -75,21 +78,47 @@ def _tls(settings: GatewaySettings) -> ssl.SSLContext | None:
 
 
 class _Protocol(HttpToolsProtocol):
-    """Closes connections on which the head of a request does not arrive in time."""
+    """Closes connections on which the head of a request does not arrive in time, or is longer than any should be.
+
+    A request that is answered before its body has come must go on in the same time: its rest, and the next head.
+    """
 
     _head_due: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+    """Of the head that is arriving: its finished lines, or all that came while it was not finished."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         self._expect_head()
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_due is None or self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > _MOST_HEAD_BYTES:
+            self.send_400_response("The head of the request is too long.")
+
     def on_message_begin(self) -> None:
         self._expect_head()
+        self._head_bytes = 0
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > _MOST_HEAD_BYTES:
+            raise ValueError("the head is too long")  # the parser stops, and the answer is 400
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        if self.cycle.more_body and self.cycle.response_complete:  # the last one, if requests were pipelined
+            self._head_bytes = -_REST_BYTES
+            self._expect_head()
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()

@@ -1,4 +1,4 @@
-"""The OpenAPI description of the infer routes, which FastAPI does not know."""
+"""The OpenAPI description of the infer routes, which FastAPI does not know, and of what shows where a request is."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ _SUCCEEDED: Final = _IN_QUEUE | {
         "outputs": [{"name": "label", "datatype": "INT64", "shape": [1], "data": [7]}],
     },
 }
-REQUEST_STATE: Final[dict[str, Any]] = {
+_REQUEST_STATE: Final[dict[str, Any]] = {
     "description": "the state, and with it the result or the error of a request that has ended",
     "content": {
         "application/json": {
@@ -113,7 +113,6 @@ REQUEST_STATE: Final[dict[str, Any]] = {
         }
     },
 }
-"""The response that shows where a request is."""
 STATE_EVENTS: Final[dict[str, Any]] = {
     "schema": {"type": "string"},
     "example": "".join(
@@ -179,3 +178,12 @@ INFER_PATHS: Final[dict[str, Any]] = {
     "/v2/models/{model}/infer": _operation("Run the version that answers", "model"),
     "/v2/models/{model}/versions/{version}/infer": _operation("Run a version", "model", "version"),
 }
+
+
+def completed(document: dict[str, Any]) -> dict[str, Any]:
+    """FastAPI's document with the routes that it does not know, and with examples whose nulls it would leave out."""
+    paths = document["paths"]
+    paths |= INFER_PATHS
+    for method in ("get", "delete"):
+        paths["/v2/models/{model}/requests/{request_id}"][method]["responses"]["200"] = _REQUEST_STATE
+    return document

@@ -6,6 +6,7 @@ microseconds count. Every answer has the header `x-request-id`, and every reques
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from services.gateway import answers, bodies, claims, encodings, idempotency, infer, preferences
+from services.gateway import answers, bodies, claimed_outputs, claims, encodings, idempotency, infer, preferences
 from services.gateway.auth import tenant_of
 from services.gateway.bodies import ClientGone
 from services.gateway.paths import version_of
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 PATHS: Final = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
 _TRACEPARENT_CHARS: Final = 55
 _SMALL_BYTES: Final = 64 * 1024
+_LONG_BYTES: Final = 256 * 1024
 _BY_WORKERS: Final = ("succeeded", "failed")
 
 
@@ -113,8 +115,10 @@ class InferRoute:
 
     async def _answered(self, result: Result, request: InferenceRequest) -> Response:
         gateway = self._gateway
-        if claims.in_store(result):
-            return await claims.answer(result, request, gateway.backbone.store, gateway.settings, gateway.admission)
+        if claimed_outputs.any_in(result):
+            return await claimed_outputs.answer(
+                result, request, gateway.backbone.store, gateway.settings, gateway.admission
+            )
         return answers.of_result(result, request)
 
     async def _enqueued(
@@ -134,7 +138,7 @@ class InferRoute:
                     take=budget.take,
                 )
                 place.has_read(body)
-                request = oip.decode_request(headers.get("content-type"), body, _header_length(headers))
+                request = await _decoded(headers, body)
                 self._confirm(request, place)
             accepted = await infer.enqueue(self._gateway, call, request, reply_channel)
         return oip.InferenceRequest((), request.outputs, request.id, request.parameters), accepted
@@ -164,6 +168,14 @@ class InferRoute:
     def _confirm(self, request: InferenceRequest, place: Place) -> None:
         high = request.parameters.get("priority") == 1
         place.confirm(high=high, timeout_s=infer.timeout_of(request, self._gateway.settings))
+
+
+async def _decoded(headers: Headers, body: bytes) -> InferenceRequest:
+    """The body as a request. A long one on a thread: the loop gets its turns between the steps."""
+    how = headers.get("content-type"), body, _header_length(headers)
+    if len(body) <= _LONG_BYTES:
+        return oip.decode_request(*how)
+    return await asyncio.to_thread(oip.decode_request, *how)
 
 
 def _is_small(headers: Headers) -> bool:

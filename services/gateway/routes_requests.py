@@ -5,7 +5,7 @@ those answered with 202 or sent with an `Idempotency-Key`, for others when a wor
 has stopped waiting. Another tenant's request is as unknown as one that never was.
 """
 
-from typing import Any, Final
+from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
@@ -13,7 +13,7 @@ from services.gateway.answers import JsonResponse, state_of
 from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant
 from services.gateway.event_stream import MEDIA_TYPE, EventStream, event_id
 from services.gateway.gateway import Backbone, Gateway
-from services.gateway.openapi import REQUEST_STATE, STATE_EVENTS
+from services.gateway.openapi import STATE_EVENTS
 from services.gateway.request_state import RequestState
 from services.gateway.request_state import state_of as state_now
 from shared.errors import Conflict, UnknownRequest
@@ -21,10 +21,9 @@ from shared.replies import Claim
 
 router = APIRouter(tags=["Requests"])
 _PATH: Final = "/v2/models/{model}/requests/{request_id}"
-_SHOWN: Final[dict[int | str, dict[str, Any]]] = {200: REQUEST_STATE}
 
 
-@router.get(_PATH, summary="State or outcome of a request", responses=_SHOWN)
+@router.get(_PATH, summary="State or outcome of a request")
 async def show(model: str, request_id: str, gateway: TheGateway, backbone: TheBackbone, tenant: TheTenant) -> Response:
     """200 whatever became of it: `state` is queued, running, succeeded, failed, expired or cancelled.
 
@@ -63,7 +62,7 @@ async def events(
     )
 
 
-@router.delete(_PATH, summary="Cancel a request", responses=_SHOWN)
+@router.delete(_PATH, summary="Cancel a request")
 async def cancel(
     model: str, request_id: str, gateway: TheGateway, backbone: TheBackbone, tenant: TheTenant
 ) -> Response:

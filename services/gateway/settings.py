@@ -53,7 +53,7 @@ class GatewaySettings(PlatformSettings):
     """Of a model that is answered slowly, so long a queue is let in, or what its workers can hold in batches."""
     tenant_quotas: Json[dict[Tenant, Quota]] = Field(default="{}", validate_default=True)
     """JSON map of tenant to what it may ask for over all gateways: `{"requests_per_s": 50, "burst": 100}`."""
-    max_body_bytes: int = Field(default=8 * _MIB, ge=1)
+    max_body_bytes: int = Field(default=4 * _MIB, ge=1)
     """One inference body that is parsed as a whole: JSON, or the header of a binary one."""
     max_binary_body_bytes: int = Field(default=512 * _MIB, ge=1)
     """One binary inference body. What is large in it goes through to the artifact store, and is not held here."""

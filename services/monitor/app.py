@@ -139,7 +139,7 @@ def _asyncapi(events: KafkaBroker) -> str:
     document = AsyncAPI(events, title="aiaas monitor", version="1").to_specification().to_jsonable()
     kinds, schemas = msgspec.json.schema_components(METRICS.events, ref_template="#/components/schemas/{name}")
     payloads = document["components"]["schemas"]
-    document["components"]["schemas"] = schemas | dict.fromkeys(payloads, {"oneOf": list(kinds)})
+    document["components"]["schemas"] = schemas | {name: {"oneOf": list(kinds)} for name in payloads}
     return msgspec.json.encode(document).decode()
 
 

@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+from services.worker.claims import FetchClaims, OutputStore
 from services.worker.engine import providers
 from services.worker.intake import HeldBytes, Intake
 from services.worker.lane import Lane
 from services.worker.model_server import ModelServer
+from services.worker.processing.step import Preprocessing
 from services.worker.receipts import Receipts
 from services.worker.reply_copies import ReplyCopies
 from services.worker.settle import Settlement, persistently
@@ -102,10 +104,14 @@ class Worker:
         self._replies = redis
         self._writer = writer
         self._copies = copies
-        self._held = HeldBytes(settings.max_held_bytes)
+        self._held = HeldBytes(settings.max_held_bytes, settings.max_fetched_bytes)
         self._settlement = Settlement(settings, redis, dead_letters, receipts, self._completed)
-        self._lane = Lane(settings, redis, self._settlement, receipts, executor)
-        self._shelf = Shelf(settings, ArtifactStore(settings.artifact_store_url), executor, self._adopt)
+        store = ArtifactStore(settings.artifact_store_url)
+        outputs = OutputStore(store, settings, self._settlement.answer)
+        self._lane = Lane(settings, redis, self._settlement, receipts, executor, outputs)
+        self._shelf = Shelf(settings, store, executor, self._adopt)
+        self._fetching = FetchClaims(store, settings, self._held.fetched)
+        self._preprocessing = Preprocessing(settings, self._shelf, self._held, redis)
         self.changed = asyncio.Event()
         """What the heartbeat says is news."""
         self._servers: dict[str, ModelServer] = {}
@@ -135,6 +141,7 @@ class Worker:
         for task in self._intake_tasks:
             task.cancel()
         await asyncio.gather(*self._intake_tasks, return_exceptions=True)
+        self._preprocessing.close()
 
     def _serve(self, name: str, registry: Registry) -> None:
         server = ModelServer(
@@ -143,7 +150,7 @@ class Worker:
             self._shelf,
             self._settle,
             self._settings.max_batch_bytes,
-            steps=(),
+            steps=(self._fetching, self._preprocessing),
             wake=self._lane.wake,
         )
         for variant in server.routed():

@@ -19,7 +19,7 @@ from shared.signature import rows
 from shared.tensors import Tensor, from_numpy, to_numpy
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Collection, Hashable, Sequence
 
     from shared.oip import InferenceRequest
     from shared.registry import Variant
@@ -85,9 +85,11 @@ def _pieces(spec: TensorSpec, array: Array, counts: Sequence[int]) -> list[Tenso
     return pieces
 
 
-def answer(request: InferenceRequest, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The outputs that the request asks for: all, if it names none."""
-    if not request.outputs:
+def answer(
+    request: InferenceRequest, outputs: tuple[Tensor, ...], defaults: Collection[str] = ()
+) -> tuple[Tensor, ...]:
+    """The outputs that the request asks for; if it names none, the `defaults`, which are all if there are none."""
+    asked = {output.name for output in request.outputs} or defaults
+    if not asked:
         return outputs
-    asked = {output.name for output in request.outputs}
     return tuple(tensor for tensor in outputs if tensor.name in asked)

@@ -14,12 +14,14 @@ is finished within a bound, appended and committed.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError
 
+from services.worker.claims import Bytes
 from services.worker.job import read
 from services.worker.ledger import Ledger
 from services.worker.reply_copies import check_topic
@@ -41,19 +43,34 @@ if TYPE_CHECKING:
     from shared.registry_log import RegistryLog
     from shared.replies import Replies
 
-_POLL_MS = 500
+_POLL_MS = 5000
+_FULL_POLL_MS = 100
+"""The same while there is no room in one of the two queues, or in both."""
 _MAX_OPEN_ROWS = 8192
 """Rows of one model that wait for an earlier one: what a duplicate that waits for its first may hold up."""
 _LEAST_RECORDS = 8
 _CATCH_UP_S = 5.0
+_COMMIT_S = 0.25
+"""Offsets are committed so often. What a crash leaves uncommitted is taken again by the next owner, found answered in
+Redis, and appended once more, which readers skip: a commit a batch would cost more than that ever does."""
 
 
 class HeldBytes:
-    """The request bytes that this worker holds, over all models."""
+    """The request bytes that this worker holds, over all models; apart from the rest those from the artifact store.
 
-    def __init__(self, limit: int) -> None:
+    So large tensors wait for each other, but never keep small requests from being taken.
+    """
+
+    def __init__(self, limit: int, fetched_limit: int = 0) -> None:
         self.limit = limit
         self.used = 0
+        self.fetched = Bytes(fetched_limit)
+
+    def release(self, jobs: Sequence[Job]) -> None:
+        """These jobs hold nothing any more."""
+        self.used -= sum([job.size_bytes - job.fetched_bytes for job in jobs])
+        if fetched_bytes := sum([job.fetched_bytes for job in jobs]):
+            self.fetched.give_back(fetched_bytes)
 
 
 class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -154,17 +171,19 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
     async def _take(self) -> None:
         room = {high: self._room(high=high) for high in (True, False)}
         assigned = self._consumer.assignment()
-        open_ = [partition for partition in assigned if room[self._topics[partition.topic]] > 0]
-        if assigned and not open_:
+        some = [partition for partition in assigned if room[self._topics[partition.topic]] > 0]
+        if assigned and not some:
             self._freed.clear()
             self._consumer.pause(*assigned)
             await self._consumer.getmany(timeout_ms=0)  # keeps the membership: the consumer is polled
-            await set_within(self._freed, _POLL_MS / 1000)
+            await set_within(self._freed, _FULL_POLL_MS / 1000)
             return
         self._consumer.resume(*self._consumer.paused())
-        most = min((records for records in room.values() if records > 0), default=_LEAST_RECORDS)
+        # Without names it is all partitions, those too that are assigned while it waits.
+        named, wait_ms = ((), _POLL_MS) if len(some) == len(assigned) else (some, _FULL_POLL_MS)
+        most = min(records for records in room.values() if records > 0)
         try:
-            fetched = await self._consumer.getmany(*open_, timeout_ms=_POLL_MS, max_records=most)
+            fetched = await self._consumer.getmany(*named, timeout_ms=wait_ms, max_records=most)
         except KafkaError as err:
             logs.get().warning("waiting for kafka", what=f"requests of {self._server.name}", error=repr(err))
             await asyncio.sleep(1)
@@ -255,21 +274,34 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
 
     def _release(self, jobs: Sequence[Job]) -> None:
         self._in_progress -= len(jobs)
-        self._held.used -= sum(job.size_bytes for job in jobs)
+        self._held.release(jobs)
         self._freed.set()
         self._finished.set()
 
     async def _flush_for_ever(self) -> None:
+        """Append whatever is ready, at once; commit now and then, and when nothing is left to append."""
+        next_commit_s = 0.0
         while True:
             self._finished.clear()
-            await self._flush(list(self._ledgers.values()))
-            await set_within(self._finished, _POLL_MS / 1000)
+            now_s = time.monotonic()
+            await self._flush(list(self._ledgers.values()), commit=now_s >= next_commit_s)
+            if now_s >= next_commit_s:
+                next_commit_s = now_s + _COMMIT_S
+            await set_within(self._finished, self._until_commit_s(next_commit_s))
 
-    async def _flush(self, ledgers: Sequence[Ledger]) -> None:
-        """Append and commit what is ready."""
+    def _until_commit_s(self, next_commit_s: float) -> float | None:
+        """How long the next flush may wait for something to append: for ever if all is committed."""
+        if all(ledger.committed == ledger.appended for ledger in self._ledgers.values()):
+            return None
+        return max(0.0, next_commit_s - time.monotonic())
+
+    async def _flush(self, ledgers: Sequence[Ledger], *, commit: bool = True) -> None:
+        """Append what is ready, and commit what is appended."""
         async with self._flushing:
-            await asyncio.gather(*(self._append(ledger) for ledger in ledgers))
-            await self._commit(ledgers)
+            if ready := [ledger for ledger in ledgers if ledger.is_ready]:
+                await asyncio.gather(*(self._append(ledger) for ledger in ready))
+            if commit:
+                await self._commit(ledgers)
 
     async def _append(self, ledger: Ledger) -> None:
         ready = ledger.ready()

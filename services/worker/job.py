@@ -56,9 +56,18 @@ class Job:
     deaths: int
     size_bytes: int
     """Request bytes that it holds in memory."""
+    fetched_bytes: int = 0
+    """Those of them that came from the artifact store."""
     high: bool = False
     """Whether it goes before others."""
     plan: Plan | None = None
+    original: InferenceRequest | None = None
+    """The request as it came, if `request` is what preprocessing made of it."""
+    prepared_for: tuple[str, str | None] | None = None
+    """The `Variant.key` that it was prepared for."""
+    prepared_bytes: int = 0
+    preparation_ns: int = 0
+    """How long decoding and tokenizing took."""
 
     @property
     def claim(self) -> Claim:

@@ -27,22 +27,27 @@ from shared.background import set_within
 from shared.errors import AiaasError, RepliesUnavailable, RequestCancelled, TooLarge
 from shared.events import BatchMembership, Timings
 from shared.replies import Ran
+from shared.tensors import output_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
     from concurrent.futures import Executor
 
+    from services.worker.claims import OutputStore
     from services.worker.job import Job
     from services.worker.model_server import Batch, ModelServer
+    from services.worker.processing.processor import Processor
     from services.worker.receipts import Receipts
     from services.worker.settings import WorkerSettings
     from services.worker.settle import Answer, Settlement
     from shared.oip import InferenceRequest
     from shared.replies import Replies
-    from shared.tensors import Tensor
+    from shared.tensors import Array, Tensor
 
 _BATCHES_BEHIND = 4
 """Batches whose answers may be in the making while another runs."""
+_FINISH_HERE_BYTES = 64 * 1024
+"""Outputs of a batch on which the steps behind a model take less than a change of threads."""
 _TICK_S = 0.1
 """How often queued jobs are looked at although nothing happened: failed loads are retried."""
 
@@ -65,12 +70,15 @@ class Lane:
         settlement: Settlement,
         receipts: Receipts,
         executor: Executor,
+        output_store: OutputStore,
     ) -> None:
         self._settings = settings
         self._replies = replies
         self._settlement = settlement
         self._receipts = receipts
         self._executor = executor
+        self._output_store = output_store
+        self._answers: asyncio.TaskGroup
         self._servers: list[ModelServer] = []
         self._expiry = Expiry(self._servers)
         self._work = asyncio.Event()
@@ -90,7 +98,7 @@ class Lane:
     async def run(self) -> None:
         """Run batches until cancelled."""
         try:
-            async with asyncio.TaskGroup() as answers:
+            async with asyncio.TaskGroup() as self._answers:
                 while True:
                     batch = self._choose()
                     if batch is None:
@@ -98,7 +106,7 @@ class Lane:
                         continue
                     await self._behind.acquire()
                     finish = await self._execute(batch)
-                    task = answers.create_task(finish)
+                    task = self._answers.create_task(finish)
                     task.add_done_callback(lambda _: self._behind.release())
         finally:
             self._expiry.stop()
@@ -124,7 +132,14 @@ class Lane:
         jobs = await self._settlement.screen(batch.jobs, run)
         answers = await self._run_or_split(batch, jobs) if jobs else []
         ran = Ran(batch.jobs[0].model, run, tuple({job.claim.where for job in batch.jobs}))
-        return self._settlement.answer(answers, ran)
+        return self._hand_on(answers, ran)
+
+    async def _hand_on(self, answers: Sequence[Answer], ran: Ran) -> None:
+        """Settle what a run gave; outputs that belong in the artifact store first go there, beside everything."""
+        await self._settlement.answer([answered for answered in answers if not answered.to_store], ran)
+        for answered in answers:
+            if answered.to_store:
+                await self._output_store.hand_over(answered, self._answers)
 
     async def _run_or_split(self, batch: Batch, jobs: Sequence[Job]) -> list[Answer]:
         try:
@@ -145,6 +160,9 @@ class Lane:
         )
         ran_ns = time.perf_counter_ns()
         counts = [job.plan.rows or 0 if job.plan else 0 for job in jobs]
+        if batch.processor is not None:
+            outputs = await self._finish(batch.processor, outputs, feeds)
+            signature = batch.processor.signature
         pieces = take_apart(outputs, counts, signature)
         taken_ns = time.perf_counter_ns()
         self._count(jobs, ran_ns - fed_ns)
@@ -153,17 +171,24 @@ class Lane:
             self._succeeded(
                 batch,
                 job,
-                asked_outputs(_request(job), pieces[index]),
+                asked_outputs(_request(job), pieces[index], batch.processor.defaults if batch.processor else ()),
                 BatchMembership(id=batch_id, index=index, size=len(jobs), padding=0, members_sha256=members),
                 Timings(
                     queue=queued_ns[index],
-                    compute_input=fed_ns - begun_ns,
+                    compute_input=fed_ns - begun_ns + job.preparation_ns,
                     compute_infer=ran_ns - fed_ns,
                     compute_output=taken_ns - ran_ns,
                 ),
             )
             for index, job in enumerate(jobs)
         ]
+
+    async def _finish(self, processor: Processor, outputs: list[Array], feeds: Mapping[str, Array]) -> list[Array]:
+        """The steps behind the model: here if there is little to compute, else where the model ran."""
+        if sum(array.nbytes for array in outputs) <= _FINISH_HERE_BYTES:
+            return processor.finish(outputs, feeds)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, processor.finish, outputs, feeds)
 
     async def _all_answered(self, jobs: Sequence[Job]) -> bool:
         """Whether nobody waits for this run: all its jobs were cancelled, or have expired."""
@@ -178,8 +203,10 @@ class Lane:
         if (size := sum([len(tensor.data) for tensor in outputs])) > self._settings.max_result_bytes:
             error = TooLarge(f"the answer has {size} bytes, more than {self._settings.max_result_bytes}")
             return self._failed(batch, job, error)
-        receipt = self._receipts.succeeded(job, outputs, batch.engine.runtime, membership, timings)
-        return answer(job, receipt, outputs=outputs)
+        to_store = self._output_store.takes(_request(job), size)
+        digest = None if to_store else output_digest(outputs)
+        receipt = self._receipts.succeeded(job, digest, batch.engine.runtime, membership, timings)
+        return answer(job, receipt, outputs=outputs, to_store=to_store)
 
     def _failed(self, batch: Batch, job: Job, error: AiaasError) -> Answer:
         alone = BatchMembership(id=uuid.uuid4().hex, index=0, size=1, padding=0, members_sha256=members_sha256([job]))

@@ -76,6 +76,11 @@ class Ledger:
         if not self.closed:
             self._completed.setdefault(offset, outcome)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether `ready` has any."""
+        return bool(self._order) and self._order[0] in self._completed
+
     def ready(self) -> list[tuple[int, Outcome]]:
         """The contiguous completed rows at the front, by offset; they stay until `advance`."""
         run = []

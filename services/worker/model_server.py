@@ -20,7 +20,7 @@ from services.worker.job import Plan
 from services.worker.preparation import Preparation
 from services.worker.waiting import Waiting
 from shared.errors import AiaasError, DeadlineExceeded, ModelNotReady
-from shared.signature import validate_inputs
+from shared.processed_signature import validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from services.worker.job import Job
     from services.worker.ledger import Ledger
     from services.worker.preparation import Step
+    from services.worker.processing.processor import Processor
     from services.worker.shelf import Shelf
     from shared.oip import InferenceRequest
     from shared.registry import Registry, Variant
@@ -44,6 +45,8 @@ class Batch:
     jobs: tuple[Job, ...]
     variant: Variant
     engine: OnnxEngine
+    processor: Processor | None = None
+    """The steps behind the model."""
 
 
 class ModelServer:
@@ -124,7 +127,8 @@ class ModelServer:
             self.earliest_ms = deadline_ms
 
     def _prepared(self, job: Job) -> None:
-        job.plan = None
+        if job.error is None:  # else its outcome names the version that it was prepared for
+            job.plan = None
         self.arrive([job])
         self._wake()
 
@@ -172,7 +176,9 @@ class ModelServer:
         if used.plan is None:
             return None
         self.waiting.taken(high=batch[0].high)
-        return Batch(tuple(batch), used.plan.variant, self._shelf.take(used.plan.variant))
+        variant = used.plan.variant
+        processor = None if variant.processing is None else self._shelf.processor(variant)
+        return Batch(tuple(batch), variant, self._shelf.take(variant), processor)
 
     def _plan_due(self, job: Job, now_ms: int) -> Plan | None:
         if job.is_overdue(now_ms):
@@ -193,7 +199,7 @@ class ModelServer:
             except AiaasError as err:
                 job.error = err
         plan = job.plan
-        if plan is not None and not self._shelf.has(plan.variant):
+        if plan is not None and job.error is None and not self._shelf.has(plan.variant):
             job.error = self._shelf.failure(plan.variant)
             if job.error is None:
                 self._shelf.want(plan.variant)
@@ -214,14 +220,14 @@ class ModelServer:
     def _fit(self, request: InferenceRequest, variant: Variant) -> tuple[ShapeKey, int | None]:
         """Shape key and rows of a request that fits the variant; remembered, since most requests have few forms."""
         form = (
-            variant.artifact.sha256,
+            variant.key,
             variant.batch_cap,
             tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in request.inputs]),
             tuple([output.name for output in request.outputs]),
         )
         known = self._forms.get(form)
         if known is None:
-            validate_inputs(request, variant.signature)
+            validate(request, variant.signature, variant.processing)
             known = shape_key(request, variant.signature), rows_alone(request, variant)
             if all(spec.batch_axis is not None for spec in variant.signature.inputs):  # else the key holds data
                 if len(self._forms) >= _MAX_FORMS:

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from shared.codec import decode_event, rfc3339
 from shared.events import Coordinates, Receipt, Timings
-from shared.tensors import output_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from shared.events import BatchMembership, Runtime, Status
     from shared.replies import Claim
     from shared.results import Result
-    from shared.tensors import Tensor
 
 
 def members_sha256(jobs: Sequence[Job]) -> str:
@@ -40,7 +38,7 @@ def queue_ns(job: Job) -> int:
     A stamp before 1970 is none: Kafka writes -1 where a producer gave no time, and takes any other from it.
     """
     stamped_ms: int = job.record.timestamp
-    return 0 if stamped_ms < 0 else max(0, time.time_ns() - stamped_ms * 1_000_000)
+    return 0 if stamped_ms < 0 else max(0, time.time_ns() - stamped_ms * 1_000_000 - job.preparation_ns)
 
 
 class Receipts:
@@ -55,10 +53,10 @@ class Receipts:
         return Coordinates(cluster_id=self._cluster_id, topic=topic, partition=partition, offset=offset)
 
     def succeeded(
-        self, job: Job, outputs: Sequence[Tensor], runtime: Runtime, batch: BatchMembership, timings: Timings
+        self, job: Job, output_sha256: str | None, runtime: Runtime, batch: BatchMembership, timings: Timings
     ) -> Receipt:
-        """The model answered."""
-        return self._receipt(job, "succeeded", None, timings, runtime, batch, output_digest(outputs))
+        """The model answered; the digest of large outputs is not known yet, and filled in by `claims`."""
+        return self._receipt(job, "succeeded", None, timings, runtime, batch, output_sha256)
 
     def failed_in_run(self, job: Job, code: str, runtime: Runtime, batch: BatchMembership, timings: Timings) -> Receipt:
         """The run raised, or took too long."""
@@ -98,6 +96,7 @@ class Receipts:
             worker=self._worker,
             reexecuted=runtime is not None and job.deaths > 0,
             completed_at=rfc3339(time.time_ns()),
+            processing_sha256=plan.variant.processing_sha256 if plan else None,
         )
 
     def duplicate(self, job: Job, first: Claim, result: Result) -> Receipt:

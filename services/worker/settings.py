@@ -27,14 +27,23 @@ class WorkerSettings(PlatformSettings):
     max_run_s: float = Field(default=30.0, gt=0)
     """How long one run may take before it is terminated."""
 
+    preprocessing_threads: int = Field(default=2, ge=1)
+    """Requests with texts or pictures that are made into tensors at once."""
+    max_preprocessing_s: float = Field(default=10.0, gt=0)
+    """How long that may take for one request; looked at between its texts or pictures."""
+
     max_queued: int = Field(default=512, ge=1)
     """Jobs of one model taken from Kafka and not yet started."""
     max_batch_bytes: int = Field(default=16 * 1024**2, ge=1)
     """Request bytes of one batch."""
     max_held_bytes: int = Field(default=256 * 1024**2, ge=1)
     """Request bytes held at once, over all models."""
-    max_result_bytes: int = Field(default=32 * 1024**2, ge=1)
-    """Output bytes of one request that Redis may be given."""
+    max_fetched_bytes: int = Field(default=512 * 1024**2, ge=1)
+    """Tensor bytes fetched from the artifact store and held at once, over all models; so also those of one request."""
+    max_result_bytes: int = Field(default=256 * 1024**2, ge=1)
+    """Output bytes of one request. Redis is given `claim_bytes` of them, the artifact store the rest."""
+    store_wait_s: float = Field(default=10.0, ge=0)
+    """How long a request may wait for an artifact store that does not answer."""
     duplicate_wait_s: float = Field(default=30.0, gt=0)
     """How long a repeated id waits for the first request's answer."""
     drain_s: float = Field(default=20.0, gt=0)

@@ -57,14 +57,25 @@ async def persistently(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a job is to be answered with. `receipt` is the one in `result`, before it was encoded."""
+    """What a job is to be answered with. `receipt` is the one in `result`, before it was encoded.
+
+    `to_store` says that `claims.OutputStore` has to see to the outputs, and to their digest, before it may be settled.
+    """
 
     job: Job
     receipt: Receipt
     result: Result
+    to_store: bool = False
 
 
-def answer(job: Job, receipt: Receipt, *, outputs: tuple[Tensor, ...] = (), error: AiaasError | None = None) -> Answer:
+def answer(
+    job: Job,
+    receipt: Receipt,
+    *,
+    outputs: tuple[Tensor, ...] = (),
+    error: AiaasError | None = None,
+    to_store: bool = False,
+) -> Answer:
     """An answer as the receipt has it."""
     result = Result(
         id=job.request_id,
@@ -75,7 +86,7 @@ def answer(job: Job, receipt: Receipt, *, outputs: tuple[Tensor, ...] = (), erro
         error=None if error is None else {"code": error.code, "message": error.message},
         receipt=encode_event(receipt),
     )
-    return Answer(job, receipt, result)
+    return Answer(job, receipt, result, to_store)
 
 
 class Settlement:

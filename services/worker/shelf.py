@@ -1,5 +1,7 @@
 """Variants in memory: loaded and warmed beside whatever runs, evicted least recently used first.
 
+A variant is an engine and, where steps before and after the model are declared, the processor that does them.
+
 `want` asks for a variant; one loader task fetches, builds and warms them one after the other, off the event loop, and
 calls `changed` when the shelf holds something new. What does not load is remembered as a failure for a while, so that
 its requests fail quickly and loading is tried again later.
@@ -10,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from services.worker.engine import EngineStuck, OnnxEngine
+from services.worker.processing.processor import Processor
 from shared import logs
 from shared.errors import AiaasError, ModelNotReady
 from shared.tensors import DTYPES
@@ -29,12 +33,21 @@ if TYPE_CHECKING:
     from shared.signature import TensorSpec
     from shared.tensors import Array
 
+    Key = tuple[str, str | None]
+
 _RETRY_AFTER_S = 30.0
 _WARM_UP_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    engine: OnnxEngine
+    processor: Processor | None
+    byte_size: int
+
+
 class Shelf:
-    """Engines by artifact digest."""
+    """Engines, and processors with them, by `Variant.key`."""
 
     def __init__(
         self, settings: WorkerSettings, store: ArtifactStore, executor: Executor, changed: Callable[[], None]
@@ -43,41 +56,61 @@ class Shelf:
         self._store = store
         self._executor = executor
         self._changed = changed
-        self._engines: OrderedDict[str, tuple[OnnxEngine, int]] = OrderedDict()
-        self._failures: dict[str, tuple[float, ModelNotReady]] = {}
-        self._wanted: OrderedDict[str, Variant] = OrderedDict()
+        self._loaded: OrderedDict[Key, _Loaded] = OrderedDict()
+        self._failures: dict[Key, tuple[float, ModelNotReady]] = {}
+        self._wanted: OrderedDict[Key, Variant] = OrderedDict()
         self._asked = asyncio.Event()
+        self._settled = asyncio.Condition()
+        """Notified when something was loaded, or was not."""
 
     def has(self, variant: Variant) -> bool:
         """Whether it is in memory."""
-        return variant.artifact.sha256 in self._engines
+        return variant.key in self._loaded
 
     def failure(self, variant: Variant) -> ModelNotReady | None:
         """Why it is not, if loading it failed lately."""
-        failed_s, error = self._failures.get(variant.artifact.sha256, (0.0, None))
+        failed_s, error = self._failures.get(variant.key, (0.0, None))
         return error if error and time.monotonic() - failed_s < _RETRY_AFTER_S else None
 
     def want(self, variant: Variant) -> None:
         """Load it, soon."""
-        self._wanted.setdefault(variant.artifact.sha256, variant)
+        self._wanted.setdefault(variant.key, variant)
         self._asked.set()
 
     def take(self, variant: Variant) -> OnnxEngine:
         """The engine of a variant that is in memory, which makes it the most recently used."""
-        self._engines.move_to_end(variant.artifact.sha256)
-        return self._engines[variant.artifact.sha256][0]
+        self._loaded.move_to_end(variant.key)
+        return self._loaded[variant.key].engine
+
+    def processor(self, variant: Variant) -> Processor | None:
+        """The steps around a variant that is in memory, if any are declared."""
+        return self._loaded[variant.key].processor
+
+    async def loaded_processor(self, variant: Variant) -> Processor | None:
+        """As `processor`, once the variant is in memory.
+
+        Raises:
+            ModelNotReady: it did not load.
+        """
+        async with self._settled:
+            while not self.has(variant):
+                if error := self.failure(variant):
+                    raise error
+                self.want(variant)
+                await self._settled.wait()
+        return self.processor(variant)
 
     def held(self) -> dict[str, int]:
         """Model bytes by digest of all that is in memory."""
-        return {sha256: size for sha256, (_, size) in self._engines.items()}
+        return {sha256: loaded.byte_size for (sha256, _), loaded in self._loaded.items()}
 
     def release(self, digests: Collection[str]) -> None:
         """Let go of these variants. A batch that runs on one keeps it until it is done."""
-        for sha256 in digests:
-            self._wanted.pop(sha256, None)
-            self._failures.pop(sha256, None)
-            if self._engines.pop(sha256, None) is not None:
-                logs.get().info("variant released", artifact_sha256=sha256[:12])
+        for key in [key for key in (*self._wanted, *self._failures, *self._loaded) if key[0] in digests]:
+            self._wanted.pop(key, None)
+            self._failures.pop(key, None)
+            if self._loaded.pop(key, None) is not None:
+                logs.get().info("variant released", artifact_sha256=key[0][:12])
 
     async def run(self) -> None:
         """Load what is wanted until cancelled."""
@@ -85,32 +118,41 @@ class Shelf:
             await self._asked.wait()
             self._asked.clear()
             while self._wanted:
-                sha256, variant = next(iter(self._wanted.items()))
-                if sha256 not in self._engines:
-                    await self._load(sha256, variant)
-                self._wanted.pop(sha256, None)
+                key, variant = next(iter(self._wanted.items()))
+                if key not in self._loaded:
+                    await self._load(key, variant)
+                self._wanted.pop(key, None)
+                async with self._settled:
+                    self._settled.notify_all()
                 self._changed()
 
-    async def _load(self, sha256: str, variant: Variant) -> None:
-        log = logs.get().bind(variant=variant.name, artifact_sha256=sha256[:12])
+    async def _load(self, key: Key, variant: Variant) -> None:
+        log = logs.get().bind(variant=variant.name, artifact_sha256=key[0][:12])
         started_s = time.monotonic()
         try:
             content = await self._store.get_bytes(variant.artifact)
-            self._make_room(len(content))
+            size_bytes = len(content) + _assets_bytes(variant)
+            self._make_room(size_bytes)
             engine = await asyncio.to_thread(OnnxEngine.load, content, variant.signature, self._settings)
             await self._warm(engine, variant)
+            processor = None
+            if variant.processing is not None:
+                processor = await Processor.load(variant.processing, variant.signature, self._store)
         except Exception as err:  # noqa: BLE001 - whatever is wrong with one variant must not end the worker
             log.warning("variant not loaded", error=repr(err), retry_after_s=_RETRY_AFTER_S)
-            self._failures[sha256] = (time.monotonic(), ModelNotReady(f"the variant did not load: {err}"))
+            self._failures[key] = (time.monotonic(), ModelNotReady(f"the variant did not load: {err}"))
             return
-        self._failures.pop(sha256, None)
-        self._engines[sha256] = (engine, len(content))
+        self._failures.pop(key, None)
+        self._loaded[key] = _Loaded(engine, processor, size_bytes)
         log.info("variant loaded", seconds=round(time.monotonic() - started_s, 3), provider=engine.runtime.provider)
 
     def _make_room(self, size_bytes: int) -> None:
-        while self._engines and sum(self.held().values()) + size_bytes > self._settings.memory_budget_bytes:
-            sha256, _ = self._engines.popitem(last=False)
+        while self._loaded and self._held_bytes() + size_bytes > self._settings.memory_budget_bytes:
+            (sha256, _), _ = self._loaded.popitem(last=False)
             logs.get().info("variant evicted", artifact_sha256=sha256[:12])
+
+    def _held_bytes(self) -> int:
+        return sum(loaded.byte_size for loaded in self._loaded.values())
 
     async def _warm(self, engine: OnnxEngine, variant: Variant) -> None:
         """One run of zeros, so that the first request does not pay for lazy set-up. The gate has run it before."""
@@ -121,6 +163,12 @@ class Shelf:
             logs.get().debug("variant not warmed: it does not run on zeros", error=err.message)
         except EngineStuck as err:
             raise ModelNotReady(str(err)) from err
+
+
+def _assets_bytes(variant: Variant) -> int:
+    """What its steps take from the store."""
+    processing = variant.processing
+    return 0 if processing is None else sum(artifact.byte_size for artifact in processing.artifacts)
 
 
 def _zeros(spec: TensorSpec) -> Array:

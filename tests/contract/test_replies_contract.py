@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from shared import replies as module
 from shared.codec import pack, unpack
 from shared.errors import RepliesUnavailable
-from shared.replies import ANNOUNCED_PAYLOAD_BYTES, Claim, Ran, Replies, Screened
+from shared.replies import ANNOUNCED_PAYLOAD_BYTES, Claim, Ran, Replies, Reserved, Screened
 from shared.results import Result
 from shared.settings import PlatformSettings
 from shared.tensors import Tensor
@@ -297,6 +297,8 @@ COMMANDS = {
     "running": lambda r: r.running("m"),
     "count_deaths": lambda r: r.count_deaths("m", "w/1", {"t/0": 0}),
     "forget_deaths": lambda r: r.forget_deaths("m", [("t/0", 1)]),
+    "remember": lambda r: r.remember("m", "r"),
+    "reserve": lambda r: r.reserve("m", "r", "digest", 1),
 }
 
 
@@ -331,6 +333,31 @@ async def test_a_redis_that_hangs_is_down_within_its_timeout():
         async with asyncio.timeout(2), module.connect(settings) as replies:
             with pytest.raises(RepliesUnavailable):
                 await replies.ping()
+
+
+async def test_an_id_is_reserved_for_the_first_digest_and_tells_what_became(harness):
+    replies, model = harness.replies, harness.model
+    assert await replies.reserve(model, "r", "first", 1) == Reserved("first", None, None)
+    assert await replies.reserve(model, "r", "second", 1) == Reserved("first", None, None)
+    await replies.claim(model, "r", CLAIM)
+    assert await replies.reserve(model, "r", "first", 1) == Reserved("first", CLAIM, None)
+    await replies.put([answer(model)])
+    assert await replies.reserve(model, "r", "first", 1) == Reserved("first", CLAIM, answer(model))
+    await harness.pass_time(TTL_S + 0.1)  # claim and answer are forgotten, what was asked not yet
+    assert await replies.reserve(model, "r", "second", 1) == Reserved("first", None, None)
+    await harness.pass_time(1.1)
+    assert await replies.reserve(model, "r", "second", 1) == Reserved("second", None, None)
+
+
+async def test_a_claim_that_is_asked_for_is_remembered(harness):
+    replies, model = harness.replies, harness.model
+    await replies.remember(model, "r")
+    assert await replies.claimed(model, "r") is None
+    await replies.claim(model, "r", CLAIM)
+    await harness.pass_time(TTL_S * 0.7)
+    await replies.remember(model, "r")
+    await harness.pass_time(TTL_S * 0.7)
+    assert await replies.claimed(model, "r") == CLAIM
 
 
 @pytest.mark.stack

@@ -246,9 +246,10 @@ async def test_a_stream_of_what_has_ended_is_its_outcome_and_once_is_enough(pair
 async def test_streams_are_bounded_and_free_their_place(pair):
     request_id = await pair.submit()
     async with contextlib.AsyncExitStack() as streams:
-        for _ in range(STREAMS):
-            stream = await streams.enter_async_context(streaming(pair.second, pair.path(request_id)))
-            assert (await stream.next())[0] == "state"
+        opened = [
+            await streams.enter_async_context(streaming(pair.second, pair.path(request_id))) for _ in range(STREAMS)
+        ]
+        assert [(await stream.next())[0] for stream in opened] == ["state"] * STREAMS
         refused = await pair.second.client.get(f"{pair.path(request_id)}/events")
         assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
         assert refused.headers["retry-after"]

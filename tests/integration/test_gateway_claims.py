@@ -218,10 +218,6 @@ async def test_who_wants_an_output_in_the_store_gets_its_claim_check(stack):
     [output, _] = orjson.loads(answer.content[:length])["outputs"]
     assert set(output) == {"name", "datatype", "shape", "parameters"}
     assert stack.path(output["parameters"]).read_bytes() == large.tobytes()
-    wrong = await stack.post(
-        {"inputs": [binary("FP32", large), SMALL], "parameters": {"store_outputs": 1}}, large.tobytes()
-    )
-    assert (wrong.status_code, wrong.json()["code"]) == (400, "invalid_input")
 
 
 # ------------------------------------------------------------------ the caller's own claim checks
@@ -289,7 +285,7 @@ async def test_tails_of_another_length_are_refused_and_leave_nothing(stack, tail
 async def test_what_the_header_says_is_looked_at_before_the_tensors(stack, inputs, code):
     """Nothing of the tail is sent: an answer shows that nobody waited for it."""
     before = stack.files()
-    async with stack.begun(inputs, LIMIT - 1) as (reader, _):
+    async with stack.begun(inputs, LIMIT - 10_000) as (reader, _):
         async with asyncio.timeout(4):
             status = await reader.readline()
     assert status.split()[1] == str(code).encode()

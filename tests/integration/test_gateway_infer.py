@@ -78,7 +78,8 @@ async def test_triton_client_sees_a_server_and_a_model(stack):
         return server, model
 
     server, model = await asyncio.to_thread(ask)
-    assert server == {"name": "aiaas", "version": "0.1.0", "extensions": ["binary_tensor_data"]}
+    assert (server["name"], server["version"]) == ("aiaas", "0.1.0")
+    assert "binary_tensor_data" in server["extensions"]
     assert (model["name"], model["versions"], model["platform"]) == (stack.model, ["1"], "onnx")
     assert model["inputs"] == model["outputs"]
     assert model["inputs"][0] == {"name": "BOOL", "datatype": "BOOL", "shape": [-1, 3]}
@@ -207,8 +208,8 @@ async def test_what_the_signature_forbids_is_400(stack, change, sentence):
 async def test_other_refusals(stack):
     unknown_output = await stack.infer(outputs=[{"name": "nope"}])
     bad_timeout = await stack.infer(parameters={"timeout": -1})
-    compressed = await stack.infer(headers={"content-encoding": "gzip"})
-    assert [r.status_code for r in (unknown_output, bad_timeout, compressed)] == [400, 400, 400]
+    mislabelled = await stack.infer(headers={"content-encoding": "gzip"})
+    assert [r.status_code for r in (unknown_output, bad_timeout, mislabelled)] == [400, 400, 400]
     for path, code in [
         (f"/v2/models/{stack.model}/versions/7/infer", "unknown_version"),
         (f"/v2/models/{stack.model}/versions/x/infer", "unknown_version"),
@@ -277,7 +278,7 @@ async def test_a_client_that_leaves_frees_its_place(stack):
 
 async def test_async_is_202_then_polled_by_any_gateway(stack, backbone):
     accepted = await stack.infer(
-        headers={"prefer": "respond-async, wait=1"}, parameters={"behaviour": "slow"}, outputs=[{"name": "INT8"}]
+        headers={"prefer": "respond-async"}, parameters={"behaviour": "slow"}, outputs=[{"name": "INT8"}]
     )
     assert accepted.status_code == 202
     body = accepted.json()

@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.cli import checks, doctor
 from services.cli.local import standard_services
+from services.gateway.settings import GatewaySettings
 from shared import broker, codec, events, kafka, replies, topics
 from shared.dead_letters import DeadLetters
 from shared.errors import RepliesUnavailable
@@ -32,6 +33,7 @@ from shared.replies import Result
 from shared.settings import PlatformSettings
 from shared.telemetry import Telemetry
 from support import onnx_models
+from support.certificates import Certificates
 from support.local import local_stack
 from support.ports import free_port
 from support.processes import service
@@ -192,6 +194,33 @@ async def test_redis_with_a_password_over_tls(servers):
     async with replies.connect(servers.settings()) as there:
         [winner] = await there.put([Result(id=uuid.uuid4().hex, status="cancelled", model_name="m")])
         assert winner.status == "cancelled"
+
+
+async def test_redis_is_shown_the_certificate_that_is_configured(servers, tmp_path):
+    settings = by_certificate(servers, kafka_security_protocol="SSL")
+    ours = {"redis_ssl_certfile": settings.kafka_ssl_certfile, "redis_ssl_keyfile": settings.kafka_ssl_keyfile}
+    async with replies.connect(servers.settings(**ours)) as there:
+        await there.ping()
+    stranger, key = Certificates(tmp_path).issue("aiaas")
+    with pytest.raises(RepliesUnavailable):
+        async with replies.connect(servers.settings(redis_ssl_certfile=stranger, redis_ssl_keyfile=key)) as there:
+            await there.ping()
+
+
+async def test_a_gateway_with_a_wrong_redis_password_says_so_and_is_not_ready(servers, tmp_path):
+    url = servers.settings().redis_url.replace("change-me-redis", "geheim")
+    fields = servers.fields(redis_url=url, topic_prefix=prefix(), gateway_port=free_port(), data_dir=tmp_path)
+    settings = GatewaySettings(**{**fields, "artifact_store_url": tmp_path.as_uri(), "api_keys": "{}"})
+    log_path = tmp_path / "gateway.log"
+    with log_path.open("wb") as log, service("gateway", settings, log):
+        said = await eventually(
+            lambda: [line for line in log_path.read_text().splitlines() if "waiting for redis" in line], within_s=40
+        )
+        trusted = ssl.create_default_context(cafile=servers.certificates.authority)
+        url = f"https://127.0.0.1:{settings.gateway_port}/v2/health/ready"
+        assert (await asyncio.to_thread(httpx.get, url, verify=trusted)).status_code == 503
+    assert "invalid username-password pair" in said[0]
+    assert "geheim" not in log_path.read_text()
 
 
 @pytest.mark.parametrize(

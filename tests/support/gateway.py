@@ -147,7 +147,7 @@ class Writer:
             ModelReady(**about, variant="fp32", reason="the only one"),
         )
 
-    async def heartbeat(self, *models, interval_s=60.0, positions=None):
+    async def heartbeat(self, *models, interval_s=60.0, positions=None, registry_offset=0):
         loaded = tuple(
             LoadedModel(model=model, version=version, variant="fp32", artifact_sha256=VARIANT.sha256, byte_size=7)
             for model, version in models
@@ -158,11 +158,15 @@ class Writer:
             service="worker",
             machine=MachineClass(isa="test"),
             loaded=loaded,
-            registry_offset=0,
+            registry_offset=registry_offset,
             positions=positions or {},
             interval_s=interval_s,
         )
         await self._send(topics.WORKERS, beat.instance, beat)
+
+    async def statistics(self, event):
+        """What the monitor would publish of a version."""
+        await self._send(topics.STATISTICS, f"{event.model}/{event.version}", event)
 
     async def _send(self, topic, key, event):
         await self._producer.send_and_wait(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
+import zlib
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -103,6 +105,17 @@ def picture(pixels: np.ndarray, form: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(buffer, form, **options)
     return buffer.getvalue()
+
+
+def bomb(width=50_000, height=50_000):
+    """A PNG of a few hundred bytes that says that it has so many pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def asking(name: str, *elements: bytes | str, outputs=()) -> InferenceRequest:

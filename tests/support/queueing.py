@@ -1,7 +1,7 @@
 """A gateway and its workers as a queue that is simulated: what an admission rule does to waits, without the waiting.
 
-Workers take what queued up while they ran, up to a cap, and take `fixed_s + each_s · n` for it: natural batching.
-Requests arrive at random (Poisson) or all at once; whoever is refused does not come back.
+Workers take what queued up while they ran, up to a cap, and need `fixed_s + each_s · n` for it: natural batching.
+Requests arrive at given times (`poisson`), or from callers that each have one at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,22 @@ import heapq
 import random
 from collections import deque
 from dataclasses import dataclass, field
+
+
+class Fixed:
+    """The rule that admission had before: a number."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def began(self, now_s):
+        pass
+
+    def refused(self):
+        pass
+
+    def ended(self, now_s, *, answered):
+        pass
 
 
 @dataclass(frozen=True)
@@ -59,74 +75,75 @@ def poisson(rate, since_s, until_s, seed=0):
         yield now_s
 
 
-def simulate(served, limit, arrivals, *, speed=lambda _now_s: 1.0):
-    """Let `arrivals` (times, ascending) at the queue behind `limit`; `speed(now_s)` 0.5 is workers at half speed."""
-    run, waiting, in_flight, idle = Run(), deque(), 0, served.workers
-    events = []  # (when, order, batch) of batches that end
-    arriving = iter(arrivals)
+def simulate(served, limit, arrivals):
+    """Let `arrivals` (times, ascending) at the queue behind `limit`; whoever is refused does not come back."""
+    queue, arriving = _Queue(served, limit), iter(arrivals)
     upcoming = next(arriving, None)
-    order = 0
-    while upcoming is not None or events:
-        if upcoming is not None and (not events or upcoming < events[0][0]):
+    while upcoming is not None or queue.ends:
+        if upcoming is not None and (not queue.ends or upcoming < queue.ends[0][0]):
+            queue.ask(upcoming)
             now_s, upcoming = upcoming, next(arriving, None)
-            if in_flight >= limit.value:
-                limit.refused()
-                run.refused.append(now_s)
-            else:
-                limit.began(now_s)
-                in_flight += 1
-                waiting.append(now_s)
         else:
-            now_s, _, batch = heapq.heappop(events)
-            idle += 1
-            for arrived in batch:
-                in_flight -= 1
-                limit.ended(now_s, answered=True)
-                run.answered.append((arrived, now_s - arrived))
-        run.most_in_flight = max(run.most_in_flight, in_flight)
-        while idle and waiting:
-            batch = [waiting.popleft() for _ in range(min(served.cap, len(waiting)))]
-            order, idle = order + 1, idle - 1
-            duration_s = (served.fixed_s + served.each_s * len(batch)) / speed(now_s)
-            heapq.heappush(events, (now_s + duration_s, order, batch))
-    run.answered.sort()
-    return run
+            now_s = queue.ends[0][0]
+            queue.answer()
+        queue.start(now_s)
+    return queue.told()
 
 
 def simulate_callers(served, limit, callers, until_s):
-    """`callers` that each ask again as soon as they are answered; whoever is refused waits a second."""
-    run, waiting, in_flight, idle, order = Run(), deque(), 0, served.workers, 0
-    events = [(0.0, n, None) for n in range(callers)]  # a caller asks, or a batch ends
-    heapq.heapify(events)
-    order = callers
-    while events:
-        now_s, _, batch = heapq.heappop(events)
-        if batch is None:
-            if now_s >= until_s:
-                continue
-            if in_flight >= limit.value:
-                limit.refused()
-                run.refused.append(now_s)
-                order += 1
-                heapq.heappush(events, (now_s + 1.0, order, None))
-            else:
-                limit.began(now_s)
-                in_flight += 1
-                waiting.append(now_s)
-        else:
-            idle += 1
-            for arrived in batch:
-                in_flight -= 1
-                limit.ended(now_s, answered=True)
-                run.answered.append((arrived, now_s - arrived))
-                order += 1
-                heapq.heappush(events, (now_s, order, None))
-        run.most_in_flight = max(run.most_in_flight, in_flight)
-        if events and events[0][0] == now_s:
-            continue  # everything of this moment first, then the batch
-        while idle and waiting:
-            taken = [waiting.popleft() for _ in range(min(served.cap, len(waiting)))]
-            order, idle = order + 1, idle - 1
-            heapq.heappush(events, (now_s + served.fixed_s + served.each_s * len(taken), order, taken))
-    run.answered.sort()
-    return run
+    """`callers` that each ask again at once when they are answered, and a second after they were refused."""
+    queue = _Queue(served, limit)
+    asking = [0.0] * callers
+    while asking or queue.ends:
+        now_s = min(asking[:1] + [end[0] for end in queue.ends[:1]])
+        while queue.ends and queue.ends[0][0] == now_s:
+            asking += [now_s] * queue.answer()
+        again = [now_s + 1.0 for asked in asking if asked == now_s and now_s < until_s and not queue.ask(now_s)]
+        asking = sorted([asked for asked in asking if asked > now_s] + again)
+        queue.start(now_s)
+    return queue.told()
+
+
+class _Queue:
+    """What is in flight: requests that wait, and batches that run and when they end."""
+
+    def __init__(self, served, limit):
+        self.ends = []
+        self._served, self._limit = served, limit
+        self._waiting, self._idle, self._order = deque(), served.workers, 0
+        self._run = Run()
+        self._in_flight = 0
+
+    def ask(self, now_s):
+        """Whether a request is let in."""
+        if self._in_flight >= self._limit.value:
+            self._limit.refused()
+            self._run.refused.append(now_s)
+            return False
+        self._limit.began(now_s)
+        self._in_flight += 1
+        self._run.most_in_flight = max(self._run.most_in_flight, self._in_flight)
+        self._waiting.append(now_s)
+        return True
+
+    def start(self, now_s):
+        """Idle workers take what there is."""
+        while self._idle and self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(self._served.cap, len(self._waiting)))]
+            self._order, self._idle = self._order + 1, self._idle - 1
+            took_s = self._served.fixed_s + self._served.each_s * len(batch)
+            heapq.heappush(self.ends, (now_s + took_s, self._order, batch))
+
+    def answer(self):
+        """The first batch ends; returns its size."""
+        now_s, _, batch = heapq.heappop(self.ends)
+        self._idle += 1
+        for arrived in batch:
+            self._in_flight -= 1
+            self._limit.ended(now_s, answered=True)
+            self._run.answered.append((arrived, now_s - arrived))
+        return len(batch)
+
+    def told(self):
+        self._run.answered.sort()
+        return self._run

@@ -63,6 +63,7 @@ org.apache.kafka.common.security.scram.ScramLoginModule required;
 listener.name.clients.plain.sasl.jaas.config=\
 org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";
 """
+_MORE_CLIENTS = "tls-auth-clients optional\n"
 
 
 class SecureServers:
@@ -195,7 +196,9 @@ def _redis(directory: Path, binary: str, url: str) -> tuple[str, ...]:
     port = url.rpartition(":")[2].partition("/")[0]
     here = {"tls-port 6380": f"tls-port {port}", "/etc/redis/tls": str(directory)}
     configuration = directory / "redis.conf"
-    configuration.write_text(exchanged(block("conf", "tls-port"), here) + f"bind {HOST}\ndir {directory}\n")
+    configuration.write_text(
+        exchanged(block("conf", "tls-port"), here) + f"bind {HOST}\ndir {directory}\n{_MORE_CLIENTS}"
+    )
     named = directory / "redis-server"  # it goes by the name that it is called by
     named.symlink_to(binary)
     return str(named), str(configuration)

@@ -35,6 +35,11 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
             return st.lists(_values(item), max_size=3).map(tuple)
         case inspect.DictType(key_type=key, value_type=value):
             return st.dictionaries(_values(key), _values(value), max_size=3)
+    return _scalar(kind)
+
+
+def _scalar(kind: Any) -> st.SearchStrategy[Any]:
+    match kind:
         case inspect.StrType(pattern=pattern) if pattern is not None:
             return st.from_regex(pattern, fullmatch=True)
         case inspect.StrType():
@@ -43,8 +48,8 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
             return st.text(characters, min_size=kind.min_length or 0, max_size=min(20, kind.max_length or 20))
         case inspect.IntType(ge=least, le=most):
             return st.integers(-INT64 if least is None else least, INT64 if most is None else most)
-        case inspect.FloatType():
-            return st.floats(allow_nan=False, allow_infinity=False)
+        case inspect.FloatType(ge=least, le=most):
+            return st.floats(least, most, allow_nan=False)
         case inspect.BoolType():
             return st.booleans()
         case inspect.NoneType():

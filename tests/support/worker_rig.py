@@ -33,16 +33,21 @@ class Rig:
         self._made = set()
         self._store = ArtifactStore(settings.artifact_store_url)
 
-    async def upload(self, name, model, variant="fp32"):
-        """Put a model through an optimizer that lets everything pass; returns the version's number."""
+    async def store(self, content):
+        """Put bytes into the artifact store."""
 
         async def chunks():
-            yield model.content
+            yield content
 
+        return await self._store.put_stream(chunks(), limit_bytes=len(content))
+
+    async def upload(self, name, model, variant="fp32", processing=None):
+        """Put a model through an optimizer that lets everything pass; returns the version's number."""
         await self.ensure(name)
-        artifact = await self._store.put_stream(chunks(), limit_bytes=len(model.content))
+        artifact = await self.store(model.content)
         upload_id = uuid.uuid4().hex
-        registry = await self.log.publish(events.ModelUploaded(model=name, upload_id=upload_id, artifact=artifact))
+        uploaded = events.ModelUploaded(model=name, upload_id=upload_id, artifact=artifact, processing=processing)
+        registry = await self.log.publish(uploaded)
         number = registry.models[name].uploads[upload_id]
         attempt = {"model": name, "version": number, "attempt": 1, "owner": "rig"}
         await self.log.publish(events.OptimizationClaimed(**attempt))

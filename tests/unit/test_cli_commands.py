@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,7 +37,10 @@ ANSWER = {
 
 
 class Scripted(BaseHTTPRequestHandler):
-    """Answers from `server.script`: a status and a body (a list of them is used up) by `METHOD path`."""
+    """Answers from `server.script`: a status and a body (a list of them is used up) by `METHOD path`.
+
+    A body of bytes is sent as it is.
+    """
 
     def answer(self):
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -44,7 +48,7 @@ class Scripted(BaseHTTPRequestHandler):
         told = self.server.script.get(f"{self.command} {self.path}", (404, {"error": "not scripted"}))
         if isinstance(told, list):
             told = told.pop(0) if len(told) > 1 else told[0]
-        content = json.dumps(told[1]).encode()
+        content = told[1] if isinstance(told[1], bytes) else json.dumps(told[1]).encode()
         self.send_response(told[0])
         self.send_header("content-length", str(len(content)))
         self.end_headers()
@@ -210,20 +214,33 @@ def test_a_wrong_input_is_2_and_names_it(aiaas, gateway, text):
     assert len(gateway.asked) == 1
 
 
-def test_infer_without_waiting_prints_the_id(aiaas, gateway):
+@pytest.mark.parametrize("option", ["--async", "--no-wait"])
+def test_infer_without_waiting_prints_the_id_and_how_to_ask(aiaas, gateway, option):
     gateway.script["GET /v2/models/digits"] = (200, METADATA)
     gateway.script["POST /v2/models/digits/infer"] = (202, {"id": "abc", "state": "queued"})
-    code, out, _ = aiaas("infer", "digits", "-i", "image=[[1,2]]", "--no-wait")
+    code, out, _ = aiaas("infer", "digits", "-i", "image=[[1,2]]", option)
     assert code == 0
     assert out.startswith("abc ")
+    assert "aiaas requests follow digits abc" in out
     assert gateway.asked[-1][1]["prefer"] == "respond-async"
+
+
+def test_a_key_goes_along(aiaas, gateway):
+    gateway.script["GET /v2/models/digits"] = (200, METADATA)
+    gateway.script["POST /v2/models/digits/infer"] = (200, ANSWER)
+    assert aiaas("infer", "digits", "-i", "image=[[1,2]]", "--key", 'order "7"')[0] == 0
+    assert gateway.asked[-1][1]["idempotency-key"] == '"order \\"7\\""'
+    code, _, err = aiaas("infer", "digits", "-i", "image=[[1,2]]", "--key", "é")
+    assert code == 2
+    assert "--key" in err
 
 
 @pytest.mark.parametrize(
     ("state", "code", "words"),
     [
         ({"state": "succeeded", "result": ANSWER, "error": None}, 0, "0.25, 0.75"),
-        ({"state": "queued", "result": None, "error": None}, 0, "abc is queued"),
+        ({"state": "queued", "queue_position": None, "result": None, "error": None}, 0, "abc is queued"),
+        ({"state": "queued", "queue_position": 4, "result": None, "error": None}, 0, "abc is queued, 4 before it"),
         ({"state": "failed", "result": None, "error": {"code": "execution_failed", "message": "boom"}}, 1, "boom"),
     ],
 )
@@ -232,6 +249,61 @@ def test_the_state_of_a_request(aiaas, gateway, state, code, words):
     found, out, err = aiaas("requests", "get", "digits", "abc")
     assert found == code
     assert words in out + err
+
+
+EVENTS = "GET /v2/models/digits/requests/abc/events"
+
+
+def told(name, state, **more):
+    fields = {"id": "abc", "state": state, "queue_position": None, "result": None, "error": None, **more}
+    return f"event: {name}\nid: {state}\ndata: {json.dumps(fields, ensure_ascii=False)}\n\n".encode()
+
+
+def test_following_tells_each_state_and_ends_with_the_result(aiaas, gateway):
+    gateway.script[EVENTS] = (
+        200,
+        b"retry: 1000\n"
+        + told("state", "queued", queue_position=2)
+        + b": nothing new\n\n"
+        + told("state", "queued", queue_position=0)
+        + told("state", "running")
+        + told("outcome", "succeeded", result=ANSWER | {"model_version": "\u2028"}),
+    )
+    code, out, err = aiaas("requests", "follow", "digits", "abc")
+    assert code == 0
+    assert "0.25, 0.75" in out
+    assert err.splitlines() == ["  abc: queued, 2 before it", "  abc: queued, next", "  abc: running"]
+    code, out, _ = aiaas("requests", "follow", "digits", "abc", "--json")
+    assert (code, json.loads(out)["state"]) == (0, "succeeded")
+
+
+def test_a_stream_that_breaks_is_taken_up_again(aiaas, gateway, monkeypatch):
+    monkeypatch.setattr("services.cli.requests._AGAIN_S", 0.01)
+    failed = {"code": "execution_failed", "message": "boom"}
+    gateway.script[EVENTS] = [
+        (200, told("state", "queued") + b'event: stopping\ndata: {"error": "going"}\n\n'),
+        (503, {"error": "stopping"}),
+        (200, told("state", "running") + b"event: outc"),
+        (200, told("outcome", "failed", error=failed)),
+    ]
+    code, _, err = aiaas("requests", "follow", "digits", "abc")
+    assert code == 1
+    assert err.splitlines()[:2] == ["  abc: queued", "  abc: running"]
+    assert "boom" in err
+
+
+@pytest.mark.parametrize(("status", "words"), [(404, "was never accepted"), (503, "streams are open")])
+def test_following_what_is_not_told_is_1_at_once(aiaas, gateway, status, words):
+    gateway.script[EVENTS] = (status, {"error": words})
+    assert aiaas("requests", "follow", "digits", "abc")[::2] == (1, f"aiaas: {words}\n")
+
+
+def test_following_gives_up_in_time(aiaas, gateway, monkeypatch):
+    monkeypatch.setattr("services.cli.requests._AGAIN_S", 0.01)
+    gateway.script[EVENTS] = (200, told("state", "queued", queue_position=9))
+    code, _, err = aiaas("requests", "follow", "digits", "abc", "--timeout-s", "0.1")
+    assert code == 1
+    assert "abc is still queued, 9 before it after 0.1 s" in err
 
 
 def test_cancelling(aiaas, gateway):
@@ -298,3 +370,102 @@ def test_passwords_of_given_servers_are_not_shown():
     from services.cli.stack import _shown  # noqa: PLC0415
 
     assert _shown({"redis": "rediss://me:secret@host:6379/0"}) == {"redis": "rediss://***@host:6379/0"}
+
+
+# ------------------------------------------------------------------ texts, pictures, and steps around a model
+
+TEXTS = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}], "outputs": []}
+
+
+def elements_sent(gateway):
+    _, headers, body = gateway.asked[-1]
+    request = oip.decode_request(headers["content-type"], body, int(headers["inference-header-content-length"]))
+    return request, tensors.bytes_elements(request.inputs[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "elements"),
+    [
+        (["a good movie"], [b"a good movie"]),
+        (['"quoted"'], [b"quoted"]),
+        (["42"], [b"42"]),
+        (['["a", "b"]'], [b"a", b"b"]),
+        (["@picture.jpg"], [b"\xff\xd8\x00"]),
+        (["@list.json"], [b"x", b"y"]),
+        (["@-"], [b"from a pipe\n"]),
+        (["one", "@picture.jpg", "two"], [b"one", b"\xff\xd8\x00", b"two"]),
+    ],
+)
+def test_bytes_are_texts_or_files(aiaas, gateway, monkeypatch, tmp_path, values, elements):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "picture.jpg").write_bytes(b"\xff\xd8\x00")
+    (tmp_path / "list.json").write_text('["x", "y"]')
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"from a pipe\n")))
+    gateway.script["GET /v2/models/minilm"] = (200, TEXTS)
+    gateway.script["POST /v2/models/minilm/infer"] = (200, ANSWER)
+    assert aiaas("infer", "minilm", *(part for value in values for part in ("-i", f"text={value}")))[0] == 0
+    request, sent = elements_sent(gateway)
+    assert sent == elements
+    assert request.inputs[0].shape == (len(elements),)
+    assert "store_outputs" not in request.parameters
+
+
+def test_an_input_of_numbers_is_given_once(aiaas, gateway):
+    gateway.script["GET /v2/models/digits"] = (200, METADATA)
+    code, _, err = aiaas("infer", "digits", "-i", "image=[[1,2]]", "-i", "image=[[1,2]]")
+    assert code == 2
+    assert "image was given twice" in err
+
+
+def test_outputs_in_the_store_are_shown_by_where_they_are(aiaas, gateway):
+    claim = {"uri": "file:///store/sha256/ab/cd", "sha256": "ab" * 32, "byte_size": 4}
+    stored = {"name": "embedding", "datatype": "FP32", "shape": [1], "parameters": claim}
+    gateway.script["GET /v2/models/minilm"] = (200, TEXTS)
+    gateway.script["POST /v2/models/minilm/infer"] = (200, ANSWER | {"outputs": [stored]})
+    code, out, _ = aiaas("infer", "minilm", "-i", "text=hello", "--store")
+    assert code == 0
+    assert "file:///store/sha256" in out
+    assert elements_sent(gateway)[0].parameters["store_outputs"] is True
+
+
+def test_a_declarations_files_go_to_the_store_before_it(aiaas, gateway, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"onnx")
+    (tmp_path / "tokenizer.json").write_bytes(b"{}")
+    (tmp_path / "labels.txt").write_bytes(b"a\nb\n")
+    steps = {
+        "preprocessing": [{"kind": "tokenize", "tokenizer": "tokenizer.json"}],
+        "postprocessing": [{"kind": "labels", "labels": "labels.txt"}, {"kind": "labels", "labels": ["a"]}],
+    }
+    (tmp_path / "processing.json").write_text(json.dumps(steps))
+    claims = [{"uri": f"file:///{n}", "sha256": f"{n}" * 64, "byte_size": n} for n in range(1, 4)]
+    gateway.script["POST /v2/repository/assets"] = [(201, claim) for claim in claims]
+    uploaded = {"name": "m", "version": 1, "state": "uploaded"}
+    path = f"/v2/repository/models/m/versions?format=onnx&processing={'3' * 64}"
+    gateway.script[f"POST {path}"] = (202, uploaded)
+    command = ("models", "upload", str(tmp_path / "model.onnx"), "--name", "m")
+    assert aiaas(*command, "--processing", str(tmp_path / "processing.json"))[0] == 0
+    *assets, (asked, _, content) = gateway.asked
+    assert asked == f"POST {path}"
+    assert content == b"onnx"
+    assert [body for _, _, body in assets[:2]] == [b"{}", b"a\nb\n"]
+    declared = json.loads(assets[2][2])
+    assert declared["preprocessing"][0]["tokenizer"] == claims[0]
+    assert [step["labels"] for step in declared["postprocessing"]] == [claims[1], ["a"]]
+
+
+@pytest.mark.parametrize("content", ["{", '{"preprocessing": [{"tokenizer": "nowhere.json"}]}'])
+def test_a_declaration_that_can_not_be_read_is_2(aiaas, gateway, tmp_path, content):
+    (tmp_path / "model.onnx").write_bytes(b"onnx")
+    (tmp_path / "processing.json").write_text(content)
+    code, _, err = aiaas(
+        "models",
+        "upload",
+        str(tmp_path / "model.onnx"),
+        "--name",
+        "m",
+        "--processing",
+        str(tmp_path / "processing.json"),
+    )
+    assert code == 2
+    assert "--processing" in err
+    assert gateway.asked == []

@@ -26,7 +26,16 @@ ANYTHING = st.recursive(
 )
 
 JOB = JobProgressed(
-    instance="i", incarnation="a", service="s", seq=1, at_ns=1, model="m", version=1, attempt=1, step="vet", fraction=0.5
+    instance="i",
+    incarnation="a",
+    service="s",
+    seq=1,
+    at_ns=1,
+    model="m",
+    version=1,
+    attempt=1,
+    step="vet",
+    fraction=0.5,
 )
 
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from services.cli.checks import Facts, TopicFacts, examine, worst
+from services.cli.doctor import links
+from shared.settings import PlatformSettings
 from shared.topics import FIXED, REQUESTS, Topics
 
 NAMES = Topics()
@@ -124,3 +126,40 @@ def test_a_broker_that_tells_nothing_is_a_warning():
 )
 def test_a_small_machine_is_found(change, what, verdict):
     assert findings(replace(RIGHT, **change))[what].verdict == verdict
+
+
+HERE = {"kafka": "127.0.0.1:9092", "redis": "redis://localhost:6379/0", "gateway": "http://[::1]:8080"}
+FAR = {
+    "kafka": "127.0.0.1:1,kafka.example.com:9092",
+    "redis": "redis://:secret@10.0.0.2/0",
+    "gateway": "http://10.0.0.3",
+}
+
+
+def linked(kafka, redis, gateway, **settings):
+    return links(PlatformSettings(kafka_bootstrap_servers=kafka, redis_url=redis, **settings), gateway)
+
+
+def test_links_within_this_machine_may_be_in_the_clear():
+    assert findings(replace(RIGHT, links=linked(**HERE))) == {}
+    assert findings(replace(RIGHT, links=linked(**{**HERE, "redis": "unix:///run/redis.sock"}))) == {}
+
+
+@pytest.mark.parametrize(
+    ("what", "seen"),
+    [("Kafka", "kafka.example.com"), ("Redis", "10.0.0.2"), ("gateway", "10.0.0.3")],
+)
+def test_a_link_that_leaves_this_machine_in_the_clear_is_a_warning(what, seen):
+    facts = replace(
+        RIGHT, kafka={**KAFKA, "authorizer.class.name": "A"}, links=linked(**{**HERE, what.lower(): FAR[what.lower()]})
+    )
+    [(name, finding)] = findings(facts).items()
+    assert (name, finding.verdict, finding.seen) == (f"{what} link", "warn", f"in the clear to {seen}")
+    assert "secret" not in str(finding)
+
+
+def test_encrypted_links_are_right_and_a_kafka_that_asks_nobody_is_a_warning():
+    kafka = {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_username": "u", "kafka_sasl_password": "p"}
+    secure = linked(FAR["kafka"], "rediss://10.0.0.2/0", "https://10.0.0.3", **kafka)
+    assert set(findings(replace(RIGHT, links=secure))) == {"authorizer.class.name"}
+    assert findings(replace(RIGHT, links=secure, kafka={**KAFKA, "authorizer.class.name": "A"})) == {}

@@ -11,7 +11,6 @@ import pytest
 from pydantic import ValidationError
 
 from services.gateway import readiness, views
-from services.gateway.admission import Admission
 from services.gateway.answers import STATUS_OF_CODE, error, of_result, state_of
 from services.gateway.auth import tenant_of
 from services.gateway.bodies import content_sha256
@@ -24,7 +23,6 @@ from shared.errors import (
     InvalidInput,
     ModelNotReady,
     ModelRetired,
-    Overloaded,
     Unauthorized,
     UnknownModel,
     UnknownVersion,
@@ -177,30 +175,6 @@ def test_paths():
             version_of(text, "m")
     assert requests_url("m", "a/b c") == "/v2/models/m/requests/a%2Fb%20c"
     assert version_url("m", 3) == "/v2/repository/models/m/versions/3"
-
-
-# ------------------------------------------------------------------ bounds
-
-
-def test_places_are_bounded_by_model_and_given_back():
-    admission = Admission(GatewaySettings(max_in_flight_per_model=1))
-    with admission.request("a"), admission.request("b"), pytest.raises(Overloaded), admission.request("a"):
-        pass
-    with admission.request("a"):
-        pass
-    assert not admission._requests
-
-
-def test_body_bytes_are_bounded_over_all_and_given_back():
-    admission = Admission(GatewaySettings(max_bodies_bytes=10))
-    with admission.body() as one:
-        one.take(6)
-        with admission.body() as two:
-            two.take(4)
-            with pytest.raises(Overloaded):
-                two.take(1)
-        one.take(4)
-    assert admission._body_bytes == 0
 
 
 # ------------------------------------------------------------------ the registry, seen from outside

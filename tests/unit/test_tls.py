@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import re
 import ssl
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -26,12 +28,14 @@ from services.cli.trust import trust
 from services.gateway import http_server
 from services.gateway.settings import GatewaySettings
 from services.monitor.settings import MonitorSettings
+from services.worker.settings import WorkerSettings
 from shared import http_server as shared_http_server
 from shared import tls
 from shared.settings import PlatformSettings, read
 from support.certificates import Certificates
 from support.ports import free_port
 
+PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
 NOW = dt.datetime.now(dt.UTC)
 DAY = dt.timedelta(days=1)
 
@@ -276,3 +280,13 @@ async def test_a_handshake_that_does_not_come_closes_the_connection(presented, m
             assert await asyncio.wait_for(until_closed(reader), 5) == b""
             writer.close()
     assert not any(record.exc_info for record in caplog.records)
+
+
+# ------------------------------------------------------------------ the page
+
+
+@pytest.mark.parametrize("variable", sorted(set(re.findall(r"\bAIAAS_([A-Z_]+[A-Z])\b", PAGE))))
+def test_the_variables_of_the_page_exist(variable):
+    settings = (GatewaySettings, MonitorSettings, WorkerSettings)
+    of_clients = {"API_KEY", "CA_FILE", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE"}
+    assert variable in of_clients or any(variable.lower() in each.model_fields for each in settings)

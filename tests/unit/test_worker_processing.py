@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import struct
 import time
-import zlib
 
 import numpy as np
 import pytest
@@ -27,6 +25,7 @@ from support.processing import (
     WORDS,
     artifact,
     asking,
+    bomb,
     classification,
     embedder,
     embedding,
@@ -239,17 +238,6 @@ def test_imagenets_crop_is_a_share_of_what_covers():
 def test_a_data_url_is_a_picture_too():
     content = b"data:image/png;base64," + base64.b64encode(picture(RAMP))
     np.testing.assert_array_equal(decoded(content, scale=1.0), RAMP)
-
-
-def bomb(width=50_000, height=50_000):
-    """A PNG of a few hundred bytes that says that it has so many pixels."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def animation(frames=50):

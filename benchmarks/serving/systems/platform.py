@@ -1,4 +1,4 @@
-"""This platform: a local stack of its own as `aiaas up` starts it, or one that runs already; models through the gateway.
+"""This platform: a local stack of its own as `aiaas up` starts it, or one that runs; models through the gateway.
 
 One `Platform` is started once and serves all models; `OverHttp` and `OverKafka` are two ways to ask it. What serves is
 fp32 (the gate is told to want an impossible speed-up), since the others serve the uploaded file as it is.
@@ -116,6 +116,10 @@ class Platform:
         """Continue them; returns when the consumers have found their places again."""
         self._signal(signal.SIGCONT)
         self._await_answers(model, _ANSWERS_IN_A_ROW)
+
+    def resume_kafka(self) -> None:
+        """Continue the broker alone, for another system that needs one."""
+        self.trees["kafka"].signal(signal.SIGCONT)
 
     def http(self, model: Model) -> HttpTarget:
         """The model's infer path on the gateway."""

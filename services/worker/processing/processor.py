@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from services.worker.processing import scores
-from services.worker.processing.images import ImageDecoder
-from services.worker.processing.text import TextEncoder
 from shared import processed_signature, processing
 from shared.artifacts import Artifact
 from shared.errors import ModelNotReady, RunTimeout, TooLarge
@@ -136,10 +134,15 @@ class Processor:
 def _encoder(
     step: PreStep, datatypes: Mapping[str, str], contents: Mapping[str, bytes]
 ) -> Callable[[Tensor, Callable[[], None]], list[Tensor]]:
+    # Imported where they are needed: most workers have no use for one of the libraries behind them, or for either.
     match step:
         case Tokenize():
+            from services.worker.processing.text import TextEncoder  # noqa: PLC0415 - see above
+
             return TextEncoder(step, contents[step.tokenizer.sha256], datatypes).encode
         case DecodeImage():
+            from services.worker.processing.images import ImageDecoder  # noqa: PLC0415 - see above
+
             return ImageDecoder(step, datatypes).decode
 
 
