@@ -26,6 +26,8 @@ import uvloop
 from benchmarks.serving.wire import STATUS, Connection
 
 _CALLERS = (64, 256)
+_MOST_CONNECTIONS = 1000
+"""Of the open loop: a request that is due while all of them wait is not sent, and counted."""
 _REST_S = 5.0
 _LAST_ANSWERS_S = 90.0
 
@@ -45,6 +47,7 @@ class Load:
         self.took_s: dict[bytes, list[float]] = {}
         self.lost: Counter[str] = Counter()
         self.without_retry_after = 0
+        self.unsent = 0
         self.late_s: list[float] = []
 
     async def callers(self, count: int, seconds: float) -> dict[str, Any]:
@@ -63,14 +66,16 @@ class Load:
     async def at_rate(self, rate: float, seconds: float) -> dict[str, Any]:
         """At random moments, so many a second on average."""
         self._forget()
+        await self._connect(_MOST_CONNECTIONS)
         due_s = began_s = time.perf_counter()
         while (due_s := due_s + random.expovariate(rate)) < began_s + seconds:
             if (ahead_s := due_s - time.perf_counter()) > 0:
                 await asyncio.sleep(ahead_s)
             self.late_s.append(time.perf_counter() - due_s)
-            if not self._idle:
-                await self._connect(self._open + 32)
-            self._send(self._idle.pop(), due_s)
+            if self._idle:
+                self._send(self._idle.pop(), due_s)
+            else:
+                self.unsent += 1
         await self._all_back()
         return {"offered": rate, **self._told(seconds)}
 
@@ -109,7 +114,8 @@ class Load:
                 await self._came_back.wait()
 
     def _forget(self) -> None:
-        self.took_s, self.lost, self.late_s, self.without_retry_after = {}, Counter(), [], 0
+        self.took_s, self.lost, self.late_s = {}, Counter(), []
+        self.without_retry_after = self.unsent = 0
 
     def _told(self, seconds: float) -> dict[str, Any]:
         statuses = {
@@ -126,6 +132,8 @@ class Load:
             told["lost"] = dict(self.lost)
         if self.without_retry_after:
             told["without_retry_after"] = self.without_retry_after
+        if self.unsent:
+            told["unsent"] = self.unsent
         if self.late_s:
             told["generator_late_p99_ms"] = round(percentile(self.late_s, 99) * 1000, 1)
         return told

@@ -7,6 +7,7 @@ import: `main()` calls `configure`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from datetime import UTC, datetime
@@ -76,20 +77,39 @@ def get() -> FilteringBoundLogger:
 
 
 def canonical(event: str, lines: Sequence[Mapping[str, Any]]) -> None:
-    """The canonical lines of several requests, at level info, in one write.
+    """The canonical lines of several requests, at level info.
 
     What a line costs is mostly the way through the processors and the write: in JSON, whose lines need neither colours
-    nor order, they are put together here. They look like any other.
+    nor order, they are put together here, and those of one turn of the event loop are written at once. They look like
+    any other.
     """
-    processors = structlog.get_config()["processors"]
-    if not isinstance(processors[-1], structlog.processors.JSONRenderer):
+    config = structlog.get_config()
+    if not isinstance(config["processors"][-1], structlog.processors.JSONRenderer):
         for line in lines:
             get().info(event, **line)
-    elif lines and get().is_enabled_for(logging.INFO):
+    elif lines and logging.getLogger().isEnabledFor(logging.INFO):  # `configure` gives both one level
         stamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         about = {"event": event, **structlog.contextvars.get_contextvars(), "level": "info", "timestamp": stamp}
-        sys.stderr.write("".join([_dumps({**line, **about}) + "\n" for line in lines]))
-        sys.stderr.flush()
+        _write([_dumps({**line, **about}) + "\n" for line in lines])
+
+
+_unwritten: list[str] = []
+
+
+def _write(lines: list[str]) -> None:
+    """Write lines when this turn of the event loop is over; without a loop, now."""
+    _unwritten.extend(lines)
+    if len(_unwritten) == len(lines):
+        try:
+            asyncio.get_running_loop().call_soon(_write_all)
+        except RuntimeError:
+            _write_all()
+
+
+def _write_all() -> None:
+    text = "".join(_unwritten)
+    _unwritten.clear()
+    sys.stderr.write(text)
 
 
 def trace_id(traceparent: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The inference request and response of the Open Inference Protocol v2, as records and as bytes.
+"""The inference request of the Open Inference Protocol v2, as a record and as bytes. `oip_response` is the way back.
 
 A request is the same in three forms, told apart by content type:
 
@@ -11,8 +11,7 @@ A request is the same in three forms, told apart by content type:
   puts on Kafka.
 
 In all of them a tensor's `data` may be a claim check instead: `{uri, sha256, byte_size}`, an object in the artifact
-store that holds the tensor's raw bytes. A response tells of such an object in the output's `parameters`, and leaves
-`data` out if nobody has fetched it. Which store that is, and fetching, is not this module's business.
+store that holds the tensor's raw bytes. Which store that is, and fetching, is not this module's business.
 
 Fields that nobody knows are ignored, as the protocol asks. Tensors of a binary form are views of the body: keep a
 request only as long as its body may stay in memory; `decode_header` reads one whose tensors have not arrived. Shared
@@ -26,14 +25,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import orjson
+from msgspec import structs
 
 from shared.artifacts import Artifact
 from shared.codec import MSGPACK, pack, unpack
 from shared.errors import InvalidInput
-from shared.tensors import Tensor, check, check_size, claim, from_json, refuse, to_json
+from shared.tensors import Tensor, check, check_size, claim, from_json, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable
 
 JSON: Final = "application/json"
 BINARY: Final = "application/octet-stream"
@@ -165,101 +165,13 @@ def encode_request_msgpack(request: InferenceRequest) -> bytes:
             "name": tensor.name,
             "datatype": tensor.datatype,
             "shape": tensor.shape,
-            "data": _claim_map(tensor) if tensor.claimed else tensor.data,
+            "data": structs.asdict(tensor.artifact) if tensor.artifact and tensor.claimed else tensor.data,
         }
         for tensor in request.inputs
     ]
     return pack(
         _given("id", request.id) | {"parameters": request.parameters, "inputs": inputs, "outputs": outputs},
     )
-
-
-def binary_outputs(request: InferenceRequest, names: Collection[str]) -> frozenset[str]:
-    """Which of the outputs in `names` the caller wants in binary.
-
-    An output's own `binary_data` decides; else the request's `binary_data_output`; else JSON.
-    """
-    default = request.parameters.get("binary_data_output") is True
-    asked = {output.name: output.binary for output in request.outputs if output.binary is not None}
-    return frozenset(name for name in names if asked.get(name, default))
-
-
-def encode_response_json(
-    *, model_name: str, model_version: int | str, outputs: Sequence[Tensor], echo_id: str | None = None
-) -> bytes:
-    """A response body in JSON.
-
-    Raises:
-        InvalidInput: a BYTES output is not UTF-8 and must be asked for in binary.
-    """
-    return _response_header(model_name, model_version, echo_id, [_json_output(tensor) for tensor in outputs])
-
-
-def encode_response_binary(
-    *,
-    model_name: str,
-    model_version: int | str,
-    outputs: Sequence[Tensor],
-    echo_id: str | None = None,
-    binary: Collection[str] | None = None,
-) -> tuple[bytes, int]:
-    """A response body with the outputs named in `binary` (None: all) behind the JSON header.
-
-    Returns:
-        The body and its header's length in bytes, for `Inference-Header-Content-Length`.
-
-    Raises:
-        InvalidInput: a BYTES output that stays in JSON is not UTF-8.
-    """
-    names = {tensor.name for tensor in outputs} if binary is None else binary
-    header = encode_response_header(
-        model_name=model_name, model_version=model_version, outputs=outputs, echo_id=echo_id, binary=names
-    )
-    return b"".join([header, *(tensor.data for tensor in outputs if tensor.name in names)]), len(header)
-
-
-def encode_response_header(
-    *,
-    model_name: str,
-    model_version: int | str,
-    outputs: Sequence[Tensor],
-    echo_id: str | None,
-    binary: Collection[str],
-) -> bytes:
-    """The JSON header of a binary response, before the bytes of the outputs named in `binary`, wherever these are.
-
-    Raises:
-        InvalidInput: a BYTES output that stays in JSON is not UTF-8.
-    """
-    described = [_binary_output(tensor) if tensor.name in binary else _json_output(tensor) for tensor in outputs]
-    return _response_header(model_name, model_version, echo_id, described)
-
-
-def _response_header(model_name: str, version: int | str, echo_id: str | None, outputs: list[dict[str, Any]]) -> bytes:
-    response = {"model_name": model_name, "model_version": str(version), **_given("id", echo_id), "outputs": outputs}
-    return orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _json_output(tensor: Tensor) -> dict[str, Any]:
-    output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-    if tensor.artifact is not None:
-        output["parameters"] = _claim_map(tensor)
-    if not tensor.claimed:
-        output["data"] = to_json(tensor)
-    return output
-
-
-def _binary_output(tensor: Tensor) -> dict[str, Any]:
-    parameters = {"binary_data_size": tensor.size_bytes, **_claim_map(tensor)}
-    return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, "parameters": parameters}
-
-
-def _claim_map(tensor: Tensor) -> dict[str, Any]:
-    """Where the tensor's bytes are in the artifact store; empty if they are not."""
-    artifact = tensor.artifact
-    if artifact is None:
-        return {}
-    return {"uri": artifact.uri, "sha256": artifact.sha256, "byte_size": artifact.byte_size}
 
 
 def _json(text: Body) -> Any:

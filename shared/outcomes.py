@@ -14,16 +14,18 @@ nobody knows what was written; the caller drops what follows and starts again at
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
-from shared import kafka, logs, topics
-from shared.codec import cloud_event_headers, decode_event, encode_event
+from shared import topics
+from shared.codec import cloud_event_headers, decode_event, encode_event, rfc3339
 from shared.errors import InvalidInput, LogUnavailable
 from shared.events import Receipt
+from shared.steady_producer import SteadyProducer
 from shared.topics import outcome_key
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
     from shared.settings import PlatformSettings
 
-_STOP_S = 15.0
 _APPEND_S = 30.0
 """Longer than the producer itself tries: a bound for what it does not bound, such as waiting for metadata."""
 _BATCH_BYTES = 256 * 1024
@@ -41,38 +42,20 @@ _BATCH_BYTES = 256 * 1024
 
 
 class OutcomeWriter:
-    """Appends outcomes, through a producer of its own. Calls for one request partition must not overlap.
-
-    An idempotent producer whose record was refused or given up numbers all later ones wrongly, for good
-    (`OutOfOrderSequenceNumber`): after a failed append it is replaced.
-    """
+    """Appends outcomes, through a producer of its own. Calls for one request partition must not overlap."""
 
     def __init__(self, settings: PlatformSettings) -> None:
-        self._settings = settings
         self._topic = settings.topics.name(topics.OUTCOMES)
-        self._source = settings.instance
+        self._about = cloud_event_headers(event_type=Receipt.__name__, source=settings.instance, event_id="")
         self._partitioner = DefaultPartitioner()
-        self._producer: AIOKafkaProducer
-        self._replacing = asyncio.Lock()
-        self._stopping: set[asyncio.Task[None]] = set()
+        self._steady = SteadyProducer(settings, "outcomes", batch_bytes=_BATCH_BYTES)
 
     async def __aenter__(self) -> Self:
-        self._producer = await self._start()
+        await self._steady.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await asyncio.gather(_stop(self._producer), *self._stopping)
-
-    async def _start(self) -> AIOKafkaProducer:
-        return await kafka.start(lambda: kafka.producer(self._settings), "outcomes")
-
-    async def _replace(self, failed: AIOKafkaProducer) -> None:
-        async with self._replacing:
-            if self._producer is failed:
-                stopping = asyncio.create_task(_stop(failed))
-                self._stopping.add(stopping)
-                stopping.add_done_callback(self._stopping.discard)
-                self._producer = await self._start()
+        await self._steady.__aexit__(*exc)
 
     async def append(self, request_topic: str, request_partition: int, receipts: Sequence[Receipt]) -> None:
         """Append a contiguous run of outcomes and return when all of it is acknowledged.
@@ -81,25 +64,25 @@ class OutcomeWriter:
             LogUnavailable: not acknowledged; some of it may be in the log.
         """
         key = outcome_key(request_topic, request_partition)
-        producer = self._producer
+        producer = self._steady.producer
         try:
             async with asyncio.timeout(_APPEND_S):
                 await self._append(producer, key, receipts)
         except (KafkaError, TimeoutError) as err:
-            await self._replace(producer)
+            await self._steady.replace(producer)
             raise LogUnavailable(f"Kafka did not acknowledge outcomes of {key.decode()}: {err!r}") from err
 
     async def _append(self, producer: AIOKafkaProducer, key: bytes, receipts: Sequence[Receipt]) -> None:
         partition = await self._partition_of(producer, key)
         builder = producer.create_batch()
+        stamped = ("ce_time", rfc3339(time.time_ns()).encode())
+        about = [stamped if name == "ce_time" else (name, value) for name, value in self._about if name != "ce_id"]
         for receipt in receipts:
             record = {
                 "key": key,
                 "value": encode_event(receipt),
                 "timestamp": None,
-                "headers": cloud_event_headers(
-                    event_type=Receipt.__name__, source=self._source, event_id=receipt.request_id
-                ),
+                "headers": [("ce_id", receipt.request_id.encode()), *about],
             }
             if builder.size() > _BATCH_BYTES or not builder.append(**record):
                 await self._send(producer, builder, partition)
@@ -114,15 +97,6 @@ class OutcomeWriter:
         partitions = sorted(await producer.partitions_for(self._topic))
         partition: int = self._partitioner(key, partitions, partitions)
         return partition
-
-
-async def _stop(producer: AIOKafkaProducer) -> None:
-    """Stop a producer, which first tries to send what it still holds; not for ever."""
-    try:
-        async with asyncio.timeout(_STOP_S):
-            await producer.stop()
-    except (KafkaError, TimeoutError) as err:
-        logs.get().warning("a producer did not stop cleanly", error=repr(err))
 
 
 @dataclass

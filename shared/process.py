@@ -8,6 +8,7 @@ and the log makes that safe.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 _DRAIN_S = 30.0
+_COLLECT_AFTER_OBJECTS = 20_000
 
 
 def run(service: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -30,6 +32,7 @@ def run(service: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, _told, signum, stop)
+        _spare_the_collector()
         await service(stop)
 
     try:
@@ -37,6 +40,17 @@ def run(service: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     except Exception as err:
         logs.get().exception("stopped by an error", error="; ".join(map(repr, _causes(err))))
         raise SystemExit(1) from err
+
+
+def _spare_the_collector() -> None:
+    """Let the cyclic garbage collector look less often, and never at what the imports made.
+
+    A service that answers requests makes thousands of objects a second, nearly all of which reference counts free;
+    going through them took a fifteenth of a gateway's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER_OBJECTS, 20, 20)
 
 
 def _causes(err: BaseException) -> list[BaseException]:

@@ -204,6 +204,21 @@ def parse(document: bytes) -> Processing:
         raise InvalidInput(f"the processing declaration: {err}") from err
 
 
+def parse_labels(content: bytes) -> tuple[str, ...]:
+    """The labels in a file, one a line.
+
+    Raises:
+        InvalidInput: it is not UTF-8 text, empty, or has too long a line.
+    """
+    try:
+        labels = tuple(content.decode().splitlines())
+    except UnicodeDecodeError as err:
+        raise InvalidInput("the file of labels is not UTF-8 text") from err
+    if not labels or any(len(label) > MAX_LABEL_CHARS for label in labels):
+        raise InvalidInput(f"the file of labels is empty, or has one of over {MAX_LABEL_CHARS} characters")
+    return labels
+
+
 def sha256(processing: Processing) -> str:
     """The digest of a declaration: of its canonical JSON, in which bytes of the store stand by digest, not by place."""
     fields = _without_places(msgspec.to_builtins(processing))

@@ -1,9 +1,10 @@
 """THE MAP of the log: which topic carries what, by which key, who writes it and who reads it.
 
 Names are `{prefix}{name}`; a model's requests lie in `{prefix}requests.{model}`, urgent ones beside it in
-`{prefix}requests.{model}.high`: what waits in a log can't be overtaken, so a priority is a log. Auto-creation is off: gateway and
-worker create a model's topic when they fold its `ModelUploaded`, every service creates the fixed ones at start, both
-idempotently. Partition counts are set at creation and never raised silently, since the key decides the partition.
+`{prefix}requests.{model}.high`: what waits in a log can't be overtaken, so a priority is a log. Auto-creation is off:
+gateway and worker create a model's topics when they fold its `ModelUploaded`, every service creates the fixed ones at
+start, both idempotently. Partition counts are set at creation and never raised silently, since the key decides the
+partition.
 """
 
 from __future__ import annotations

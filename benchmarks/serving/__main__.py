@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from benchmarks.serving import machine, models, report
 from benchmarks.serving.measure import Plan, measure
 from benchmarks.serving.rows import Row, summaries
+from benchmarks.serving.systems.direct import Direct
 from benchmarks.serving.systems.mlserver import MlServer, MlServerKafka
 from benchmarks.serving.systems.platform import OverHttp, OverKafka, Platform
 from benchmarks.serving.systems.single import Bare, BentoMl, LitServe, Mosec
@@ -26,16 +27,16 @@ if TYPE_CHECKING:
 BENCH_DIR = Path(__file__).parents[2] / ".bench"
 OURS = ("http", "kafka", "http-2", "kafka-2")
 PEERS = ("mosec", "mlserver", "mlserver-kafka", "litserve", "bentoml")
-SYSTEMS = ("bare", *OURS, *PEERS)
+SYSTEMS = ("onnxruntime", "bare", *OURS, *PEERS)
 
 
 QUICK = {"systems": "bare,http", "models": "mlp", "repeats": 2, "warmup_s": 1.0, "window_s": 2.0}
 THOROUGH = {
     "systems": ",".join(SYSTEMS),
     "models": ",".join(models.NAMES),
-    "repeats": 5,
+    "repeats": 3,
     "warmup_s": 1.5,
-    "window_s": 4.0,
+    "window_s": 3.0,
 }
 
 
@@ -72,6 +73,7 @@ def build(names: list[str], asked: argparse.Namespace, directory: Path, undo: Ex
         return platforms[workers]
 
     made: dict[str, Callable[[], System]] = {
+        "onnxruntime": lambda: Direct(asked.threads),
         "bare": lambda: Bare(asked.threads, BENCH_DIR),
         "http": lambda: OverHttp(platform(1), "http"),
         "kafka": lambda: OverKafka(platform(1), "kafka"),
@@ -115,8 +117,10 @@ def main() -> int:
         directory = asked.data_dir or Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="aiaas-bench-")))
         systems = build(asked.systems.split(","), asked, directory, undo)
         for name in asked.models.split(","):
-            rows += measure(models.load(name, BENCH_DIR), systems, plan, say, missing)
-    found = summaries(rows, reference="bare")
+            model = models.load(name, BENCH_DIR)
+            chosen = [each for each in systems if model.slow or not isinstance(each, Direct)]
+            rows += measure(model, chosen, plan.of(model), say, missing)
+    found = summaries(rows, reference="bare", ceiling=Direct.name)
     notes = {"intra_op_threads": asked.threads, "warmup_s": asked.warmup_s, "window_s": asked.window_s}
     report.print_all(found, about, missing, notes)
     report.write(asked.json, rows, found, about, missing, notes)

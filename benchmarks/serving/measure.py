@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import signal
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from benchmarks.serving import slices
 from benchmarks.serving.closed_loop import Load
+from benchmarks.serving.direct_load import DirectLoad
 from benchmarks.serving.kafka_load import KafkaLoad
 from benchmarks.serving.models import oip_output
 from benchmarks.serving.rows import Row
-from benchmarks.serving.systems import HttpTarget, NotHere
+from benchmarks.serving.systems import DirectTarget, HttpTarget, NotHere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from benchmarks.serving.systems import KafkaTarget, System
 
 _OK = "200"
+_SLOW_CONCURRENCIES = frozenset({1, 64})
+_SLOW_WINDOWS = 2.5
+"""A window should hold many batches, or the one at its edge decides."""
+_BATCHES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +45,23 @@ class Plan:
     kafka_beforehand: int
     """And so many produced beforehand, to be drained; 0 for none."""
 
+    def of(self, model: Model) -> Plan:
+        """Fewer and longer slices for a slow model."""
+        if not model.slow:
+            return self
+        return replace(
+            self,
+            concurrencies=tuple(each for each in self.concurrencies if each in _SLOW_CONCURRENCIES),
+            window_s=self.window_s * _SLOW_WINDOWS,
+            kafka_outstanding=0,
+            kafka_beforehand=0,
+        )
+
 
 def measure(
     model: Model, systems: Sequence[System], plan: Plan, say: Callable[[str], None], missing: dict[str, str]
 ) -> Iterator[Row]:
-    """All slices of one model. Who can't be measured is in `missing`, with the reason, and is left out."""
+    """All slices of one model; `plan` is `plan.of(model)`. Who can't be measured is in `missing`, with the reason, and is left out."""
     with ExitStack() as undo:
         live = list(_started(model, systems, say, missing, undo))
         for system in live:
@@ -103,18 +120,29 @@ class _Case:
 
 def _cases(system: System, plan: Plan) -> list[_Case]:
     cases = [_Case(callers) for callers in plan.concurrencies]
-    if isinstance(system.target(), HttpTarget):
+    target = system.target()
+    if isinstance(target, DirectTarget):
+        return [_Case(batch) for batch in _BATCHES]
+    if isinstance(target, HttpTarget):
         return cases
     deep = [_Case(plan.kafka_outstanding)] if plan.kafka_outstanding else []
     return cases + deep + ([_Case(0, plan.kafka_beforehand)] if plan.kafka_beforehand else [])
 
 
-def _load(target: HttpTarget | KafkaTarget, case: _Case, plan: Plan, trees: dict[str, Tree]) -> slices.Slice:
+def _load(
+    target: HttpTarget | KafkaTarget | DirectTarget, case: _Case, plan: Plan, trees: dict[str, Tree]
+) -> slices.Slice:
     """Run the generator that fits."""
     if isinstance(target, HttpTarget):
         requests = [request.decode("latin-1") for request in target.requests()]
         load = Load(target.host, target.port, requests, case.callers, plan.warmup_s, plan.window_s)
         return slices.run("closed_loop", load, trees)
+    if isinstance(target, DirectTarget):
+        bodies = [body.decode() for body in target.bodies]
+        direct = DirectLoad(
+            str(target.path), target.threads, bodies, case.callers, plan.warmup_s / 2, plan.window_s / len(_BATCHES)
+        )
+        return slices.run("direct_load", direct, trees)
     kafka_load = KafkaLoad(
         bootstrap_servers=target.bootstrap_servers,
         requests=target.requests,
@@ -150,6 +178,7 @@ def _row(model: Model, system: System, case: _Case, repeat: int, done: slices.Sl
     faults = {code: n for code, n in {**measured["statuses"], **measured["faults"]}.items() if n and code != _OK}
     read = target.read if isinstance(target, HttpTarget) else oip_output
     results = measured.get("results")
+    cpu_s = done.cpu_s or {system.name: measured["generator_cpu_share"] * measured["window_s"]}
     return Row(
         model=model.name,
         system=f"{system.name} drained" if case.beforehand else system.name,
@@ -158,7 +187,7 @@ def _row(model: Model, system: System, case: _Case, repeat: int, done: slices.Sl
         per_s=answered / measured["window_s"],
         p50_ms=measured["p50_ms"],
         p99_ms=measured["p99_ms"],
-        cpu_s_per_1000={name: 1000 * cpu_s / max(1, answered) for name, cpu_s in done.cpu_s.items()},
+        cpu_s_per_1000={name: 1000 * each_s / max(1, answered) for name, each_s in cpu_s.items()},
         generator_cpu_share=measured["generator_cpu_share"],
         mean_batch=mean_batch,
         errors=sum(faults.values()),

@@ -37,13 +37,17 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """`rows` are single-row inputs by name; `bodies` the same as JSON; `expected` the right first output of each."""
+    """`slow` is a model that takes milliseconds a row: its slices are fewer and longer.
+
+    `rows` are single-row inputs by name; `bodies` the same as JSON; `expected` the right first output of each.
+    """
 
     name: str
     path: Path
     rows: list[Mapping[str, Array]]
     bodies: list[bytes]
     expected: list[Array]
+    slow: bool
 
     def wrong(self, answers: Mapping[int, str], read: Callable[[str], Array]) -> list[str]:
         """What is not right about answers, by their requests' numbers; `read` finds the first output in one."""
@@ -83,7 +87,7 @@ def load(name: str, directory: Path) -> Model:
     path, rows = _MAKERS[name](directory)
     direct = session(path, 1)
     expected = [np.asarray(direct.run(None, dict(row))[0]) for row in rows]
-    return Model(name, path, rows, [_body(row) for row in rows], expected)
+    return Model(name, path, rows, [_body(row) for row in rows], expected, slow=name != "mlp")
 
 
 def _mlp(directory: Path) -> tuple[Path, list[Mapping[str, Array]]]:

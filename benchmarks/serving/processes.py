@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
@@ -31,10 +31,11 @@ _LAST_LINES = 15
 
 
 class Tree:
-    """A process and its descendants."""
+    """A process and its descendants, or one of the two alone."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, part: Literal["all", "root", "descendants"] = "all") -> None:
         self._root = psutil.Process(pid)
+        self._part = part
 
     def cpu_s(self) -> float:
         """User and system time so far, of all that live, and of children that have ended and were waited for."""
@@ -60,8 +61,9 @@ class Tree:
                 process.send_signal(signum)
 
     def _all(self) -> list[psutil.Process]:
+        roots = [] if self._part == "descendants" else [self._root]
         try:
-            return [self._root, *self._root.children(recursive=True)]
+            return roots + ([] if self._part == "root" else self._root.children(recursive=True))
         except psutil.NoSuchProcess:
             return []
 
@@ -82,6 +84,8 @@ class Server:
                 start_new_session=True,
             )
         self.tree = Tree(self._process.pid)
+        self.front = Tree(self._process.pid, "root")
+        self.children = Tree(self._process.pid, "descendants")
 
     def wait_answers(self, target: HttpTarget, timeout_s: float) -> None:
         """Return once it answers a request with 200.

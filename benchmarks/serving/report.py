@@ -36,7 +36,19 @@ def _table(model: str, lines: list[Summary]) -> Table:
     table = Table(title=f"{model}: medians of {max(each.repeats for each in lines)} repeats")
     for heading in ("system", "at"):
         table.add_column(heading)
-    for heading in ("requests/s", "of bare", "p50 ms", "added", "p99 ms", "batch", "errors", "generator", "in Redis/s"):
+    for heading in (
+        "requests/s",
+        "of bare",
+        "p50 ms",
+        "added",
+        "p99 ms",
+        "batch",
+        "errors",
+        "generator",
+        "in Redis/s",
+        "of ORT",
+        "per CPU s",
+    ):
         table.add_column(heading, justify="right")
     table.add_column("CPU s / 1000")
     for each in sorted(lines, key=lambda line: line.concurrency):
@@ -52,6 +64,8 @@ def _table(model: str, lines: list[Summary]) -> Table:
             f"{each.errors}" + (f" {each.wrong} wrong" if each.wrong else ""),
             f"{each.generator_cpu_share:.0%}",
             _results(each),
+            f"{each.of_ceiling.median:.2f}" if each.of_ceiling else "",
+            f"{each.of_ceiling_per_cpu.median:.2f}" if each.of_ceiling_per_cpu else "",
             _cpu(each.cpu_s_per_1000),
         )
     return table
@@ -69,7 +83,8 @@ def _results(each: Summary) -> str:
 
 def _cpu(by_process: Mapping[str, float]) -> str:
     largest = sorted(by_process.items(), key=lambda item: -item[1])[:_MOST_CPU]
-    return f"{sum(by_process.values()):.3f}: " + ", ".join(f"{name} {cpu_s:.3f}" for name, cpu_s in largest)
+    shown = ", ".join(f"{name} {cpu_s:.3f}" for name, cpu_s in largest if cpu_s)
+    return f"{sum(by_process.values()):.3f}: {shown}"
 
 
 def write(

@@ -42,9 +42,9 @@ class Row:
         return self.model, self.system, self.concurrency
 
     @property
-    def cpu_s_per_1000_in_all(self) -> float:
-        """Of all processes but the generator."""
-        return sum(self.cpu_s_per_1000.values())
+    def per_cpu_s(self) -> float:
+        """Requests a CPU second of all processes involved, the generator apart."""
+        return 1000 / max(1e-9, sum(self.cpu_s_per_1000.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,10 @@ class Summary:
     ratio: Spread | None
     added_p50_ms: Spread | None
     """p50 minus the reference's p50 in the same repeat."""
+    of_ceiling: Spread | None
+    """Throughput over that of the ceiling at its best batch size in the same repeat."""
+    of_ceiling_per_cpu: Spread | None
+    """The same for requests a CPU second."""
     cpu_s_per_1000: dict[str, float]
     generator_cpu_share: float
     mean_batch: float | None
@@ -85,26 +89,32 @@ class Summary:
     result_p50_ms: Spread | None
 
 
-def summaries(rows: list[Row], reference: str) -> list[Summary]:
+def summaries(rows: list[Row], reference: str, ceiling: str) -> list[Summary]:
     """One for each case, in the order in which cases were first seen."""
+    best: dict[tuple[str, int], Row] = {}
+    for row in sorted(rows, key=lambda row: row.per_s):
+        if row.system == ceiling:
+            best[row.model, row.repeat] = row
     by_case: dict[Case, list[Row]] = defaultdict(list)
     for row in rows:
         by_case[row.case].append(row)
     references = {(row.model, row.concurrency, row.repeat): row for row in rows if row.system == reference}
-    return [_summary(case, found, references) for case, found in by_case.items()]
+    return [_summary(case, found, references, best) for case, found in by_case.items()]
 
 
-def _summary(case: Case, rows: list[Row], references: dict[tuple[str, int, int], Row]) -> Summary:
-    pairs = [(row, references.get((row.model, row.concurrency, row.repeat))) for row in rows]
-
-    def compared(compare: Callable[[Row, Row], float]) -> Spread | None:
-        values = [compare(row, other) for row, other in pairs if other is not None and other.per_s]
-        return Spread.of(values) if values else None
+def _summary(
+    case: Case, rows: list[Row], references: dict[tuple[str, int, int], Row], best: dict[tuple[str, int], Row]
+) -> Summary:
+    def compared(others: list[Row | None], compare: Callable[[Row, Row], float]) -> Spread | None:
+        pairs = zip(rows, others, strict=True)
+        return known(compare(row, other) if other is not None and other.per_s else None for row, other in pairs)
 
     def known(values: Iterable[float | None]) -> Spread | None:
         there = [value for value in values if value is not None]
         return Spread.of(there) if there else None
 
+    bares = [references.get((row.model, row.concurrency, row.repeat)) for row in rows]
+    ceilings = [best.get((row.model, row.repeat)) for row in rows]
     batch = known(row.mean_batch for row in rows)
     names = dict.fromkeys(name for row in rows for name in row.cpu_s_per_1000)
     return Summary(
@@ -113,8 +123,10 @@ def _summary(case: Case, rows: list[Row], references: dict[tuple[str, int, int],
         per_s=Spread.of(row.per_s for row in rows),
         p50_ms=Spread.of(row.p50_ms for row in rows),
         p99_ms=Spread.of(row.p99_ms for row in rows),
-        ratio=compared(lambda row, other: row.per_s / other.per_s),
-        added_p50_ms=compared(lambda row, other: row.p50_ms - other.p50_ms),
+        ratio=compared(bares, lambda row, other: row.per_s / other.per_s),
+        added_p50_ms=compared(bares, lambda row, other: row.p50_ms - other.p50_ms),
+        of_ceiling=compared(ceilings, lambda row, other: row.per_s / other.per_s),
+        of_ceiling_per_cpu=compared(ceilings, lambda row, other: row.per_cpu_s / other.per_cpu_s),
         cpu_s_per_1000={name: median(row.cpu_s_per_1000.get(name, 0.0) for row in rows) for name in names},
         generator_cpu_share=median(row.generator_cpu_share for row in rows),
         mean_batch=batch.median if batch else None,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from benchmarks.serving.closed_loop import Load
+    from benchmarks.serving.direct_load import DirectLoad
     from benchmarks.serving.kafka_load import KafkaLoad
     from benchmarks.serving.processes import Tree
 
@@ -31,7 +32,10 @@ class Slice:
 
 
 def run(
-    generator: str, load: Load | KafkaLoad, trees: Mapping[str, Tree], began: Callable[[], None] | None = None
+    generator: str,
+    load: Load | KafkaLoad | DirectLoad,
+    trees: Mapping[str, Tree],
+    began: Callable[[], None] | None = None,
 ) -> Slice:
     """Run `benchmarks.serving.{generator}` with a load, to its end; `began` is called when its window begins.
 

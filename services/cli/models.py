@@ -124,6 +124,18 @@ def retire(
     _change(model, "retire" if version is None else f"versions/{version}/retire", url=url, json=json)
 
 
+@app.command("unload")
+def unload(model: Model, *, url: Url = None, json: Json = False) -> None:
+    """A model answers no more, and workers let go of it, until it is loaded. Its versions are kept."""
+    _change(model, "unload", url=url, json=json)
+
+
+@app.command("load")
+def load(model: Model, *, url: Url = None, json: Json = False) -> None:
+    """An unloaded model answers again; returns when workers hold it."""
+    _change(model, "load", url=url, json=json)
+
+
 def show_settled(version: dict[str, Any], *, json: bool = False) -> None:
     """A version that is ready or rejected.
 
@@ -190,6 +202,8 @@ def _change(model: str, what: str, body: dict[str, Any] | None = None, *, url: s
 def _who_answers(routing: dict[str, Any]) -> str:
     if routing.get("retired"):
         return "nothing, it is retired"
+    if routing.get("unloaded"):
+        return "nothing, it is unloaded"
     total = sum(routing["weights"].values())
     if total:
         return ", ".join(f"version {n} ({weight / total:.0%})" for n, weight in routing["weights"].items())

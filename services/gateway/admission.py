@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Self
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from shared.heartbeats import Heartbeats
     from shared.registry import Registry
 
+_MODELS: Final = b"/v2/models/"
 _KEPT_SHARE: Final = 4
 """One place in so many is kept for each lane."""
 
@@ -42,6 +43,7 @@ class Admission:
         self._settings = settings
         self._models: defaultdict[str, _Model] = defaultdict(lambda: _Model(settings))
         self._backlog = Backlog()
+        self._turned_away: Counter[str] = Counter()
         self._body_bytes = 0
         self._uploads = 0
 
@@ -62,12 +64,15 @@ class Admission:
         Raises:
             Overloaded: what is before it takes longer.
         """
+        if self._backlog.wait_s(model, time.monotonic()) > timeout_s:
+            raise self._hopeless(model, timeout_s)
+
+    def _hopeless(self, model: str, timeout_s: float) -> Overloaded:
         wait_s = self._backlog.wait_s(model, time.monotonic())
-        if wait_s > timeout_s:
-            raise Overloaded(
-                f"what waits for model {model!r} takes {wait_s:.1f} s, and the request has {timeout_s:g} s",
-                wait_s - timeout_s,
-            )
+        return Overloaded(
+            f"what waits for model {model!r} takes {wait_s:.1f} s, and the request has {timeout_s:g} s",
+            wait_s - timeout_s,
+        )
 
     def look(self, registry: Registry, heartbeats: Heartbeats) -> None:
         """Learn from the workers' heartbeats what waits, and what they can hold. To be called every second or so."""
@@ -76,6 +81,27 @@ class Admission:
         held = places(registry, beats)
         for name, model in self._models.items():
             model.limit.workers_hold(held.get(name, 0))
+
+    def refusal(self, path: bytes) -> Overloaded | None:
+        """What `request` would raise for the normal lane of the model in this path of an inference; counted if it does.
+
+        None for models that were never asked for: whether there is one is the registry's to say.
+        """
+        name = path.split(b"/", 4)[3].decode("ascii", "replace") if path.startswith(_MODELS) else ""
+        model = self._models.get(name)
+        if model is None:
+            return None
+        refused = None if model.has_place(high=False) else model.full(name)
+        if refused is None and self._backlog.wait_s(name, time.monotonic()) > self.longest_s:
+            refused = self._hopeless(name, self.longest_s)
+        if refused is not None:
+            self._turned_away[name] += 1
+        return refused
+
+    def turned_away(self) -> Counter[str]:
+        """How many `refusal` refused since this was asked, by model."""
+        counted, self._turned_away = self._turned_away, Counter()
+        return counted
 
     @property
     def longest_s(self) -> float:
@@ -126,12 +152,25 @@ class _Model:
 
     def take(self, *, high: bool) -> bool:
         """Take a place in a lane, if it has one."""
-        value = self.limit.value
-        if self.limit.in_flight >= value and self._lanes[high] >= value // _KEPT_SHARE:
+        if not self.has_place(high=high):
             return False
         self._lanes[high] += 1
         self.limit.began(time.monotonic())
         return True
+
+    def has_place(self, *, high: bool) -> bool:
+        """Whether a lane has one: of all, or of those that are kept for it."""
+        value = self.limit.value
+        return self.limit.in_flight < value or self._lanes[high] < value // _KEPT_SHARE
+
+    def full(self, name: str) -> Overloaded:
+        """A request was refused: what to say."""
+        limit = self.limit
+        limit.refused()
+        return Overloaded(
+            f"{limit.in_flight} requests of model {name!r} are in flight here already",
+            limit.in_flight / limit.rate if limit.rate else math.inf,
+        )
 
     def raise_lane(self) -> None:
         """A request of the normal lane turned out to be of the high one."""
@@ -167,7 +206,7 @@ class Place:
                 self._refusal = err
         if self._refusal is None and self._model.take(high=self._high):
             return self
-        refusal = self._refusal = self._refusal or self._full()
+        refusal = self._refusal = self._refusal or self._model.full(self._name)
         if self._asked is None and self._model.take(high=True):
             self._high = True
             return self
@@ -199,14 +238,6 @@ class Place:
             raise self._refusal
         else:
             self._admission.meets(self._name, timeout_s)
-
-    def _full(self) -> Overloaded:
-        limit = self._model.limit
-        limit.refused()
-        return Overloaded(
-            f"{limit.in_flight} requests of model {self._name!r} are in flight here already",
-            limit.in_flight / limit.rate if limit.rate else math.inf,
-        )
 
 
 class BodyBudget:

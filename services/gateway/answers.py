@@ -6,13 +6,14 @@ always say when to try again. 499 is only logged: the client had gone.
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from starlette.responses import Response
 
 from services.gateway.paths import requests_url
-from shared import oip
+from shared import oip, oip_response
 from shared.errors import LEAST_RETRY_AFTER_S, AiaasError, Unavailable
 
 if TYPE_CHECKING:
@@ -86,6 +87,13 @@ def error(code: str, message: str, retry_after_s: int = LEAST_RETRY_AFTER_S) -> 
     return JsonResponse({"error": message, "code": code}, status_code=status, headers=headers)
 
 
+def raw(response: Response, more_headers: bytes = b"") -> bytes:
+    """The response as HTTP/1.1 sends it, for who answers below the application."""
+    head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers) + more_headers
+    phrase = HTTPStatus(response.status_code).phrase.encode()
+    return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (response.status_code, phrase, head, response.body)
+
+
 def of_error(err: AiaasError) -> Response:
     """A failure of the platform's."""
     if isinstance(err, Unavailable):
@@ -102,13 +110,13 @@ def of_result(result: Result, request: InferenceRequest) -> Response:
     if result.status != "succeeded":
         return error(*_failure(result))
     version = result.model_version or 0
-    binary = oip.binary_outputs(request, [tensor.name for tensor in result.outputs if not tensor.claimed])
+    binary = oip_response.binary_outputs(request, [tensor.name for tensor in result.outputs if not tensor.claimed])
     if not binary:
-        body = oip.encode_response_json(
+        body = oip_response.encode_json(
             model_name=result.model_name, model_version=version, outputs=result.outputs, echo_id=request.id
         )
         return Response(body, media_type=oip.JSON)
-    body, header_length = oip.encode_response_binary(
+    body, header_length = oip_response.encode_binary(
         model_name=result.model_name, model_version=version, outputs=result.outputs, echo_id=request.id, binary=binary
     )
     return Response(body, media_type=oip.BINARY, headers={"Inference-Header-Content-Length": str(header_length)})
@@ -131,7 +139,7 @@ def state_of(model: str, request_id: str, state: RequestState) -> dict[str, Any]
     if result.status != "succeeded":
         return view | {"error": dict(zip(("code", "message"), _failure(result), strict=True))}
     try:
-        body = oip.encode_response_json(
+        body = oip_response.encode_json(
             model_name=model, model_version=result.model_version or 0, outputs=result.outputs
         )
     except AiaasError as err:  # it succeeded all the same; JSON can't carry these outputs

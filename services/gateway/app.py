@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from services.gateway import http_server
 from services.gateway.api import application
 from services.gateway.gateway import Backbone, Gateway
+from services.gateway.request_log import RequestLog
 from services.gateway.request_topics import RequestTopics
 from services.gateway.request_watch import RequestWatch
 from shared import heartbeats, kafka, logs, registry_log, replies, statistics
@@ -34,7 +35,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """
     gateway = Gateway(settings)
     store = ArtifactStore(settings.artifact_store_url)
-    server = http_server.server(application(gateway), settings)
+    server = http_server.server(application(gateway), settings, gateway.refusal)
     with http_server.listen(settings) as listener:
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
@@ -69,13 +70,14 @@ async def _connected(settings: GatewaySettings, store: ArtifactStore) -> AsyncIt
     await kafka.ensure_topics(settings)
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(kafka.started(lambda: kafka.producer(settings), "producer"))
+        requests = await stack.enter_async_context(RequestLog(settings))
         log = await stack.enter_async_context(registry_log.follow(settings, producer))
         beats = await stack.enter_async_context(heartbeats.follow(settings))
         counted = await stack.enter_async_context(statistics.follow(settings))
         redis = await stack.enter_async_context(replies.connect(settings))
         waiter = await stack.enter_async_context(ReplyWaiter(redis, settings.instance))
         watch = RequestWatch(redis, waiter, beats, settings.max_event_streams)
-        yield Backbone(producer, log, RequestTopics(settings), beats, counted, redis, waiter, watch, store)
+        yield Backbone(producer, requests, log, RequestTopics(settings), beats, counted, redis, waiter, watch, store)
 
 
 def _answered(gateway: Gateway, telemetry: Telemetry) -> Iterable[MetricEvent]:

@@ -17,7 +17,7 @@ from shared.errors import InvalidInput, Stalled, TooLarge
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from starlette.types import Receive
+    from starlette.types import Message, Receive
 
 _SHA256_BYTES = 32
 
@@ -27,9 +27,9 @@ class ClientGone(Exception):
 
 
 async def chunks(
-    receive: Receive, headers: Mapping[str, str], *, limit_bytes: int, stall_timeout_s: float
+    receive: Receive, headers: Mapping[str, str], *, limit_bytes: int, stall_timeout_s: float | None
 ) -> AsyncIterator[bytes]:
-    """The pieces of the body as they arrive.
+    """The pieces of the body as they arrive. Without a `stall_timeout_s`, all of it must be there already.
 
     Raises:
         TooLarge: more than `limit_bytes` are announced or arrive.
@@ -42,8 +42,7 @@ async def chunks(
     size_bytes, more = 0, True
     while more:
         try:
-            async with asyncio.timeout(stall_timeout_s):
-                message = await receive()
+            message = await (receive() if stall_timeout_s is None else _within(stall_timeout_s, receive))
         except TimeoutError as err:
             raise Stalled(f"the body stalled for {stall_timeout_s:g} s after {size_bytes} bytes") from err
         if message["type"] == "http.disconnect":
@@ -57,8 +56,13 @@ async def chunks(
             yield chunk
 
 
+async def _within(seconds_s: float, receive: Receive) -> Message:
+    async with asyncio.timeout(seconds_s):
+        return await receive()
+
+
 async def inflated(
-    receive: Receive, headers: Mapping[str, str], *, limit_bytes: int, stall_timeout_s: float
+    receive: Receive, headers: Mapping[str, str], *, limit_bytes: int, stall_timeout_s: float | None
 ) -> AsyncIterator[bytes]:
     """The pieces of the body without its `Content-Encoding`.
 
@@ -90,7 +94,7 @@ async def read(
     headers: Mapping[str, str],
     *,
     limit_bytes: int,
-    stall_timeout_s: float,
+    stall_timeout_s: float | None,
     take: Callable[[int], None] = lambda _: None,
 ) -> bytes:
     """The whole body, inflated; `take` is told of each piece's size before it is kept.
@@ -104,12 +108,6 @@ async def read(
         take(len(chunk))
         pieces.append(chunk)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-async def hung_up(receive: Receive) -> None:
-    """Return when the client has closed the connection. The body must have been read."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def content_sha256(headers: Mapping[str, str]) -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.responses import Response
 
 from services.gateway import answers
-from shared import claims, logs, oip
+from shared import claims, logs, oip, oip_response
 from shared.artifacts import PART_BYTES
 from shared.errors import AiaasError, ArtifactNotFound, DigestMismatch, TooLarge
 
@@ -54,10 +54,10 @@ async def answer(
         InvalidInput: as `answers.of_result`.
     """
     absent = frozenset(tensor.name for tensor in result.outputs if tensor.claimed)
-    wanted = absent - claims.asked_for(request, absent) if absent else absent
+    wanted = absent - claims.asked_for(request, absent)
     if not wanted:
         return answers.of_result(result, request)
-    binary = oip.binary_outputs(request, [tensor.name for tensor in result.outputs])
+    binary = oip_response.binary_outputs(request, [tensor.name for tensor in result.outputs])
     with admission.body() as budget:
         try:
             fetched = await _fetched(result, wanted - binary, store, settings.max_json_output_bytes, budget.take)
@@ -105,7 +105,7 @@ class _Streamed(Response):
         self._tensors = [tensor for tensor in result.outputs if tensor.name in binary]
         self._store = store
         self._admission = admission
-        self._header = oip.encode_response_header(
+        self._header = oip_response.encode_header(
             model_name=result.model_name,
             model_version=result.model_version or 0,
             outputs=result.outputs,

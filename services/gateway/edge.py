@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from starlette.datastructures import Headers
-
+from services.gateway import connection
 from shared import logs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from services.gateway.gateway import Gateway
@@ -55,9 +56,8 @@ class _Exchange:
         self._gateway = gateway
         self._receive = receive
         self._send = send
-        headers = Headers(scope=scope)
-        length = headers.get("content-length", "0")
-        self._large = "transfer-encoding" in headers or not length.isdecimal() or int(length) > _SMALL_BYTES
+        self._connection = connection.of(scope)
+        self._large = _is_large(scope["headers"])
         self._unread = True
         self.stalled = False
 
@@ -90,9 +90,22 @@ class _Exchange:
             return  # it had its time; closing is all that is left
 
     async def _within_bound(self, message: Message) -> None:
+        if self._connection is not None and self._connection.takes:
+            await self._send(message)
+            return
         try:
             async with asyncio.timeout(self._gateway.settings.stall_timeout_s):
                 await self._send(message)
         except TimeoutError:
             self.stalled = True
             raise
+
+
+def _is_large(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a body is long, or may be."""
+    for name, value in headers:
+        if name == b"transfer-encoding":
+            return True
+        if name == b"content-length":
+            return not value.isdigit() or int(value[:20]) > _SMALL_BYTES
+    return False

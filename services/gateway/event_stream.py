@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 from starlette.responses import Response
 
-from services.gateway.bodies import hung_up
+from services.gateway.connection import watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -55,17 +55,13 @@ class EventStream(Response):
         self._shown = shown
         self._lifetime_s = lifetime_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the outcome, the client's leaving, the end of this gateway or of the stream's time."""
         with self._following as following:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            watching = asyncio.create_task(hung_up(receive))
-            watching.add_done_callback(lambda _: following.end())
-            try:
+            with watched(scope, receive, following.end):
                 async for piece in self._pieces(following):
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
-            finally:
-                watching.cancel()
             await send({"type": "http.response.body", "body": b""})
 
     async def _pieces(self, following: Following) -> AsyncIterator[bytes]:

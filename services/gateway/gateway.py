@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from services.gateway import answers
 from services.gateway.admission import Admission
+from services.gateway.answers import UNAVAILABLE
 from services.gateway.quotas import Quotas
+from shared import logs
 from shared.errors import LogUnavailable, Stopping
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from aiokafka import AIOKafkaProducer
 
+    from services.gateway.request_log import RequestLog
     from services.gateway.request_topics import RequestTopics
     from services.gateway.request_watch import RequestWatch
     from services.gateway.settings import GatewaySettings
@@ -43,6 +47,7 @@ class Backbone:
     """Connected clients."""
 
     producer: AIOKafkaProducer
+    requests: RequestLog
     log: RegistryLog
     topics: RequestTopics
     heartbeats: Heartbeats
@@ -105,10 +110,20 @@ class Gateway:
                 self._log_answers = False
 
     async def watch_workers(self) -> None:
-        """Tell admission until cancelled what the workers say of themselves."""
+        """Tell admission until cancelled what the workers say of themselves, and the log who was turned away."""
         while True:
             self.admission.look(self.backbone.log.registry, self.backbone.heartbeats)
+            for model, count in self.admission.turned_away().items():
+                logs.get().warning("turned away", model=model, count=count, status=UNAVAILABLE)
             await asyncio.sleep(_WORKERS_INTERVAL_S)
+
+    def refusal(self, path: bytes) -> bytes | None:
+        """The response that refuses an inference at the door, if its model has no place; see `turnstile`."""
+        refused = self.admission.refusal(path)
+        if refused is None:
+            return None
+        self.answered[UNAVAILABLE] += 1
+        return answers.raw(answers.of_error(refused))
 
     # ------------------------------------------------------------------ stopping
 

@@ -11,18 +11,21 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from services.gateway import connection
+from services.gateway.turnstile import Turnstile
 from shared import tls
 from shared.http_server import Server
 
 if TYPE_CHECKING:
     import asyncio
     import ssl
+    from collections.abc import Callable
 
     from starlette.types import ASGIApp
 
     from services.gateway.settings import GatewaySettings
+    from services.gateway.turnstile import Refusal
 
 _HEAD_TIMEOUT_S: Final = 10.0
 _MOST_HEAD_BYTES: Final = 64 * 1024
@@ -48,12 +51,16 @@ def listen(settings: GatewaySettings) -> socket.socket:
         raise OSError(f"AIAAS_GATEWAY_HOST={host} AIAAS_GATEWAY_PORT={port}: {err}") from err
 
 
-def server(app: ASGIApp, settings: GatewaySettings) -> Server:
-    """The server; `serve(sockets=[…])` runs it until `should_exit` is set."""
+def server(app: ASGIApp, settings: GatewaySettings, refusal: Refusal = lambda _: None) -> Server:
+    """The server; `serve(sockets=[…])` runs it until `should_exit` is set. `refusal` is asked by the `turnstile`."""
     return Server(
         uvicorn.Config(
             app,
-            http=_Protocol,
+            http=type(
+                "Protocol",
+                (_Protocol,),
+                {"refusal": staticmethod(refusal), "most_connections": settings.max_connections},
+            ),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -61,7 +68,6 @@ def server(app: ASGIApp, settings: GatewaySettings) -> Server:
             proxy_headers=False,
             server_header=False,
             backlog=_BACKLOG,
-            limit_concurrency=settings.max_connections,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + _AFTER_DRAIN_S,
         ),
@@ -77,7 +83,7 @@ def _tls(settings: GatewaySettings) -> ssl.SSLContext | None:
     )
 
 
-class _Protocol(HttpToolsProtocol):
+class _Protocol(Turnstile):
     """Closes connections on which the head of a request does not arrive in time, or is longer than any should be.
 
     A request that is answered before its body has come must go on in the same time: its rest, and the next head.
@@ -88,6 +94,7 @@ class _Protocol(HttpToolsProtocol):
     """Of the head that is arriving: its finished lines, or all that came while it was not finished."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        self._when_lost: set[Callable[[], None]] = set()
         super().connection_made(transport)
         self._expect_head()
 
@@ -103,6 +110,24 @@ class _Protocol(HttpToolsProtocol):
         self._expect_head()
         self._head_bytes = 0
         super().on_message_begin()
+        self.scope["extensions"] = {connection.EXTENSION: self}  # type: ignore[dict-item]  # ASGI leaves it to servers
+
+    @property
+    def has_body(self) -> bool:
+        """As `Connection` has it. Of requests that were pipelined, nothing is known."""
+        return not self.pipeline and not self.cycle.more_body
+
+    @property
+    def takes(self) -> bool:
+        """As `Connection` has it."""
+        return not self.flow.write_paused
+
+    def when_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """As `Connection` has it."""
+        if self.transport.is_closing():
+            self.loop.call_soon(callback)
+        self._when_lost.add(callback)
+        return lambda: self._when_lost.discard(callback)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
@@ -111,8 +136,14 @@ class _Protocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._stop_timer()
         super().on_headers_complete()
+        if not self.is_holding:  # a body that is held there has to come in the same time
+            self._stop_timer()
+
+    def on_message_complete(self) -> None:
+        if self.is_holding:
+            self._stop_timer()
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         if self.cycle.more_body and self.cycle.response_complete:  # the last one, if requests were pipelined
@@ -123,6 +154,8 @@ class _Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        for callback in tuple(self._when_lost):
+            callback()
 
     def _expect_head(self) -> None:
         if self._head_due is None:

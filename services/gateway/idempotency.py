@@ -26,8 +26,6 @@ from shared.codec import pack
 from shared.errors import IdConflict, InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from services.gateway.infer import Call
     from shared.replies import Claim, Replies
     from shared.results import Result
@@ -40,17 +38,16 @@ _BARE: Final = re.compile(r"[\x21\x23-\x2b\x2d-\x7e]+")
 """Visible ASCII but quotes, and commas, which are how several headers look that were joined."""
 
 
-def key_of(values: Sequence[str]) -> str:
-    """The key out of all `Idempotency-Key` headers of a request.
+def key_of(value: str) -> str:
+    """The key out of the value of `Idempotency-Key`; of several headers, joined as HTTP joins them.
 
     Raises:
         InvalidInput: several, or not 1 to 255 printable ASCII characters in the form that the draft gives them.
     """
-    value = values[0].strip() if len(values) == 1 else ""
-    if quoted := _STRING.fullmatch(value):
+    if quoted := _STRING.fullmatch(value.strip()):
         key = re.sub(r"\\(.)", r"\1", quoted[1])
     else:
-        key = value if _BARE.fullmatch(value) else ""
+        key = value.strip() if _BARE.fullmatch(value.strip()) else ""
     if not 1 <= len(key) <= MAX_CHARS:
         raise InvalidInput(
             f"Idempotency-Key must be one string of 1 to {MAX_CHARS} printable ASCII characters, such as "
@@ -64,10 +61,13 @@ def request_id(tenant: str | None, model: str, key: str) -> str:
     return hashlib.sha256(pack([tenant, model, key])).hexdigest()
 
 
-async def join(replies: Replies, call: Call, value: bytes, timeout_s: float) -> tuple[Claim, Result | None] | None:
-    """The record in the log that has this key, with its answer if there is one; None if this is to be appended.
+async def join(
+    replies: Replies, call: Call, value: bytes, timeout_s: float
+) -> tuple[Claim | None, Result | None] | None:
+    """The record in the log that has this key and its answer, as far as known; None if this is to be appended.
 
-    `value` is the record's that would be, `timeout_s` how long its answer may take.
+    `value` is the record's that would be, `timeout_s` how long its answer may take. An answer is kept a little longer
+    than the claim on its id.
 
     Raises:
         IdConflict: the key stands for another request.
@@ -79,4 +79,4 @@ async def join(replies: Replies, call: Call, value: bytes, timeout_s: float) -> 
     owner = reserved.owner
     if reserved.digest != digest or (owner is not None and owner.input_sha256 != input_sha256):
         raise IdConflict("this Idempotency-Key was used for another request of this model: a new one needs a new key")
-    return None if owner is None else (owner, reserved.result)
+    return None if owner is None and reserved.result is None else (owner, reserved.result)

@@ -17,12 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from aiokafka.errors import KafkaError
-
 from services.gateway import claims, idempotency
-from services.gateway.bodies import ClientGone, hung_up
+from services.gateway.bodies import ClientGone
+from services.gateway.client import end
 from shared import processed_signature
-from shared.errors import DeadlineExceeded, InvalidInput, LogUnavailable, RepliesUnavailable, Stopping, TooLarge
+from shared.errors import DeadlineExceeded, InvalidInput, RepliesUnavailable, Stopping, TooLarge
 from shared.oip import encode_request_msgpack
 from shared.replies import Claim
 from shared.requests import RequestHeaders
@@ -32,13 +31,14 @@ from shared.topics import MAX_RECORD_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from starlette.types import Receive
-
+    from services.gateway.client import Client
     from services.gateway.gateway import Backbone, Gateway
     from services.gateway.settings import GatewaySettings
     from shared.oip import InferenceRequest
 
 _US_PER_S: Final = 1_000_000
+_HIGHEST: Final = 1
+"""The one priority that goes before others, as Triton's clients count them; any other, and none, is the usual one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,8 @@ class Accepted:
     """A request that Kafka acknowledged. `deadline_s` is on the event loop's clock."""
 
     call: Call
-    claim: Claim
+    claim: Claim | None
+    """Its record; None if that is forgotten already, and its answer is not."""
     answered: Result | None
     """Its answer, if it is a repeat that came after that."""
     deadline_s: float
@@ -120,24 +121,21 @@ async def enqueue(gateway: Gateway, call: Call, request: InferenceRequest, reply
     deadline_s = asyncio.get_running_loop().time() + timeout_s
     if call.keyed and (first := await idempotency.join(backbone.replies, call, value, timeout_s)):
         return Accepted(call, *first, deadline_s)
-    claim = await _append(backbone, settings, call, value, headers)
+    high = request.parameters.get("priority") == _HIGHEST
+    claim = await _append(backbone, settings, call, value, headers, high=high)
     if call.keyed:  # a repeat that finds its owner need not be appended
         claim = await backbone.replies.claim(call.model, call.id, claim)
     return Accepted(call, claim, None, deadline_s)
 
 
 async def _append(
-    backbone: Backbone, settings: GatewaySettings, call: Call, value: bytes, headers: RequestHeaders
+    backbone: Backbone, settings: GatewaySettings, call: Call, value: bytes, headers: RequestHeaders, *, high: bool
 ) -> Claim:
-    topic = settings.topics.requests(call.model)
-    try:
-        await backbone.topics.ensure(call.model, settings.produce_timeout_s)
-        async with asyncio.timeout(settings.produce_timeout_s):
-            written = await backbone.producer.send_and_wait(
-                topic, value, key=call.id.encode(), headers=headers.to_kafka(settings.instance)
-            )
-    except (KafkaError, TimeoutError) as err:
-        raise LogUnavailable(f"Kafka did not acknowledge the request in time: {err!r}") from err
+    topic = settings.topics.requests(call.model, high=high)
+    await backbone.topics.ensure(call.model, settings.produce_timeout_s)
+    written = await backbone.requests.append(
+        topic, call.id.encode(), value, headers.to_kafka(settings.instance), settings.produce_timeout_s
+    )
     return Claim(topic, written.partition, written.offset, call.tenant, hashlib.sha256(value).hexdigest())
 
 
@@ -147,10 +145,11 @@ async def make_known(backbone: Backbone, accepted: Accepted) -> None:
     Raises:
         RepliesUnavailable: Redis did not take it. The request runs all the same.
     """
-    await backbone.replies.claim(accepted.call.model, accepted.call.id, accepted.claim)
+    if accepted.claim is not None:
+        await backbone.replies.claim(accepted.call.model, accepted.call.id, accepted.claim)
 
 
-async def outcome(gateway: Gateway, accepted: Accepted, answer: asyncio.Future[Result], receive: Receive) -> Result:
+async def outcome(gateway: Gateway, accepted: Accepted, answer: asyncio.Future[Result], client: Client) -> Result:
     """Wait for the answer, but not beyond the deadline, the client's presence, or the end of the drain.
 
     Raises:
@@ -160,10 +159,9 @@ async def outcome(gateway: Gateway, accepted: Accepted, answer: asyncio.Future[R
     """
     if accepted.answered is not None:
         return accepted.answered
-    with gateway.waiting(answer), _client_watched(receive, answer):
+    with gateway.waiting(answer), client.watched(answer), _until(accepted.deadline_s, answer):
         try:
-            async with asyncio.timeout_at(accepted.deadline_s):
-                return await answer
+            return await answer
         except TimeoutError:
             return await _expire(gateway.backbone, accepted)
         except (ClientGone, Stopping):
@@ -172,7 +170,7 @@ async def outcome(gateway: Gateway, accepted: Accepted, answer: asyncio.Future[R
 
 
 async def soon(
-    gateway: Gateway, accepted: Accepted, answer: asyncio.Future[Result], receive: Receive, wait_s: float
+    gateway: Gateway, accepted: Accepted, answer: asyncio.Future[Result], client: Client, wait_s: float
 ) -> Result | None:
     """The answer if it is there within `wait_s` or by the deadline, whichever is first, else None: asked for later.
 
@@ -182,28 +180,21 @@ async def soon(
     until_s = asyncio.get_running_loop().time() + wait_s
     try:
         if accepted.answered is not None or until_s >= accepted.deadline_s:
-            return await outcome(gateway, accepted, answer, receive)
-        with gateway.waiting(answer), _client_watched(receive, answer):
-            async with asyncio.timeout_at(until_s):
-                return await answer
+            return await outcome(gateway, accepted, answer, client)
+        with gateway.waiting(answer), client.watched(answer), _until(until_s, answer):
+            return await answer
     except (TimeoutError, Stopping):
         return None
 
 
 @contextmanager
-def _client_watched(receive: Receive, answer: asyncio.Future[Result]) -> Iterator[None]:
-    """End the wait with `ClientGone` when the client hangs up."""
-
-    async def watch() -> None:
-        await hung_up(receive)
-        if not answer.done():
-            answer.set_exception(ClientGone())
-
-    watching = asyncio.create_task(watch())
+def _until(time_s: float, answer: asyncio.Future[Result]) -> Iterator[None]:
+    """End the wait with `TimeoutError` at a time of the event loop's clock."""
+    timer = asyncio.get_running_loop().call_at(time_s, end, answer, TimeoutError())
     try:
         yield
     finally:
-        watching.cancel()
+        timer.cancel()
 
 
 async def _expire(backbone: Backbone, accepted: Accepted) -> Result:

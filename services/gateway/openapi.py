@@ -18,6 +18,15 @@ _PARAMETERS: Final[dict[str, Any]] = {
     "type": "object",
     "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]},
 }
+_CLAIM_CHECK: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["uri", "sha256", "byte_size"],
+    "properties": {
+        "uri": {"type": "string", "minLength": 1, "maxLength": 2048},
+        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "byte_size": {"type": "integer", "minimum": 0},
+    },
+}
 _TENSOR: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["name", "datatype", "shape"],
@@ -26,7 +35,12 @@ _TENSOR: Final[dict[str, Any]] = {
         "datatype": {"type": "string", "examples": ["FP32"]},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
         "parameters": _PARAMETERS,
-        "data": {"type": "array", "items": {}, "description": "flat or nested, row-major"},
+        "data": {
+            "anyOf": [
+                {"type": "array", "items": {}, "description": "flat or nested, row-major"},
+                {**_CLAIM_CHECK, "description": "instead of elements: an object in the artifact store with raw bytes"},
+            ]
+        },
     },
 }
 _REQUEST: Final[dict[str, Any]] = {
@@ -34,7 +48,8 @@ _REQUEST: Final[dict[str, Any]] = {
     "required": ["inputs"],
     "properties": {
         "id": {"type": "string", "description": "the caller's own; only echoed"},
-        "parameters": _PARAMETERS | {"description": "`timeout` (µs) and `binary_data_output` mean something here"},
+        "parameters": _PARAMETERS
+        | {"description": "`timeout` (µs), `binary_data_output` and `store_outputs` mean something here"},
         "inputs": {"type": "array", "items": _TENSOR},
         "outputs": {
             "type": "array",
@@ -131,12 +146,12 @@ def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _errors() -> dict[str, Any]:
-    """One response for each status of the table, naming its codes."""
+def _errors(*codes: str) -> dict[str, Any]:
+    """One response for each status that these codes have, or all of the table, naming its codes."""
     by_status: dict[int, list[str]] = {}
-    for code, status in STATUS_OF_CODE.items():
-        by_status.setdefault(status, []).append(code)
-    return {str(status): _json(", ".join(codes), _ERROR) for status, codes in sorted(by_status.items())}
+    for code in codes or STATUS_OF_CODE:
+        by_status.setdefault(STATUS_OF_CODE[code], []).append(code)
+    return {str(status): _json(", ".join(named), _ERROR) for status, named in sorted(by_status.items())}
 
 
 def _operation(summary: str, *path_parameters: str) -> dict[str, Any]:
@@ -174,6 +189,9 @@ def _operation(summary: str, *path_parameters: str) -> dict[str, Any]:
     }
 
 
+_REQUEST_PATH: Final = "/v2/models/{model}/requests/{request_id}"
+_ASKING: Final = ("unauthorized", "unknown_request", "overloaded", "log_unavailable", "replies_unavailable", "stopping")
+
 INFER_PATHS: Final[dict[str, Any]] = {
     "/v2/models/{model}/infer": _operation("Run the version that answers", "model"),
     "/v2/models/{model}/versions/{version}/infer": _operation("Run a version", "model", "version"),
@@ -184,6 +202,12 @@ def completed(document: dict[str, Any]) -> dict[str, Any]:
     """FastAPI's document with the routes that it does not know, and with examples whose nulls it would leave out."""
     paths = document["paths"]
     paths |= INFER_PATHS
-    for method in ("get", "delete"):
-        paths["/v2/models/{model}/requests/{request_id}"][method]["responses"]["200"] = _REQUEST_STATE
+    state, events = paths[_REQUEST_PATH], paths[f"{_REQUEST_PATH}/events"]
+    for operation in (state["get"], state["delete"]):
+        operation["responses"]["200"] = _REQUEST_STATE
+    for operation in (state["get"], events["get"]):
+        operation["responses"] |= _errors(*_ASKING)
+    state["delete"]["responses"] |= _errors(*_ASKING, "conflict")
+    for operation in (state["get"], state["delete"], events["get"]):
+        operation["responses"].pop("422", None)  # FastAPI's own, which is never sent: any string is an id
     return document

@@ -7,21 +7,17 @@ is not understood is ignored, and of a preference that comes twice the first cou
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from typing import Final
 
 _MAX_DIGITS: Final = 6
 
 
-def respond_async(prefer: Iterable[str]) -> int | None:
-    """Seconds to wait before 202, out of the values of `Prefer`; None if the caller waits for its answer."""
+def respond_async(prefer: str) -> int | None:
+    """Seconds to wait before 202, out of the value of `Prefer`; None if the caller waits for its answer."""
     preferences: dict[str, str] = {}
-    for value in prefer:
-        for preference in value.split(","):
-            name, _, rest = preference.partition("=")
-            preferences.setdefault(name.partition(";")[0].strip().lower(), rest.partition(";")[0].strip().strip('"'))
+    for preference in prefer.split(","):
+        name, _, rest = preference.partition("=")
+        preferences.setdefault(name.partition(";")[0].strip().lower(), rest.partition(";")[0].strip().strip('"'))
     if "respond-async" not in preferences:
         return None
     wait = preferences.get("wait", "")

@@ -56,5 +56,6 @@ def _will_be_loaded(model: Model, version: Version) -> bool:
     """Whether workers load it without being asked for it: on its way through the gate, or routed to."""
     if version.state in {"uploaded", "optimizing"}:
         return True
-    routed = [number for number, weight in model.weights.items() if weight] or [model.active]
-    return version.state == "ready" and version.number in routed
+    weighted = [number for number, weight in model.weights.items() if weight]
+    routed = version.number in weighted if weighted else version.number == model.active
+    return version.state == "ready" and routed

@@ -7,21 +7,24 @@ microseconds count. Every answer has the header `x-request-id`, and every reques
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
-from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from services.gateway import answers, bodies, claimed_outputs, claims, encodings, idempotency, infer, preferences
 from services.gateway.auth import tenant_of
 from services.gateway.bodies import ClientGone
+from services.gateway.client import Client
 from services.gateway.paths import version_of
 from shared import logs, oip
 from shared.errors import AiaasError, InvalidInput
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from starlette.types import Receive, Scope, Send
 
     from services.gateway.admission import BodyBudget, Place
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from shared.oip import InferenceRequest
     from shared.results import Result
 
-PATHS: Final = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
+PATH: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?/infer")
 _TRACEPARENT_CHARS: Final = 55
 _SMALL_BYTES: Final = 64 * 1024
 _LONG_BYTES: Final = 256 * 1024
@@ -62,59 +65,57 @@ class InferRoute:
         response.headers["x-request-id"] = line["request_id"]
         await response(scope, receive, send)
         duration_ms = round((time.perf_counter() - started_s) * 1000, 3)
-        self._log.info("inference", status=response.status_code, duration_ms=duration_ms, **line)
+        logs.canonical("inference", [{"status": response.status_code, "duration_ms": duration_ms, **line}])
 
     async def _answer(self, scope: Scope, receive: Receive, line: dict[str, Any]) -> Response:
         """The answer; `line` collects what the log should say."""
         if scope["method"] != "POST":
             return answers.error("method_not_allowed", "infer is a POST")
-        headers = Headers(scope=scope)
+        client = Client(scope, receive)
+        headers = client.headers
         tenant = tenant_of(headers, self._gateway.settings.api_keys)
         traceparent = _traceparent(headers)
         line |= {"tenant": tenant, "trace_id": logs.trace_id(traceparent)}
         model, version = line["model"], version_of(scope["path_params"].get("version"), line["model"])
         keyed = idempotency.HEADER in headers
         if keyed:
-            key = idempotency.key_of(headers.getlist(idempotency.HEADER))
+            key = idempotency.key_of(headers[idempotency.HEADER])
             line["request_id"] = idempotency.request_id(tenant, model, key)
         call = infer.Call(line["request_id"], model, version, tenant, traceparent, keyed)
         self._gateway.backbone.log.registry.route(model, call.id, version)  # before its body is read
         with self._gateway.admission.request(model, high=None if _is_small(headers) else False) as place:
             await self._gateway.quotas.spend(tenant, self._gateway.backbone.replies)
-            if "prefer" in headers and (wait_s := preferences.respond_async(headers.getlist("prefer"))) is not None:
-                response = await self._later(call, headers, receive, line, wait_s, place)
+            if "prefer" in headers and (wait_s := preferences.respond_async(headers["prefer"])) is not None:
+                response = await self._later(call, client, line, wait_s, place)
             else:
-                response = await self._now(call, headers, receive, line, place)
+                response = await self._now(call, client, line, place)
         return await encodings.encode(response, headers.get("accept-encoding"))
 
-    async def _now(
-        self, call: infer.Call, headers: Headers, receive: Receive, line: dict[str, Any], place: Place
-    ) -> Response:
+    async def _now(self, call: infer.Call, client: Client, line: dict[str, Any], place: Place) -> Response:
         """Enqueue, wait, answer."""
         with self._gateway.backbone.waiter.expected(call.model, call.id) as answer:
-            request, accepted = await self._enqueued(call, headers, receive, self._gateway.settings.instance, place)
-            result = await infer.outcome(self._gateway, accepted, answer, receive)
+            request, accepted = await self._enqueued(call, client, self._gateway.settings.instance, place)
+            result = await infer.outcome(self._gateway, accepted, answer, client)
         place.answered = result.status in _BY_WORKERS
-        line |= {"version": result.model_version, "outcome": result.status, "code": (result.error or {}).get("code")}
-        return await self._answered(result, request)
+        return await self._answered(result, request, line)
 
     async def _later(
-        self, call: infer.Call, headers: Headers, receive: Receive, line: dict[str, Any], wait_s: int, place: Place
+        self, call: infer.Call, client: Client, line: dict[str, Any], wait_s: int, place: Place
     ) -> Response:
         """Enqueue, and say where to ask, unless the answer comes within the time that the caller would wait."""
         result = None
         with self._gateway.backbone.waiter.expected(call.model, call.id) as answer:
-            request, accepted = await self._enqueued(call, headers, receive, self._gateway.settings.instance, place)
+            request, accepted = await self._enqueued(call, client, self._gateway.settings.instance, place)
             await infer.make_known(self._gateway.backbone, accepted)
             if wait_s:
-                result = await infer.soon(self._gateway, accepted, answer, receive, wait_s)
+                result = await infer.soon(self._gateway, accepted, answer, client, wait_s)
         if result is not None:
-            line |= {"version": result.model_version, "outcome": result.status}
-            return await self._answered(result, request)
+            return await self._answered(result, request, line)
         return answers.accepted(call.model, call.id, accepted.answered, preferences.applied(wait_s))
 
-    async def _answered(self, result: Result, request: InferenceRequest) -> Response:
+    async def _answered(self, result: Result, request: InferenceRequest, line: dict[str, Any]) -> Response:
         gateway = self._gateway
+        line |= {"version": result.model_version, "outcome": result.status, "code": (result.error or {}).get("code")}
         if claimed_outputs.any_in(result):
             return await claimed_outputs.answer(
                 result, request, gateway.backbone.store, gateway.settings, gateway.admission
@@ -122,41 +123,39 @@ class InferRoute:
         return answers.of_result(result, request)
 
     async def _enqueued(
-        self, call: infer.Call, headers: Headers, receive: Receive, reply_channel: str | None, place: Place
+        self, call: infer.Call, client: Client, reply_channel: str | None, place: Place
     ) -> tuple[InferenceRequest, infer.Accepted]:
         """Read, decode and append the request; its body is let go when Kafka has it."""
         settings = self._gateway.settings
         with self._gateway.admission.body() as budget:
-            if claims.is_streamed(headers, settings.claim_bytes):
-                request = await self._streamed(call, headers, receive, place, budget)
+            if claims.is_streamed(client.headers, settings.claim_bytes):
+                request = await self._streamed(call, client, place, budget)
             else:
                 body = await bodies.read(
-                    receive,
-                    headers,
+                    client.receive,
+                    client.headers,
                     limit_bytes=settings.max_body_bytes,
-                    stall_timeout_s=settings.stall_timeout_s,
+                    stall_timeout_s=None if client.has_sent_all else settings.stall_timeout_s,
                     take=budget.take,
                 )
                 place.has_read(body)
-                request = await _decoded(headers, body)
+                request = await _decoded(client.headers, body)
                 self._confirm(request, place)
             accepted = await infer.enqueue(self._gateway, call, request, reply_channel)
         return oip.InferenceRequest((), request.outputs, request.id, request.parameters), accepted
 
-    async def _streamed(
-        self, call: infer.Call, headers: Headers, receive: Receive, place: Place, budget: BodyBudget
-    ) -> InferenceRequest:
+    async def _streamed(self, call: infer.Call, client: Client, place: Place, budget: BodyBudget) -> InferenceRequest:
         """A binary body whose large tensors go to the store as they arrive, when its header has been looked at."""
         backbone, settings = self._gateway.backbone, self._gateway.settings
         body = claims.Body(
             bodies.inflated(
-                receive,
-                headers,
+                client.receive,
+                client.headers,
                 limit_bytes=settings.max_binary_body_bytes,
                 stall_timeout_s=settings.stall_timeout_s,
             )
         )
-        length = _header_length(headers) or 0
+        length = _header_length(client.headers) or 0
         budget.take(min(length, settings.max_body_bytes))
         header = await body.header(length, settings.max_body_bytes)
         place.has_read(header)
@@ -170,7 +169,7 @@ class InferRoute:
         place.confirm(high=high, timeout_s=infer.timeout_of(request, self._gateway.settings))
 
 
-async def _decoded(headers: Headers, body: bytes) -> InferenceRequest:
+async def _decoded(headers: Mapping[str, str], body: bytes) -> InferenceRequest:
     """The body as a request. A long one on a thread: the loop gets its turns between the steps."""
     how = headers.get("content-type"), body, _header_length(headers)
     if len(body) <= _LONG_BYTES:
@@ -178,13 +177,13 @@ async def _decoded(headers: Headers, body: bytes) -> InferenceRequest:
     return await asyncio.to_thread(oip.decode_request, *how)
 
 
-def _is_small(headers: Headers) -> bool:
+def _is_small(headers: Mapping[str, str]) -> bool:
     """Whether the body may be read just to learn its priority."""
     length = headers.get("content-length", "")
     return length.isdecimal() and int(length[:20]) <= _SMALL_BYTES
 
 
-def _header_length(headers: Headers) -> int | None:
+def _header_length(headers: Mapping[str, str]) -> int | None:
     length = headers.get("inference-header-content-length")
     if length is None:
         return None
@@ -193,7 +192,7 @@ def _header_length(headers: Headers) -> int | None:
     return int(length[:20])
 
 
-def _traceparent(headers: Headers) -> str | None:
+def _traceparent(headers: Mapping[str, str]) -> str | None:
     """The caller's W3C `traceparent`, if it is one: what is passed on is bounded and ASCII."""
     value = headers.get("traceparent", "")
     return value if len(value) == _TRACEPARENT_CHARS and value.isascii() and logs.trace_id(value) else None

@@ -67,7 +67,7 @@ class GatewaySettings(PlatformSettings):
     """Uploads that stream at a time."""
     upload_timeout_s: float = Field(default=3600.0, gt=0)
 
-    load_timeout_s: float = Field(default=30.0, gt=0)
+    load_timeout_s: float = Field(default=20.0, gt=0)
     """How long a load or unload waits for the workers to do it."""
 
     stall_timeout_s: float = Field(default=30.0, gt=0)

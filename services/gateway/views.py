@@ -38,16 +38,16 @@ def model_state(model: Model) -> dict[str, Any]:
     return {
         "name": model.name,
         "retired": model.retired,
-        "unloaded": model.unloaded,
         **routing(model),
         "versions": [version_state(model, version) for _, version in sorted(model.versions.items(), reverse=True)],
     }
 
 
 def routing(model: Model) -> dict[str, Any]:
-    """Which versions answer requests that name none: the active one, or several by weight."""
+    """Which versions answer requests that name none: the active one, or several by weight. Unloaded: none does."""
     return {
         "name": model.name,
+        "unloaded": model.unloaded,
         "active": model.active,
         "previous": list(model.previous),
         "weights": {str(number): weight for number, weight in sorted(model.weights.items())},

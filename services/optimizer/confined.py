@@ -64,11 +64,11 @@ class Sandbox:
         self._settings = settings
         self._prefix = prefix
 
-    def job(self, seed: int) -> Job:
+    def job(self, seed: int, tokenizers: int = 0) -> Job:
         """The description of a job under the configured limits."""
-        return self._job("optimize", seed)
+        return self._job("optimize", seed, tokenizers)
 
-    def _job(self, kind: Literal["probe", "optimize"], seed: int = 0) -> Job:
+    def _job(self, kind: Literal["probe", "optimize"], seed: int = 0, tokenizers: int = 0) -> Job:
         settings = self._settings
         limits = Limits(
             address_space_bytes=settings.sandbox_memory_bytes,
@@ -86,6 +86,7 @@ class Sandbox:
             search_budget_s=settings.job_timeout_s / 4,
             candidates_budget_s=settings.job_timeout_s / 4,
             seed=seed,
+            tokenizers=tokenizers,
         )
 
     async def probe(self) -> Probed:

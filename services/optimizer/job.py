@@ -31,20 +31,22 @@ from services.optimizer.messages import (
     Message,
     Progress,
     Rejected,
+    tokenizer_file,
     variant_file,
 )
 from services.optimizer.rejections import Rejection, reason
 from shared import processed_signature
-from shared.artifacts import PART_BYTES
+from shared.artifacts import PART_BYTES, Artifact
 from shared.errors import ArtifactNotFound, CallerError, DigestMismatch, InvalidInput
 from shared.events import ModelReady, ModelRejected, VariantReady, VariantRejected
+from shared.processing import MAX_TOKENIZER_BYTES, Labels, Tokenize, parse_labels
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from services.optimizer.confined import Ending, Sandbox
     from services.optimizer.settings import OptimizerSettings
-    from shared.artifacts import Artifact, ArtifactStore
+    from shared.artifacts import ArtifactStore
     from shared.events import AttemptEvent
     from shared.processing import Processing
     from shared.registry import Version
@@ -119,6 +121,7 @@ class Jobs:
     ) -> tuple[AttemptEvent, ...]:
         await on_progress("fetch", 0.0)
         await self._fetch(version.artifact, directory / UPLOAD_FILE)
+        tokenizers = await self._fetch_tokenizers(version.processing, directory)
         reports = Reports()
 
         async def report(message: Message) -> None:
@@ -126,7 +129,7 @@ class Jobs:
             if isinstance(message, Progress):
                 await on_progress(message.step, message.fraction)
 
-        job = self._sandbox.job(seed=int(version.artifact.sha256[:8], 16))
+        job = self._sandbox.job(seed=int(version.artifact.sha256[:8], 16), tokenizers=tokenizers)
         ending = await self._sandbox.run(job, directory, report, self._settings.job_timeout_s)
         reference = reports.conclude(ending)
         if version.processing is not None:
@@ -160,17 +163,32 @@ class Jobs:
         )
 
     async def _check_processing(self, processing: Processing, signature: Signature) -> None:
-        """Look whether the declared steps fit the model, and whether what they name is there.
+        """Look whether the declared steps fit the model, and whether files of labels are such files.
 
         Raises:
-            Rejection: they don't, or it isn't.
+            Rejection: they don't, or aren't.
         """
         try:
             processed_signature.check(processing, signature)
-            for artifact in processing.artifacts:
-                await self._store.check_there(artifact)
+            for step in processing.postprocessing:
+                if isinstance(step, Labels) and isinstance(step.labels, Artifact):
+                    parse_labels(await self._store.get_bytes(step.labels))
         except CallerError as err:
             raise Rejection("processing_mismatch", err.message) from err
+
+    async def _fetch_tokenizers(self, processing: Processing | None, directory: Path) -> int:
+        """The files of tokenize steps, beside the upload; how many.
+
+        Raises:
+            Rejection: one is too large, or not there.
+        """
+        steps = processing.preprocessing if processing is not None else ()
+        held = [step.tokenizer for step in steps if isinstance(step, Tokenize)]
+        for index, artifact in enumerate(held):
+            if artifact.byte_size > MAX_TOKENIZER_BYTES:
+                raise Rejection("tokenizer_unusable", f"The tokenizer has {artifact.byte_size} bytes")
+            await self._fetch(artifact, directory / tokenizer_file(index))
+        return len(held)
 
     async def _fetch(self, artifact: Artifact, path: Path) -> None:
         """The upload as a file.

@@ -34,6 +34,11 @@ def variant_file(variant: Variant) -> str:
     return f"{variant}.onnx"
 
 
+def tokenizer_file(index: int) -> str:
+    """The name of a tokenizer's file there."""
+    return f"tokenizer-{index}.json"
+
+
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the child sets for itself before it opens the file; see setrlimit(2)."""
 
@@ -59,6 +64,8 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     candidates_budget_s: float
     """A candidate that can't be measured within this time is rejected, so that fp32 is not lost with it."""
     seed: int = 0
+    tokenizers: int = 0
+    """How many lie in the directory, to be vetted with the model."""
 
 
 class _Message(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):

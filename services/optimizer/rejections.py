@@ -39,6 +39,10 @@ ADVICE: Final[dict[str, str]] = {
         "Steps name the model's own inputs and outputs as they are in the file, and fill them in their datatypes and "
         "shapes: correct the declaration and upload again"
     ),
+    "tokenizer_unusable": (
+        "tokenizers.Tokenizer.from_file('tokenizer.json').encode('text') shows the same at home; look at the regular "
+        "expressions in the file if it is slow"
+    ),
     # How it behaves.
     "load_failed": "onnxruntime.InferenceSession(path) shows the same at home: export it again",
     "execution_failed": (

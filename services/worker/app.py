@@ -218,7 +218,7 @@ class Worker:
         for model in loaded:
             for version in model.versions.values():
                 for variant in version.variants.values():
-                    if (size := held.get(variant.artifact.sha256)) is not None:
+                    if (size := held.get(variant.key)) is not None:
                         yield LoadedModel(
                             model=model.name,
                             version=version.number,

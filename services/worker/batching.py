@@ -34,9 +34,11 @@ def shape_key(request: InferenceRequest, signature: Signature) -> ShapeKey:
     given = {tensor.name: tensor for tensor in request.inputs}
     key: list[Hashable] = []
     for spec in signature.inputs:
-        shape = given[spec.name].shape
+        tensor = given[spec.name]
+        shape = tensor.shape
         if spec.batch_axis is None:
-            key.append((shape, bytes(given[spec.name].data)))
+            # One from the artifact store is large, and known by its digest.
+            key.append((shape, tensor.artifact.sha256 if tensor.artifact is not None else bytes(tensor.data)))
         else:
             key.append((shape[: spec.batch_axis], shape[spec.batch_axis + 1 :]))
     return tuple(key)

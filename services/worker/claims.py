@@ -1,7 +1,7 @@
 """Tensors in the artifact store, seen from the worker: fetched before a run, put there after it.
 
 In. A request with claim checks is prepared by `FetchClaims`: beside the lane, one tensor of a request after another,
-digest and contents checked. What is fetched counts in `FetchedBytes` until its job has its outcome, and who would go
+digest and contents checked. What is fetched counts in a `Room` until its job has its outcome, and who would go
 beyond the bound waits its turn; jobs without claim checks are not counted there and never wait. What is wrong with a
 claim check is the request's outcome (`artifact_not_found`, `digest_mismatch`, `invalid_input`); a store that is away is
 borne for `store_wait_s`, then that is (`store_unavailable`).
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from shared.tensors import Tensor
 
 
-class Bytes:
-    """Bytes held at a time, at most `limit`, but always those of one. Who waits for room does so in order."""
+class Room:
+    """Room for so many bytes at a time, but always for those of one. Who has to wait does so in order."""
 
     def __init__(self, limit: int) -> None:
         self.used = 0
@@ -75,7 +75,7 @@ async def resolve(request: InferenceRequest, store: ArtifactStore, wait_s: float
 class FetchClaims:
     """The step of preparation for requests with claim checks."""
 
-    def __init__(self, store: ArtifactStore, settings: WorkerSettings, fetched: Bytes) -> None:
+    def __init__(self, store: ArtifactStore, settings: WorkerSettings, fetched: Room) -> None:
         self._store = store
         self._settings = settings
         self._fetched = fetched
@@ -130,7 +130,7 @@ class OutputStore:
         self._store = store
         self._settings = settings
         self._settle = settle
-        self._storing = Bytes(2 * settings.max_result_bytes)
+        self._storing = Room(2 * settings.max_result_bytes)
 
     def takes(self, request: InferenceRequest, size_bytes: int) -> bool:
         """Whether outputs of this size have to be stored, or are wanted there."""

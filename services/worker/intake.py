@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError
 
-from services.worker.claims import Bytes
+from services.worker.claims import Room
 from services.worker.job import read
 from services.worker.ledger import Ledger
 from services.worker.reply_copies import check_topic
@@ -64,7 +64,7 @@ class HeldBytes:
     def __init__(self, limit: int, fetched_limit: int = 0) -> None:
         self.limit = limit
         self.used = 0
-        self.fetched = Bytes(fetched_limit)
+        self.fetched = Room(fetched_limit)
 
     def release(self, jobs: Sequence[Job]) -> None:
         """These jobs hold nothing any more."""

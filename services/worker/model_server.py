@@ -223,7 +223,7 @@ class ModelServer:
             variant.key,
             variant.batch_cap,
             tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in request.inputs]),
-            tuple([output.name for output in request.outputs]),
+            tuple([(output.name, *output.parameters) for output in request.outputs]),
         )
         known = self._forms.get(form)
         if known is None:

@@ -16,7 +16,8 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from shared import logs
 from shared.codec import cloud_event_headers
 from shared.errors import AiaasError, InvalidInput
-from shared.oip import JSON, encode_response_json
+from shared.oip import JSON
+from shared.oip_response import encode_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +75,7 @@ def _body(result: Result) -> bytes:
     if result.error is not None:
         return orjson.dumps({"error": result.error["message"], "code": result.error["code"], "status": result.status})
     try:
-        return encode_response_json(
+        return encode_json(
             model_name=result.model_name, model_version=result.model_version or 0, outputs=result.outputs
         )
     except InvalidInput as err:  # BYTES that are not text have no JSON form

@@ -20,11 +20,12 @@ import numpy as np
 from services.worker.engine import EngineStuck, OnnxEngine
 from services.worker.processing.processor import Processor
 from shared import logs
-from shared.errors import AiaasError, ModelNotReady
+from shared.errors import AiaasError, ModelNotLoaded, ModelNotReady
 from shared.tensors import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
     from concurrent.futures import Executor
 
     from services.worker.settings import WorkerSettings
@@ -59,6 +60,7 @@ class Shelf:
         self._loaded: OrderedDict[Key, _Loaded] = OrderedDict()
         self._failures: dict[Key, tuple[float, ModelNotReady]] = {}
         self._wanted: OrderedDict[Key, Variant] = OrderedDict()
+        self._released: AbstractSet[str] = frozenset()
         self._asked = asyncio.Event()
         self._settled = asyncio.Condition()
         """Notified when something was loaded, or was not."""
@@ -73,9 +75,10 @@ class Shelf:
         return error if error and time.monotonic() - failed_s < _RETRY_AFTER_S else None
 
     def want(self, variant: Variant) -> None:
-        """Load it, soon."""
-        self._wanted.setdefault(variant.key, variant)
-        self._asked.set()
+        """Load it, soon; not if it was released."""
+        if variant.artifact.sha256 not in self._released:
+            self._wanted.setdefault(variant.key, variant)
+            self._asked.set()
 
     def take(self, variant: Variant) -> OnnxEngine:
         """The engine of a variant that is in memory, which makes it the most recently used."""
@@ -91,21 +94,30 @@ class Shelf:
 
         Raises:
             ModelNotReady: it did not load.
+            ModelNotLoaded: it was released.
         """
         async with self._settled:
             while not self.has(variant):
                 if error := self.failure(variant):
                     raise error
+                if variant.artifact.sha256 in self._released:
+                    raise ModelNotLoaded(f"variant {variant.name!r} is of a model that was unloaded")
                 self.want(variant)
                 await self._settled.wait()
         return self.processor(variant)
 
-    def held(self) -> dict[str, int]:
-        """Model bytes by digest of all that is in memory."""
-        return {sha256: loaded.byte_size for (sha256, _), loaded in self._loaded.items()}
+    def held(self) -> dict[Key, int]:
+        """Bytes of all that is in memory, by `Variant.key`."""
+        return {key: loaded.byte_size for key, loaded in self._loaded.items()}
 
-    def release(self, digests: Collection[str]) -> None:
-        """Let go of these variants. A batch that runs on one keeps it until it is done."""
+    def release(self, digests: AbstractSet[str]) -> None:
+        """Let go of these variants, and load none of them until this is called without it.
+
+        A batch that runs on one keeps it until it is done.
+        """
+        if digests != self._released:
+            self._released = digests
+            self._asked.set()  # who waits for one of them is told
         for key in [key for key in (*self._wanted, *self._failures, *self._loaded) if key[0] in digests]:
             self._wanted.pop(key, None)
             self._failures.pop(key, None)
@@ -117,6 +129,8 @@ class Shelf:
         while True:
             await self._asked.wait()
             self._asked.clear()
+            async with self._settled:
+                self._settled.notify_all()
             while self._wanted:
                 key, variant = next(iter(self._wanted.items()))
                 if key not in self._loaded:
@@ -152,7 +166,7 @@ class Shelf:
             logs.get().info("variant evicted", artifact_sha256=sha256[:12])
 
     def _held_bytes(self) -> int:
-        return sum(loaded.byte_size for loaded in self._loaded.values())
+        return sum(self.held().values())
 
     async def _warm(self, engine: OnnxEngine, variant: Variant) -> None:
         """One run of zeros, so that the first request does not pay for lazy set-up. The gate has run it before."""

@@ -21,13 +21,10 @@ from shared.artifacts import Artifact
 from shared.oip import (
     InferenceRequest,
     RequestedOutput,
-    binary_outputs,
     decode_request,
     encode_request_msgpack,
-    encode_response_binary,
-    encode_response_header,
-    encode_response_json,
 )
+from shared.oip_response import binary_outputs, encode_binary, encode_header, encode_json
 from shared.tensors import Tensor, from_numpy, to_numpy
 
 REQUEST = InferenceRequest(
@@ -133,8 +130,8 @@ def test_responses_with_outputs_that_lie_in_the_artifact_store():
         f'{{"name":"y","datatype":"BOOL","shape":[1],{both_json}}}]}}'
     )
     outputs = (*CLAIMED.inputs, both)
-    assert encode_response_json(model_name="m", model_version=2, outputs=outputs) == expected.encode()
-    header = encode_response_header(model_name="m", model_version=2, echo_id=None, outputs=CLAIMED.inputs, binary={"x"})
+    assert encode_json(model_name="m", model_version=2, outputs=outputs) == expected.encode()
+    header = encode_header(model_name="m", model_version=2, echo_id=None, outputs=CLAIMED.inputs, binary={"x"})
     about = '"name":"x","datatype":"FP32","shape":[50000000]'
     where = CLAIM_JSON.removeprefix("{")
     described = f'{{{about},"parameters":{{"binary_data_size":200000000,{where}}}'
@@ -153,7 +150,7 @@ def test_a_json_response():
         '{"name":"f","datatype":"BF16","shape":[1],"data":[1.5]},'
         '{"name":"g","datatype":"FP32","shape":[1],"data":[null]}]}'
     )
-    assert encode_response_json(model_name="m", model_version=2, echo_id="me", outputs=outputs) == expected.encode()
+    assert encode_json(model_name="m", model_version=2, echo_id="me", outputs=outputs) == expected.encode()
 
 
 def test_a_binary_response():
@@ -162,7 +159,7 @@ def test_a_binary_response():
         b'{"name":"a","datatype":"INT16","shape":[2],"parameters":{"binary_data_size":4}},'
         b'{"name":"b","datatype":"FP32","shape":[1,1],"data":[1.5]}]}'
     )
-    encoded = encode_response_binary(model_name="m", model_version=2, outputs=REQUEST.inputs[:2], binary={"a"})
+    encoded = encode_binary(model_name="m", model_version=2, outputs=REQUEST.inputs[:2], binary={"a"})
     assert encoded == (header + b"\x01\x00\xfe\xff", len(header))
 
 
@@ -224,11 +221,9 @@ def test_requested_outputs_of_tritonclient():
 def test_responses_to_tritonclient(given_outputs):
     outputs = [from_numpy(str(index), array) for index, ((_, array), _) in enumerate(given_outputs)]
     binary = {str(index) for index, (_, in_binary) in enumerate(given_outputs) if in_binary}
-    body, header_length = encode_response_binary(
-        model_name="m", model_version=1, echo_id="me", outputs=outputs, binary=binary
-    )
+    body, header_length = encode_binary(model_name="m", model_version=1, echo_id="me", outputs=outputs, binary=binary)
     mixed = InferResult.from_response_body(body, header_length=header_length)
-    plain = InferResult.from_response_body(encode_response_json(model_name="m", model_version=1, outputs=outputs))
+    plain = InferResult.from_response_body(encode_json(model_name="m", model_version=1, outputs=outputs))
     assert mixed.get_response()["id"] == "me"
     for tensor, ((datatype, _), _) in zip(outputs, given_outputs, strict=True):
         for result in (mixed, plain):

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.stack
 COLUMNS = 8
 ROWS = 6_250_000
 MB = 1_000_000
+MISSING = "artifact_not_found"
 GATEWAY_MB = 120
 """What a gateway may grow by: a fraction of the tensor, which it never holds."""
 
@@ -43,6 +44,20 @@ async def peaks(pids, done):
     return most
 
 
+async def again_by_its_claim_check(door, name, array, claim):
+    """The answer is an input now, in JSON, and its own answer stays in the store: nothing large passes HTTP."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [ROWS, COLUMNS]}
+    for lie, code in (({}, None), ({"sha256": "0" * 64}, "digest_mismatch"), ({"uri": f"{claim['uri']}0"}, MISSING)):
+        body = {"inputs": [{**tensor, "data": claim | lie}], "parameters": {"store_outputs": True}}
+        response = await door.http.post(f"/v2/models/{name}/infer", json=body)
+        if code is None:
+            [output] = response.json()["outputs"]
+            assert output["parameters"]["sha256"] == hashlib.sha256(array).hexdigest()
+            assert "data" not in output
+        else:
+            assert (response.status_code, response.json()["code"]) == (400, code)
+
+
 async def test_200_mb_both_ways_through_an_unmodified_client(door, stack, backbone):
     name = backbone.model()
     await door.serve(name, uploads.elementwise("Neg", shape=("batch", COLUMNS)).SerializeToString())
@@ -55,12 +70,15 @@ async def test_200_mb_both_ways_through_an_unmodified_client(door, stack, backbo
     asking = asyncio.create_task(asyncio.to_thread(ask, stack.gateway_url, name, array))
     most = await peaks(pids, asking)
     result = await asking
+    after = {service: psutil.Process(pid).memory_info().rss // MB for service, pid in pids.items()}
     seconds = round(time.monotonic() - begun_s, 1)
 
     assert result.get_response()["id"] == "mine"
     np.testing.assert_array_equal(result.as_numpy("y"), -array)
     grown_mb = {service: (most[service] - before[service]) // MB for service in pids}
-    logs.get().info("resident MB", before={s: n // MB for s, n in before.items()}, grown=grown_mb, seconds=seconds)
+    logs.get().info(
+        "resident MB", before={s: n // MB for s, n in before.items()}, grown=grown_mb, after=after, seconds=seconds
+    )
     assert grown_mb["gateway"] < GATEWAY_MB, grown_mb
 
     outcomes = door.outcomes()
@@ -70,5 +88,6 @@ async def test_200_mb_both_ways_through_an_unmodified_client(door, stack, backbo
     state = await door.state(name, receipt.request_id)
     [output] = state["result"]["outputs"]
     assert (output["parameters"]["byte_size"], "data" in output) == (array.nbytes, False)
+    await again_by_its_claim_check(door, name, array, output["parameters"])
     for topic in (door.topics.requests(name), door.topics.name(DEAD_LETTERS)):
         assert all(len(record.value() or b"") < MAX_RECORD_BYTES for record in door.log(topic).poll())

@@ -439,12 +439,21 @@ async def test_a_key_is_free_again_when_everything_is_forgotten(pair):
 
 async def test_a_retry_runs_what_was_reserved_and_never_appended(pair):
     """A gateway died between the two, or Kafka did not acknowledge."""
-    await pair.infer(headers=keyed("model"))
     first = await pair.infer(headers=keyed("half"))
     request_id = first.headers["x-request-id"]
     async with Redis.from_url(pair.settings.redis_url) as redis:
         await redis.delete(*(f"aiaas:{kind}:{pair.model}:{request_id}" for kind in ("claim", "result")))
     assert (await pair.infer(on=pair.second, headers=keyed("half"))).status_code == 200
+
+
+async def test_an_answer_that_outlives_its_claim_is_the_answer(pair):
+    first = await pair.infer(headers=keyed("edge"))
+    request_id = first.headers["x-request-id"]
+    async with Redis.from_url(pair.settings.redis_url) as redis:
+        await redis.delete(f"aiaas:claim:{pair.model}:{request_id}")
+    assert (await pair.infer(on=pair.second, headers=keyed("edge"))).json() == first.json()
+    assert (await pair.infer(headers=keyed("edge", **ASYNC))).json()["state"] == "succeeded"
+    assert pair.worker.answered.count(request_id) == 1
 
 
 @pytest.mark.parametrize("key", ["", '""', "a b", '"a', 'a"b', "é".encode(), "x" * 256, '"a", "b"', '"a\\b"'])
@@ -471,4 +480,5 @@ async def test_the_document_describes_all_of_it(pair):
     assert all(set(example["value"]) == fields for example in examples.values())
     events = paths[f"{requests}/events"]["get"]["responses"]
     assert events["200"]["content"]["text/event-stream"]["example"].startswith("retry: ")
-    assert "204" in events
+    assert {"200", "204", "401", "404", "503"} == events.keys()
+    assert {"200", "401", "404", "409", "503"} == paths[requests]["delete"]["responses"].keys()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import zlib
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -173,6 +174,17 @@ async def test_a_body_of_unknown_length(stack):
     assert request.inputs[0].artifact.sha256 == hashlib.sha256(large).hexdigest()
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_compressed_body(stack, encoding):
+    large = rows(ROWS)
+    header = orjson.dumps({"inputs": [binary("FP32", large), SMALL]})
+    packed = zlib.compress(header + large.tobytes(), 1, 31 if encoding == "gzip" else 15)
+    headers = {"inference-header-content-length": str(len(header)), "content-encoding": encoding}
+    await stack.gateway.client.post(stack.url, content=packed, headers=headers)
+    _, request = await stack.last_record()
+    assert request.inputs[0].artifact.sha256 == hashlib.sha256(large).hexdigest()
+
+
 async def test_large_json_moves_to_the_store_and_comes_back_in_json(stack):
     large = rows(100_000)
     inputs = [{"name": "FP32", "datatype": "FP32", "shape": [100_000, 3], "data": large.ravel().tolist()}, SMALL]
@@ -302,6 +314,19 @@ async def test_a_client_that_goes_away_leaves_nothing(stack):
         return stack.files() == before
 
     await eventually(look, within_s=10, what="nothing left of a body that broke off")
+
+
+async def test_a_store_that_is_away_is_503(stack):
+    large, incoming = rows(ROWS), stack.store / "incoming"
+    incoming.rename(incoming.with_name("moved"))
+    incoming.write_bytes(b"a file where a directory belongs")
+    try:
+        answer = await stack.post({"inputs": [binary("FP32", large), SMALL]}, large.tobytes())
+    finally:
+        incoming.unlink()
+        incoming.with_name("moved").rename(incoming)
+    assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+    assert answer.headers["retry-after"]
 
 
 async def test_too_many_bytes_in_flight_are_503(stack):

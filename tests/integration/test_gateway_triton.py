@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from services.gateway.settings import GatewaySettings
@@ -352,6 +353,7 @@ async def test_parameters_travel_with_the_request(stack):
     headers, request = stack.worker.records[-1]
     assert request.parameters["colour"] == "blue"
     assert request.parameters["n"] == 3
+    assert request.parameters["priority"] == 1
     assert 10 < headers.deadline_ms / 1000 - time.time() < 16
     status, _ = await stack.refused(
         "infer", stack.model, tensors(), timeout=200_000, parameters={"behaviour": "silent"}
@@ -391,3 +393,16 @@ async def test_bodies_made_and_read_without_a_client(stack):
     )
     assert result.get_response()["id"] == "by hand"
     assert np.array_equal(result.as_numpy("INT64"), example("INT64"))
+
+
+async def test_the_asyncio_client(stack):
+    async with triton_aio.InferenceServerClient(stack.gateway.url.removeprefix("http://")) as client:
+        assert await client.is_model_ready(stack.model)
+        assert "statistics" in (await client.get_server_metadata())["extensions"]
+        assert (await client.get_model_config(stack.model))["name"] == stack.model
+        assert {entry["name"] for entry in await client.get_model_repository_index()} >= {stack.model}
+        assert (await client.get_inference_statistics(stack.model))["model_stats"]
+        await client.unload_model(stack.model)
+        await client.load_model(stack.model)
+        result = await client.infer(stack.model, tensors())
+        assert np.array_equal(result.as_numpy("INT64"), example("INT64"))

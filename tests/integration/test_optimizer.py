@@ -95,26 +95,6 @@ def _runs(process):
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def slow(trips=250_000):
-    """A model whose every run takes about a second: a Loop that ends."""
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["c"], ["c_out"]), helper.make_node("Cos", ["s"], ["s_out"])],
-        "body",
-        [
-            helper.make_tensor_value_info("i", uploads.INT64, []),
-            helper.make_tensor_value_info("c", uploads.BOOL, []),
-            helper.make_tensor_value_info("s", uploads.FP32, [1]),
-        ],
-        [
-            helper.make_tensor_value_info("c_out", uploads.BOOL, []),
-            helper.make_tensor_value_info("s_out", uploads.FP32, [1]),
-        ],
-    )
-    node = helper.make_node("Loop", ["trips", "", "x"], ["y"], body=body)
-    one = (uploads.FP32, (1,))
-    return uploads.model([node], {"x": one}, {"y": one}, {"trips": uploads.np.array(trips)})
-
-
 async def test_uploads_become_ready(rig, start):
     """Those from before the optimizer started, too; with everything that was measured."""
     await rig.upload("early", uploads.mlp())
@@ -172,7 +152,7 @@ async def test_nothing_stops_it(rig, start):
 
 async def test_the_work_of_a_killed_optimizer_is_finished_by_another(rig, start):
     with start("o1") as first, start("o2") as second:
-        await rig.upload("slow", slow())
+        await rig.upload("slow", uploads.slow())
         claimed = await rig.becomes("slow", "optimizing")
         owner = first if "-o1/" in claimed.owner else second
         await eventually(lambda: children(owner), within_s=20)
@@ -186,7 +166,7 @@ async def test_the_work_of_a_killed_optimizer_is_finished_by_another(rig, start)
 
 async def test_a_restarted_optimizer_takes_its_own_work_up_again(rig, start):
     with start() as first:
-        await rig.upload("slow", slow())
+        await rig.upload("slow", uploads.slow())
         await rig.becomes("slow", "optimizing")
         await eventually(lambda: children(first), within_s=20)
         job = children(first)

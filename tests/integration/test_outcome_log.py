@@ -129,12 +129,12 @@ async def test_a_failed_append_gets_a_fresh_producer(writer, log, monkeypatch):
     async def refuse(*_):
         raise MessageSizeTooLargeError
 
-    before = writer._producer
+    before = writer._steady.producer
     with monkeypatch.context() as patch:
         patch.setattr(OutcomeWriter, "_send", refuse)
         with pytest.raises(LogUnavailable) as caught:
             await writer.append(REQUESTS, 0, [receipt(0)])
     assert caught.value.retriable
-    assert writer._producer is not before
+    assert writer._steady.producer is not before
     await writer.append(REQUESTS, 0, [receipt(0)])
     assert offsets(await log()) == [0]

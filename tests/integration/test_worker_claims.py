@@ -140,6 +140,15 @@ async def test_what_is_wrong_with_a_claim_check_is_the_outcome_and_the_records_b
     assert dict(letter.headers)["x-error-code"] == code.encode()
 
 
+async def test_what_would_not_fit_the_model_is_not_fetched(worker, backbone):
+    name = backbone.model()
+    await worker.upload(name, onnx_models.identity("FP32", COLUMNS))
+    nowhere = {"uri": f"{worker.settings.artifact_store_url}/nowhere", "sha256": "0" * 64, "byte_size": 40}
+    tensor = {"name": "x", "datatype": "FP32", "shape": [2, 5], "data": nowhere}
+    await worker.send(name, orjson.dumps({"inputs": [tensor]}), ce_id="wide")
+    assert (await worker.result(name, "wide")).error["code"] == "invalid_input"
+
+
 async def test_what_is_fetched_is_held_against_its_datatype(worker, backbone):
     name = backbone.model()
     await worker.upload(name, onnx_models.identity("BOOL", COLUMNS))

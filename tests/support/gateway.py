@@ -239,10 +239,10 @@ async def writer(settings):
 
 @contextlib.asynccontextmanager
 async def worker(settings, model):
-    """A worker on the model's topic, which must be there."""
-    topic = settings.topics.requests(model)
+    """A worker on the model's two topics, which must be there."""
+    urgent_too = [settings.topics.requests(model, high=high) for high in (False, True)]
     async with (
-        kafka.started(lambda: kafka.consumer(settings, topic), "test worker") as consumer,
+        kafka.started(lambda: kafka.consumer(settings, *urgent_too), "test worker") as consumer,
         connect(settings) as replies,
     ):
         worker = Worker(model, consumer, replies)

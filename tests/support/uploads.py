@@ -141,6 +141,26 @@ def endless():
     return model([node], {"x": (FP32, ("n",))}, {"y": (FP32, ("n",))}, {"on": np.array(True)})
 
 
+def slow(trips=250_000):
+    """A model whose every run takes about a second: a Loop that ends."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["c_out"]), helper.make_node("Cos", ["s"], ["s_out"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", INT64, []),
+            helper.make_tensor_value_info("c", BOOL, []),
+            helper.make_tensor_value_info("s", FP32, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("c_out", BOOL, []),
+            helper.make_tensor_value_info("s_out", FP32, [1]),
+        ],
+    )
+    node = helper.make_node("Loop", ["trips", "", "x"], ["y"], body=body)
+    one = (FP32, (1,))
+    return model([node], {"x": one}, {"y": one}, {"trips": np.array(trips)})
+
+
 def bomb(elements=1 << 40):
     """A few bytes that ask for terabytes."""
     nodes = [helper.make_node("ConstantOfShape", ["s"], ["big"]), helper.make_node("Add", ["x", "big"], ["y"])]

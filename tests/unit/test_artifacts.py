@@ -52,7 +52,19 @@ async def test_round_trip(store, content):
     assert artifact.uri.endswith(f"/sha256/{sha256[:2]}/{sha256[2:]}")
     assert await store.exists(artifact)
     assert await store.get_bytes(artifact) == content
+    view = await store.get_view(artifact)
+    assert (view.readonly, bytes(view)) == (True, content)
     assert b"".join([piece async for piece in store.stream(artifact)]) == content
+
+
+async def test_what_lies_under_a_digest(store):
+    artifact = await store.put_stream(chunks(b"x"), limit_bytes=LIMIT)
+    assert await store.named(artifact.sha256) == artifact
+    with pytest.raises(ArtifactNotFound):
+        await store.named("0" * 64)
+    for strange in ("", "../../etc/passwd", artifact.sha256.upper(), artifact.sha256[1:]):
+        with pytest.raises(InvalidInput):
+            await store.named(strange)
 
 
 async def test_equal_content_is_stored_once(on_disk, root):
@@ -116,6 +128,8 @@ async def test_damage_is_found_and_repaired_by_storing_again(on_disk, root):
             async for _ in on_disk.stream(artifact):
                 pass
     assert not await on_disk.exists(artifact)  # the last damage is seen by its size
+    with pytest.raises(DigestMismatch):
+        await on_disk.check_there(artifact)
     await on_disk.put_stream(chunks(CONTENT), limit_bytes=LIMIT)
     assert await on_disk.get_bytes(artifact) == CONTENT
 
@@ -126,6 +140,8 @@ async def test_missing_artifacts(store):
     assert not await store.exists(gone)
     with pytest.raises(ArtifactNotFound):
         await store.get_bytes(gone)
+    with pytest.raises(ArtifactNotFound):
+        await store.check_there(gone)
     with pytest.raises(ArtifactNotFound):
         await anext(store.stream(gone))
 
@@ -161,9 +177,11 @@ async def test_upstream_may_choose_keys_within_the_store(on_disk, root):
 async def test_uris_outside_the_store_are_refused(on_disk, root, uri):
     (root.parent / "secret").write_bytes(b"")
     artifact = Artifact(uri=uri.format(root=root.as_uri()), sha256=hashlib.sha256(b"").hexdigest(), byte_size=0)
-    for use in (on_disk.get_bytes, on_disk.exists):
+    for use in (on_disk.get_bytes, on_disk.get_view, on_disk.exists, on_disk.check_there):
         with pytest.raises(InvalidInput, match="not within the configured"):
             await use(artifact)
+    with pytest.raises(InvalidInput, match="not within the configured"):
+        on_disk.check_within(artifact)
     with pytest.raises(InvalidInput, match="not within the configured"):
         await anext(on_disk.stream(artifact))
 

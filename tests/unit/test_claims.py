@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.worker.claims import Bytes, FetchClaims, resolve
+from services.worker.claims import FetchClaims, Room, resolve
 from services.worker.intake import HeldBytes
 from services.worker.settings import WorkerSettings
 from shared import claims
@@ -223,7 +223,7 @@ async def test_more_than_may_be_held_waits_its_turn_and_more_than_ever_fits_is_r
 
 
 async def test_one_larger_than_the_bound_goes_alone():
-    room = Bytes(10)
+    room = Room(10)
     await room.take(50)
     waiting = asyncio.create_task(room.take(1))
     await asyncio.sleep(0)

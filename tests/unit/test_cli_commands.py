@@ -323,6 +323,7 @@ def test_cancelling(aiaas, gateway):
         (("traffic", "digits", "none"), "traffic", b'{"weights":{}}'),
         (("retire", "digits"), "retire", b""),
         (("retire", "digits", "--version", "2"), "versions/2/retire", b""),
+        (("load", "digits"), "load", b""),
     ],
 )
 def test_decisions_on_a_model(aiaas, gateway, arguments, asked, body):
@@ -331,6 +332,11 @@ def test_decisions_on_a_model(aiaas, gateway, arguments, asked, body):
     assert code == 0
     assert out == "digits answers with: version 1 (90%), version 2 (10%)\n"
     assert gateway.asked[0][2] == body
+
+
+def test_unloading_says_that_nothing_answers(aiaas, gateway):
+    gateway.script["POST /v2/repository/models/digits/unload"] = (200, {**MODEL, "unloaded": True})
+    assert aiaas("models", "unload", "digits")[:2] == (0, "digits answers with: nothing, it is unloaded\n")
 
 
 @pytest.mark.usefixtures("gateway")

@@ -75,24 +75,24 @@ def test_a_position_counts_what_is_before_it(alive, position):
 @pytest.mark.parametrize(
     ("prefer", "wait_s"),
     [
-        ([], None),
-        (["return=minimal"], None),
-        (["wait=10"], None),
-        (["respond-async"], 0),
-        (["Respond-Async, WAIT=10"], 10),
-        (['wait="3"', "respond-async;x=y"], 3),
-        (["respond-async, wait=1, wait=9"], 1),
-        (["respond-async, wait=soon"], 0),
-        (["respond-async, wait=-1"], 0),
-        (["respond-async, wait=99999999999"], 0),
-        (["xrespond-async"], None),
+        ("", None),
+        ("return=minimal", None),
+        ("wait=10", None),
+        ("respond-async", 0),
+        ("Respond-Async, WAIT=10", 10),
+        ('wait="3", respond-async;x=y', 3),
+        ("respond-async, wait=1, wait=9", 1),
+        ("respond-async, wait=soon", 0),
+        ("respond-async, wait=-1", 0),
+        ("respond-async, wait=99999999999", 0),
+        ("xrespond-async", None),
     ],
 )
 def test_preferences(prefer, wait_s):
     assert preferences.respond_async(prefer) == wait_s
 
 
-@given(st.lists(st.text(max_size=50), max_size=3))
+@given(st.text(max_size=100))
 def test_preferences_of_anyone(prefer):
     wait_s = preferences.respond_async(prefer)
     assert wait_s is None or 0 <= wait_s < 10**6
@@ -104,22 +104,21 @@ def test_preferences_of_anyone(prefer):
 @given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=255))
 def test_every_printable_string_is_a_key_in_quotes(key):
     escaped = key.replace("\\", "\\\\").replace('"', '\\"')
-    assert idempotency.key_of([f'"{escaped}"']) == key
+    assert idempotency.key_of(f'"{escaped}"') == key
 
 
 @given(st.from_regex(r"[!#-+\--~]{1,255}", fullmatch=True))
 def test_a_key_without_quotes_is_the_same_key(key):
     if "\\" not in key:
-        assert idempotency.key_of([key]) == idempotency.key_of([f'"{key}"']) == key
+        assert idempotency.key_of(key) == idempotency.key_of(f' "{key}" ') == key
 
 
-@given(st.lists(st.text(max_size=300), max_size=3))
-def test_keys_of_anyone_are_bounded_or_refused(values):
+@given(st.text(max_size=300))
+def test_keys_of_anyone_are_bounded_or_refused(value):
     try:
-        key = idempotency.key_of(values)
+        key = idempotency.key_of(value)
     except InvalidInput:
         return
-    assert len(values) == 1
     assert 1 <= len(key) <= 255
     assert key.isascii()
     assert key.isprintable()

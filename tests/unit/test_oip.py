@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import oip
+from shared import oip, oip_response
 from shared.artifacts import Artifact
 from shared.codec import pack
 from shared.errors import InvalidInput
 from shared.oip import (
     InferenceRequest,
     RequestedOutput,
-    binary_outputs,
     decode_header,
     decode_request,
     encode_request_msgpack,
     with_inputs,
 )
+from shared.oip_response import binary_outputs
 from shared.tensors import DTYPES, Tensor, from_numpy, to_json
 
 MSGPACK = "application/msgpack"
@@ -257,7 +257,7 @@ def test_binary_outputs_follow_the_output_then_the_request():
 
 def test_a_response_mixes_json_and_binary():
     outputs = [example("FP32"), Tensor("raw", "BYTES", (1,), b"\x01\x00\x00\x00\xff")]
-    body, header_length = oip.encode_response_binary(
+    body, header_length = oip_response.encode_binary(
         model_name="m", model_version=3, echo_id="me", outputs=outputs, binary={"raw"}
     )
     header = orjson.loads(body[:header_length])
@@ -265,4 +265,4 @@ def test_a_response_mixes_json_and_binary():
     assert header["outputs"][1]["parameters"] == {"binary_data_size": 5}
     assert body[header_length:] == outputs[1].data
     with pytest.raises(InvalidInput, match="ask for it in binary"):
-        oip.encode_response_json(model_name="m", model_version=3, outputs=outputs)
+        oip_response.encode_json(model_name="m", model_version=3, outputs=outputs)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from services.worker.batching import answer, concatenate, rows_alone, shape_key, take_apart
+from shared.artifacts import Artifact
 from shared.events import Measurements
 from shared.oip import InferenceRequest, RequestedOutput
 from shared.registry import Variant
@@ -69,6 +72,15 @@ def test_a_lone_request_is_not_copied(array):
 def test_shape_keys_leave_the_batch_axis_out_and_shared_inputs_in():
     assert shape_key(request(1), SIGNATURE) == shape_key(request(4, seed=3), SIGNATURE)
     assert shape_key(request(1), SIGNATURE) != shape_key(request(1, rate=8000), SIGNATURE)
+
+
+def test_shared_inputs_from_the_artifact_store_are_told_apart_by_their_digest():
+    def fetched(sha256):
+        *others, rate = request(1).inputs
+        return InferenceRequest((*others, replace(rate, artifact=Artifact(uri="u", sha256=sha256, byte_size=8))))
+
+    assert shape_key(fetched("a" * 64), SIGNATURE) == shape_key(fetched("a" * 64), SIGNATURE)
+    assert shape_key(fetched("a" * 64), SIGNATURE) != shape_key(fetched("b" * 64), SIGNATURE)
 
 
 def test_who_runs_alone():

@@ -16,9 +16,11 @@ from services.worker.model_server import ModelServer
 from shared.errors import InvalidInput, ModelNotReady
 from shared.events import (
     Measurements,
+    ModelLoaded,
     ModelPromoted,
     ModelReady,
     ModelRetired,
+    ModelUnloaded,
     ModelUploaded,
     OptimizationClaimed,
     VariantReady,
@@ -115,6 +117,15 @@ def test_a_job_waits_until_its_variant_is_in_memory(server, shelf):
     assert shelf.wanted
     load(server, shelf, 1)
     assert offsets(server.next_batch()) == [0]
+    assert not server.waiting
+
+
+def test_what_does_not_fit_is_settled_before_its_variant_is_in_memory(server, settled):
+    strange = job(0)
+    strange.request = replace(strange.request, inputs=())
+    server.arrive([strange])
+    assert settled == [strange]
+    assert isinstance(strange.error, InvalidInput)
     assert not server.waiting
 
 
@@ -294,3 +305,15 @@ async def test_jobs_in_preparation_go_with_their_partition(shelf, settled):
     assert [j.record.offset for j in server.drop(LEDGER)] == [0, 1]
     assert server.next_batch() is None
     assert server.drop(LEDGER) == []
+
+
+def test_jobs_of_an_unloaded_model_are_settled_and_load_nothing(server, shelf, settled):
+    server.arrive([job(0), job(1, model_version=1)])
+    shelf.wanted.clear()
+    server.adopt(folded(*version(1), ModelUnloaded(model="m")))
+    assert server.next_batch() is None
+    server.arrive([job(2)])
+    assert [settled_job.error.code for settled_job in settled] == ["not_loaded"] * 3
+    assert shelf.wanted == []
+    server.adopt(folded(*version(1), ModelUnloaded(model="m"), ModelLoaded(model="m")))
+    assert shelf.wanted == [artifact("variant 1").sha256]

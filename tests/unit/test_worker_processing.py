@@ -364,9 +364,9 @@ def test_labels_may_lie_in_a_file():
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\n", b"x" * 201])
-def test_a_bad_file_of_labels_is_not_ready(content):
+def test_a_bad_file_of_labels_is_refused(content):
     declared = classification(artifact(content))
-    with pytest.raises(ModelNotReady, match="the file of labels"):
+    with pytest.raises(InvalidInput, match="the file of labels"):
         Processor(declared, template_matcher(np.eye(3, 64)).signature, {artifact(content).sha256: content})
 
 

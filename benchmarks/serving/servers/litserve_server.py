@@ -1,14 +1,13 @@
 """LitServe (https://lightning.ai/docs/litserve): FastAPI in front, the model in a worker process behind ZeroMQ."""
 
-from __future__ import annotations
-
+# Annotations are for LitServe to read, so they must not be strings.
 import sys
 from typing import Any
 
 import litserve  # type: ignore[import-not-found]  # the peer's own environment has it
-from fastapi import Request, Response
+from fastapi import Response
 
-from benchmarks.serving.servers.onnx_model import MAX_BATCH, MAX_WAIT_MS, OnnxModel, feeds
+from benchmarks.serving.servers.onnx_model import MAX_BATCH, MAX_WAIT_MS, OnnxModel, arrays
 
 
 class Infer(litserve.LitAPI):  # type: ignore[misc]  # its type is not known here
@@ -23,9 +22,9 @@ class Infer(litserve.LitAPI):  # type: ignore[misc]  # its type is not known her
         """Open the session."""
         self._model = OnnxModel(self._path, self._threads)
 
-    async def decode_request(self, request: Request) -> dict[str, Any]:
-        """Decode one request."""
-        return feeds(await request.body())
+    def decode_request(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Its JSON was read in front; what travels to the worker is pickled."""
+        return arrays(request)
 
     def batch(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Leave it to `predict`, which knows the inputs' names."""

@@ -51,7 +51,12 @@ class OnnxModel:
 
 def feeds(body: bytes) -> dict[str, Any]:
     """The inputs in the body of a request."""
+    return arrays(orjson.loads(body))
+
+
+def arrays(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs in a request whose JSON somebody else has read."""
     return {
         each["name"]: np.array(each["data"], _DTYPES[each["datatype"]]).reshape(each["shape"])
-        for each in orjson.loads(body)["inputs"]
+        for each in request["inputs"]
     }

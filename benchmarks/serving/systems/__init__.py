@@ -1,5 +1,6 @@
 """What is measured: each system serves one model at a time, and can be stopped while another is measured.
 
+    onnxruntime ONNX Runtime without a server, at batch sizes 1 to 32 (for the slow models)
     bare        Starlette and ONNX Runtime in one process: the measure of all others
     http        this platform, by HTTP                    http-2     the same with two workers
     kafka       this platform, by Kafka alone             kafka-2    the same with two workers
@@ -17,6 +18,7 @@ from benchmarks.serving.models import oip_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from benchmarks.serving.models import Array, Model
     from benchmarks.serving.processes import Tree
@@ -65,6 +67,15 @@ class KafkaTarget:
     """Where the result of an id lies in Redis, with `{id}` for the id."""
 
 
+@dataclass(frozen=True, slots=True)
+class DirectTarget:
+    """A model file to run without any server, on the rows of these bodies."""
+
+    path: Path
+    threads: int
+    bodies: Sequence[bytes]
+
+
 class System(Protocol):
     """One way to have a model served."""
 
@@ -88,7 +99,7 @@ class System(Protocol):
     def resume(self) -> None:
         """Undo `pause`; returns when it answers again."""
 
-    def target(self) -> HttpTarget | KafkaTarget:
+    def target(self) -> HttpTarget | KafkaTarget | DirectTarget:
         """Where to send requests."""
 
     def trees(self) -> dict[str, Tree]:

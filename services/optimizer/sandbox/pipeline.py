@@ -72,6 +72,8 @@ class Pipeline:
             report(self._out, Rejected(code="out_of_memory", found="Examining the model took more memory than it may"))
 
     def _run(self) -> None:
+        if self._job.tokenizers:
+            self._vet_tokenizers()
         self._step("vet", 0.05)
         content = Path(UPLOAD_FILE).read_bytes()
         model = vet.parse(content)
@@ -98,6 +100,12 @@ class Pipeline:
         self._step("quantize", 0.6)
         for variant in CANDIDATES:
             self._candidate(variant, model, reference, found, batched, until_s)
+
+    def _vet_tokenizers(self) -> None:
+        from services.optimizer.sandbox import tokenizer  # noqa: PLC0415 - most models bring none
+
+        self._step("tokenizer", 0.02)
+        tokenizer.vet(self._job.tokenizers)
 
     def _engine(self, content: bytes, found: Signature) -> Engine:
         return Engine(content, found, threads=self._job.threads, run_timeout_s=self._job.run_timeout_s)

@@ -19,7 +19,7 @@ import numpy as np
 from services.worker.processing import scores
 from shared import processed_signature, processing
 from shared.artifacts import Artifact
-from shared.errors import ModelNotReady, RunTimeout, TooLarge
+from shared.errors import RunTimeout, TooLarge
 from shared.processing import DecodeImage, L2Normalize, Labels, MeanPool, Softmax, Tokenize, TopK
 from shared.signature import Signature
 
@@ -50,8 +50,8 @@ class Processor:
         """`contents` are the bytes of the declaration's artifacts, by digest. Slow: call it in a thread.
 
         Raises:
-            InvalidInput: the declaration does not fit the model.
-            ModelNotReady: an artifact is not what the declaration takes it for.
+            InvalidInput: the declaration does not fit the model, or a file of labels is none.
+            ModelNotReady: a tokenizer does not load.
         """
         processed_signature.check(declared, own)
         self.sha256 = processing.sha256(declared)
@@ -148,17 +148,9 @@ def _encoder(
 
 def _labels(step: Labels, contents: Mapping[str, bytes]) -> npt.NDArray[np.object_]:
     """The labels as BYTES elements."""
-    if isinstance(step.labels, Artifact):
-        try:
-            lines = contents[step.labels.sha256].decode().splitlines()
-        except UnicodeDecodeError as err:
-            raise ModelNotReady("the file of labels is not UTF-8 text") from err
-        if not lines or any(len(line) > processing.MAX_LABEL_CHARS for line in lines):
-            raise ModelNotReady(
-                f"the file of labels is empty, or has one of over {processing.MAX_LABEL_CHARS} characters"
-            )
-    else:
-        lines = list(step.labels)
+    lines = step.labels
+    if isinstance(lines, Artifact):
+        lines = processing.parse_labels(contents[lines.sha256])
     labels = np.empty(len(lines), dtype=object)
     labels[:] = [line.encode() for line in lines]
     return labels

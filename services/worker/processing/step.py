@@ -86,12 +86,9 @@ class Preprocessing:
         if processor is None or request is None or not processor.is_due(request):
             return
         processor.validate(request)
-        begun_ns = time.perf_counter_ns()
-        async with self._marked(job):
-            prepared = await self._in_thread(processor, request, job)
+        prepared = await self._in_thread(processor, request, job)
         self._keep(job, sum(len(tensor.data) for tensor in prepared.inputs))
         job.request, job.original, job.prepared_for = prepared, request, plan.variant.key
-        job.preparation_ns += time.perf_counter_ns() - begun_ns
 
     @asynccontextmanager
     async def _marked(self, job: Job) -> AsyncIterator[None]:
@@ -106,14 +103,25 @@ class Preprocessing:
             await persistently("redis", lambda: self._replies.put([], ran=ran))
 
     async def _in_thread(self, processor: Processor, request: InferenceRequest, job: Job) -> InferenceRequest:
-        await self._free.acquire()
-        if job.is_overdue(time.time_ns() // 1_000_000):
-            self._free.release()
-            raise DeadlineExceeded("the deadline passed before the request was prepared")
-        loop = asyncio.get_running_loop()
-        preparing = loop.run_in_executor(self._executor, processor.prepare, request, self._timeout_s)
-        preparing.add_done_callback(self._ended)
-        done, _ = await asyncio.wait({preparing}, timeout=self._timeout_s + _GRACE_S)
+        try:
+            async with asyncio.timeout(_remaining_s(job)):
+                await self._free.acquire()
+        except TimeoutError as err:
+            raise _late() from err
+        preparing: asyncio.Future[InferenceRequest] | None = None
+        try:
+            if job.is_overdue(time.time_ns() // 1_000_000):
+                raise _late()
+            async with self._marked(job):
+                begun_ns = time.perf_counter_ns()
+                loop = asyncio.get_running_loop()
+                preparing = loop.run_in_executor(self._executor, processor.prepare, request, self._timeout_s)
+                preparing.add_done_callback(self._ended)
+                done, _ = await asyncio.wait({preparing}, timeout=self._timeout_s + _GRACE_S)
+                job.preparation_ns += time.perf_counter_ns() - begun_ns
+        finally:
+            if preparing is None:
+                self._free.release()
         if not done:
             raise RunTimeout(f"preprocessing took longer than {self._timeout_s:g} s")
         return preparing.result()
@@ -134,3 +142,12 @@ class Preprocessing:
     def close(self) -> None:
         """Let go of the threads; what still runs in one is not waited for."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the request was prepared")
+
+
+def _remaining_s(job: Job) -> float | None:
+    deadline_ms = job.headers.deadline_ms
+    return None if deadline_ms is None else max(0.0, deadline_ms / 1000 - time.time())

@@ -1,0 +1,98 @@
+"""Refusals at the door: an inference for a model that is full is answered before anything is made of it.
+
+Under overload most requests are refused, on the same event loop that serves the others. Through the whole application a
+refusal costs a task, a dozen objects and a line of log; here it costs the parsing of its head and one write, and those
+who were let in keep the processor. What is refused here is only counted: the log tells the sums.
+
+It is decided when the head has come, in bytes. A small body is read on, held, since it may name a priority, which has
+places of its own: if it does, or if anything else is unusual (pipelining, a client that takes nothing, a body of
+unknown or great length), the request goes the usual way, where `admission` says what there is to say. So a key is not
+asked for: who has none learns that the model is busy, and nothing more.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from services.gateway import answers
+from shared.errors import Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Refusal = Callable[[bytes], bytes | None]
+    """From the path of an inference to the whole response that refuses it; None lets it in."""
+
+SMALL_BYTES: Final = 64 * 1024
+"""A body up to this is read to learn its priority, although there may be no place for it."""
+_PRIORITY: Final = b"priority"
+_CROWDED: Final = answers.raw(
+    answers.of_error(Overloaded("this gateway has all the connections that it takes")), b"connection: close\r\n"
+)
+
+
+class Turnstile(HttpToolsProtocol):
+    """One connection."""
+
+    refusal: Refusal = staticmethod(lambda _: None)
+    """Given by a subclass: uvicorn makes the connections."""
+    most_connections = sys.maxsize
+    """Given by a subclass too: a request on one more is refused, and the connection closed."""
+    _refused: bytes | None = None
+    """The response to the request that is arriving, unless its body says otherwise."""
+    _held = b""
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether a body is awaited here, and nobody else waits for it."""
+        return self._refused is not None
+
+    def on_headers_complete(self) -> None:
+        """Let it in, or wait for its body to say why it should be."""
+        if len(self.connections) > self.most_connections:
+            self.transport.write(_CROWDED)
+            self.transport.close()
+            return
+        if self.url.endswith(b"/infer") and self._is_plain():
+            self._refused = self.refusal(self.url)
+        if self._refused is None:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Hold the body of whoever waits."""
+        if self._refused is not None:
+            self._held += body
+        elif not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """All is there: let it in after all, or send the refusal."""
+        refused, held = self._refused, self._held
+        if refused is not None:
+            self._refused, self._held = None, b""
+            if _PRIORITY not in held:
+                self._turn_away(refused)
+                return
+            super().on_headers_complete()
+            if held:
+                super().on_body(held)
+        if self.cycle is not None:
+            super().on_message_complete()
+
+    def _is_plain(self) -> bool:
+        """Whether there is nothing else to see to on this connection, and the body is small."""
+        if (self.cycle is not None and not self.cycle.response_complete) or self.flow.write_paused:
+            return False
+        if self.expect_100_continue or not self.parser.should_keep_alive() or self.parser.get_method() != b"POST":
+            return False
+        length = dict(self.headers).get(b"content-length", b"")
+        return length.isdigit() and int(length[:20]) <= SMALL_BYTES
+
+    def _turn_away(self, response: bytes) -> None:
+        self.server_state.total_requests += 1
+        self.transport.write(response)
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)

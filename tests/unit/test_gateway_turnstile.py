@@ -1,0 +1,138 @@
+"""Refusals at the door: what is refused there, what is let in to be looked at, and that connections live on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+
+import pytest
+
+from services.gateway import answers, http_server
+from services.gateway.admission import Admission
+from services.gateway.settings import GatewaySettings
+from shared.errors import Overloaded
+from support.gateway import free_port
+
+REFUSAL = answers.raw(answers.of_error(Overloaded("full", 2.5)))
+
+
+@contextlib.asynccontextmanager
+async def served(refusal=lambda path: REFUSAL if b"/full/" in path else None):
+    """A server whose application says how long the body was: a function to talk to it, and the bodies it saw."""
+    settings = GatewaySettings(gateway_port=free_port(), drain_timeout_s=0)
+    seen = []
+
+    async def app(_scope, receive, send):
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        seen.append(body)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def talk(*said, wait_s=0.05):
+        """What comes back within a moment of the last piece."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", settings.gateway_port)
+        for piece in said:
+            writer.write(piece)
+            await asyncio.sleep(wait_s)
+        heard = await reader.read(100_000) if said else b""
+        writer.close()
+        return heard
+
+    server = http_server.server(app, settings, refusal)
+    with http_server.listen(settings) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await asyncio.sleep(0.05)
+        try:
+            yield talk, seen
+        finally:
+            server.should_exit = True
+            await serving
+
+
+def post(model, body=b"{}", *, length=None, path="infer", headers=b""):
+    length = len(body) if length is None else length
+    return b"POST /v2/models/%s/%s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n%s\r\n%s" % (
+        model, path.encode(), length, headers, body,
+    )  # fmt: skip
+
+
+def statuses(heard):
+    return [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", heard)]
+
+
+async def test_a_full_model_is_refused_and_the_connection_goes_on():
+    async with served() as (talk, seen):
+        heard = await talk(post(b"full"), post(b"full", b""), post(b"free"), post(b"full"))
+    assert statuses(heard) == [503, 503, 200, 503]
+    assert heard.count(b"retry-after: 3\r\n") == 3
+    assert heard.endswith(b'{"error":"full","code":"overloaded"}')
+    assert seen == [b"{}"]
+
+
+async def test_a_body_that_names_a_priority_is_let_in_whole():
+    body = b'{"parameters": {"priority": 1}}' + b" " * 5000
+    async with served() as (talk, seen):
+        whole = post(b"full", body)
+        assert (await talk(whole)).startswith(b"HTTP/1.1 200")
+        assert (await talk(whole[:200], whole[200:3000], whole[3000:])).startswith(b"HTTP/1.1 200")
+    assert seen == [body, body]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        post(b"full", b"x" * 70_000),
+        post(b"full", path="stats"),
+        post(b"full", headers=b"connection: close\r\n"),
+        post(b"full").replace(b"HTTP/1.1", b"HTTP/1.0"),
+        post(b"full").replace(b"POST", b"GET"),
+        post(b"full", headers=b"expect: 100-continue\r\n"),
+        b"POST /v2/models/full/infer HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    ],
+    ids=["long", "other path", "close", "1.0", "GET", "expect", "chunked"],
+)
+async def test_what_is_not_plain_goes_the_usual_way(said):
+    async with served() as (talk, seen):
+        assert b" 200 " in await talk(said, wait_s=0.2)
+    assert len(seen) == 1
+
+
+async def test_pipelined_requests_are_answered_in_order():
+    async with served() as (talk, seen):
+        heard = await talk(post(b"free") + post(b"full") + post(b"full") + post(b"free"), wait_s=0.2)
+    assert statuses(heard) == [200, 200, 200, 200]  # behind another they go the usual way
+    assert len(seen) == 4
+
+
+async def test_a_held_body_that_does_not_come_closes_the_connection(monkeypatch):
+    monkeypatch.setattr(http_server, "_HEAD_TIMEOUT_S", 0.2)
+    async with served() as (talk, seen):
+        async with asyncio.timeout(5):
+            assert await talk(post(b"full", b"{", length=100)) == b""
+    assert not seen
+
+
+def test_only_models_that_were_asked_for_are_refused_at_the_door():
+    gate = Admission(GatewaySettings(max_in_flight_per_model=1))
+    path = b"/v2/models/m/infer"
+    assert gate.refusal(path) is None
+    with gate.request("m"):
+        refused = gate.refusal(path)
+        assert refused.code == "overloaded"
+        assert gate.refusal(b"/v2/models/m/versions/3/infer")
+        for other in (
+            b"/v2/models/n/infer",
+            b"/infer",
+            b"/v2/models/",
+            b"/v2/models/%6d/infer",
+            b"/v2/models/\xff/infer",
+        ):
+            assert gate.refusal(other) is None
+    assert gate.refusal(path) is None
+    assert gate.turned_away() == {"m": 2}
+    assert not gate.turned_away()
