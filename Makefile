@@ -1,11 +1,12 @@
 # Everything a person types. Each target first makes the environment it needs; the second time that is instant.
 #
 #   PYTHON            the Python to build the environment with (default: the first one here from 3.11 on)
-#   ARGS              passed on: `make up ARGS="--workers 2"`, `make test ARGS="tests/unit -k oip"`
+#   ARGS              passed on: `make up ARGS="--workers 2"`, `make test ARGS="tests/unit -k oip"`,
+#                     `make bench ARGS=--quick`
 #   UV_TORCH_BACKEND  uv's own: `UV_TORCH_BACKEND=cpu make demo` installs torch without its CUDA libraries, where that
 #                     build can be reached: less than a tenth of the download
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format clean environment constraints java
+.PHONY: help demo up test bench lint format clean environment constraints java
 SHELL := bash
 MAKEFLAGS += --no-print-directory
 
@@ -30,6 +31,9 @@ test: lint java ## lint, then every test suite on a real Kafka and a real Redis
 	@echo "make test: running the test suites"
 	@$(BIN)/pytest $(ARGS)
 
+bench: environment java ## our speed beside a bare server and four peers, in one run; about half an hour
+	@$(BIN)/python -m benchmarks.serving $(ARGS)
+
 lint: environment ## ruff, mypy (strict) and the import contracts
 	@echo "make lint: ruff, mypy, import-linter"
 	@$(BIN)/ruff check .
@@ -43,7 +47,7 @@ format: environment ## rewrite the code as ruff wants it
 
 clean: ## remove what these commands made here: environment, caches, local data
 	@echo "make clean: removing $(VENV), .aiaas, build output and caches"
-	@rm -rf $(VENV) .aiaas build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) .aiaas .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 constraints: environment ## pin the newest versions that fit pyproject.toml

@@ -1,177 +1,145 @@
-"""Overload: what becomes of answers and refusals when three times the capacity is offered.
+"""Three times the capacity: are the rejected told at once, are the accepted served as before, and is it over after?
 
-    python -m benchmarks.overload URL MODEL BODY_FILE [--seconds 10] [--times 3] [--pid GATEWAY_PID]
+    python -m benchmarks.overload [--times 3] [--seconds 10] [--running DATA_DIR]
 
-Against a gateway that runs. Callers that each have one request at a time (64, then 256) find the capacity and what
-answers wait there; then that rate times `--times` is offered at random moments whatever comes back (an open loop), and
-after five seconds of rest the callers ask again. Latencies count from the moment a request was due. The generator
-shares the machine with what it measures; how late it was itself is printed, and part of every latency.
+Measures the capacity first: the most that callers who wait for their answers get through, and their p99. Then offers a
+multiple of it at a fixed rate, watches what becomes of each second's requests, and asks for the capacity's load again
+five seconds later. Exits with 1 if a target of `judge` is missed, and says which.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
-import random
+import os
+import sys
+import tempfile
 import time
-from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import psutil
-import uvloop
+from benchmarks.serving import models, slices
+from benchmarks.serving.closed_loop import Load
+from benchmarks.serving.open_loop import OpenLoad
+from benchmarks.serving.systems.platform import OverHttp, Platform
 
-from benchmarks.serving.wire import STATUS, Connection
-
-_CALLERS = (64, 256)
-_MOST_CONNECTIONS = 1000
-"""Of the open loop: a request that is due while all of them wait is not sent, and counted."""
-_REST_S = 5.0
-_LAST_ANSWERS_S = 90.0
-
-
-class Load:
-    """Requests over many connections, and what became of each: its status and how long it took."""
-
-    def __init__(self, url: str, model: str, body: bytes) -> None:
-        address = urlsplit(url)
-        self._where = address.hostname or "127.0.0.1", address.port or 80
-        head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-        self._request = head.encode() + body
-        self._idle: list[Connection] = []
-        self._open = 0
-        self._came_back = asyncio.Event()
-        self._callers_until_s = 0.0
-        self.took_s: dict[bytes, list[float]] = {}
-        self.lost: Counter[str] = Counter()
-        self.without_retry_after = 0
-        self.unsent = 0
-        self.late_s: list[float] = []
-
-    async def callers(self, count: int, seconds: float) -> dict[str, Any]:
-        """So many, each asking again at once."""
-        self._forget()
-        await self._connect(count)
-        until_s = time.perf_counter() + seconds
-        self._callers_until_s = until_s
-        for connection in [self._idle.pop() for _ in range(count)]:
-            self._send(connection, time.perf_counter())
-        await asyncio.sleep(seconds)
-        await self._all_back()
-        self._callers_until_s = 0.0
-        return {"callers": count, **self._told(seconds)}
-
-    async def at_rate(self, rate: float, seconds: float) -> dict[str, Any]:
-        """At random moments, so many a second on average."""
-        self._forget()
-        await self._connect(_MOST_CONNECTIONS)
-        due_s = began_s = time.perf_counter()
-        while (due_s := due_s + random.expovariate(rate)) < began_s + seconds:
-            if (ahead_s := due_s - time.perf_counter()) > 0:
-                await asyncio.sleep(ahead_s)
-            self.late_s.append(time.perf_counter() - due_s)
-            if self._idle:
-                self._send(self._idle.pop(), due_s)
-            else:
-                self.unsent += 1
-        await self._all_back()
-        return {"offered": rate, **self._told(seconds)}
-
-    def _send(self, connection: Connection, due_s: float) -> None:
-        connection.sent_s = due_s
-        connection.send(self._request)
-
-    def _answered(self, connection: Connection, response: bytes, body_start: int) -> None:
-        now_s = time.perf_counter()
-        status = response[STATUS]
-        self.took_s.setdefault(status, []).append(now_s - connection.sent_s)
-        if status == b"503" and b"\r\nretry-after: " not in response[:body_start].lower():
-            self.without_retry_after += 1
-        if now_s < self._callers_until_s:
-            self._send(connection, now_s)
-        else:
-            self._idle.append(connection)
-            self._came_back.set()
-
-    def _lost(self, _connection: Connection, why: str) -> None:
-        self.lost[why] += 1
-        self._open -= 1
-        self._came_back.set()
-
-    async def _connect(self, count: int) -> None:
-        loop = asyncio.get_running_loop()
-        while self._open < count:
-            _, connection = await loop.create_connection(lambda: Connection(self._answered, self._lost), *self._where)
-            self._idle.append(connection)
-            self._open += 1
-
-    async def _all_back(self) -> None:
-        async with asyncio.timeout(_LAST_ANSWERS_S):
-            while len(self._idle) < self._open:
-                self._came_back.clear()
-                await self._came_back.wait()
-
-    def _forget(self) -> None:
-        self.took_s, self.lost, self.late_s = {}, Counter(), []
-        self.without_retry_after = self.unsent = 0
-
-    def _told(self, seconds: float) -> dict[str, Any]:
-        statuses = {
-            status.decode(): {
-                "count": len(took_s),
-                "per_s": round(len(took_s) / seconds),
-                **{f"p{share}_ms": round(percentile(took_s, share) * 1000, 1) for share in (50, 99)},
-                "max_ms": round(max(took_s) * 1000, 1),
-            }
-            for status, took_s in sorted(self.took_s.items())
-        }
-        told: dict[str, Any] = {"statuses": statuses, "connections": self._open}
-        if self.lost:
-            told["lost"] = dict(self.lost)
-        if self.without_retry_after:
-            told["without_retry_after"] = self.without_retry_after
-        if self.unsent:
-            told["unsent"] = self.unsent
-        if self.late_s:
-            told["generator_late_p99_ms"] = round(percentile(self.late_s, 99) * 1000, 1)
-        return told
+BENCH_DIR = Path(__file__).parents[1] / ".bench"
+CALLERS = (16, 64, 256)
+SERVICES = ("gateway", "worker-1", "optimizer", "monitor")
+WARMUP_S, WINDOW_S = 2.0, 4.0
+REJECTED_WITHIN_MS = 50.0
+MOST_SLOWER = 2.0
+MOST_GROWN = 0.10
+BACK_AFTER_S = 5.0
+BACK_TO = 0.8
+_MIB = 1024 * 1024
 
 
-def percentile(values: list[float], share: int) -> float:
-    """The value that so many percent do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * share // 100)]
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What callers who wait for their answers get through."""
+
+    callers: int
+    per_s: float
+    p99_ms: float
 
 
-async def main(args: argparse.Namespace) -> None:
-    """Print one line of JSON a phase."""
-    load = Load(args.url, args.model, args.body.read_bytes())
-    gateway = psutil.Process(args.pid) if args.pid else None
+def measured(way: OverHttp, callers: int) -> Capacity:
+    """One closed-loop slice."""
+    target = way.target()
+    requests = [request.decode("latin-1") for request in target.requests()]
+    done = slices.run("closed_loop", Load(target.host, target.port, requests, callers, WARMUP_S, WINDOW_S), {})
+    found = done.measured
+    return Capacity(callers, found["statuses"].get("200", 0) / found["window_s"], found["p99_ms"])
 
-    def tell(phase: str, told: dict[str, Any]) -> None:
-        rss = {"gateway_rss_mb": round(gateway.memory_info().rss / 1e6, 1)} if gateway else {}
-        print(json.dumps({"phase": phase, **told, **rss}), flush=True)
 
-    await load.callers(_CALLERS[0], 3)  # warm
-    capacity = 0.0
-    for callers in _CALLERS:
-        told = await load.callers(callers, args.seconds)
-        tell("capacity", told)
-        capacity = max(capacity, told["statuses"].get("200", {}).get("per_s", 0))
-    tell("overload", await load.at_rate(args.times * capacity, args.seconds))
-    await asyncio.sleep(_REST_S)
-    for callers in _CALLERS:
-        tell("after", await load.callers(callers, args.seconds))
+def rss_mib(platform: Platform) -> dict[str, float]:
+    """Resident memory of our services."""
+    return {name: platform.trees[name].rss_bytes() / _MIB for name in SERVICES if name in platform.trees}
+
+
+def overload(way: OverHttp, rate_per_s: float, seconds: float, connections: int) -> dict[str, Any]:
+    """One open-loop slice, second by second on the terminal."""
+    target = way.target()
+    requests = [request.decode("latin-1") for request in target.requests()]
+    load = OpenLoad(target.host, target.port, requests, rate_per_s, seconds, connections)
+    found = slices.run("open_loop", load, {}).measured
+    timed = f"{'p50 ms':>8} {'p99 ms':>8}"
+    print(f"{'second':>6} {'accepted':>9} {timed} {'rejected':>9} {timed} {'max ms':>8}")
+    for number, each in enumerate([*found["seconds"], found["whole"]]):
+        name = "all" if number == len(found["seconds"]) else str(number)
+        accepted = f"{each['accepted']:>9} {each['accepted_p50_ms']:>8.1f} {each['accepted_p99_ms']:>8.1f}"
+        rejected = f"{each['rejected']:>9} {each['rejected_p50_ms']:>8.1f} {each['rejected_p99_ms']:>8.1f}"
+        print(f"{name:>6} {accepted} {rejected} {each['rejected_max_ms']:>8.1f}")
+    print(f"statuses {found['statuses']}, lost {found['faults']}")
+    cpu_share, late_ms = found["generator_cpu_share"], found["sent_late_p99_ms"]
+    print(f"the generator: {cpu_share:.0%} of a core, its requests {late_ms:.1f} ms late (p99)")
+    return found
+
+
+def judge(
+    capacity: Capacity, found: dict[str, Any], before: dict[str, float], after: dict[str, float], back: Capacity
+) -> list[str]:
+    """The targets that were missed."""
+    whole, missed = found["whole"], []
+    if whole["rejected_p99_ms"] > REJECTED_WITHIN_MS:
+        missed.append(f"rejections took {whole['rejected_p99_ms']:.1f} ms (p99), not {REJECTED_WITHIN_MS:g}")
+    if not whole["rejected"]:
+        missed.append("nothing was rejected")
+    if found["without_retry_after"]:
+        missed.append(f"{found['without_retry_after']} rejections had no Retry-After")
+    if whole["accepted_p99_ms"] > MOST_SLOWER * capacity.p99_ms:
+        missed.append(f"accepted p99 {whole['accepted_p99_ms']:.1f} ms, at capacity {capacity.p99_ms:.1f} ms")
+    if unknown := {code: n for code, n in found["statuses"].items() if code not in {"200", "429", "503"}}:
+        missed.append(f"other answers: {unknown}")
+    if found["faults"]:
+        missed.append(f"lost: {found['faults']}")
+    for name, mib in after.items():
+        if mib > before[name] * (1 + MOST_GROWN):
+            missed.append(f"{name} grew from {before[name]:.0f} to {mib:.0f} MiB")
+    if back.per_s < BACK_TO * capacity.per_s or back.p99_ms > MOST_SLOWER * capacity.p99_ms:
+        missed.append(f"{BACK_AFTER_S:g} s after: {back.per_s:.0f}/s, p99 {back.p99_ms:.1f} ms")
+    return missed
+
+
+def storm(way: OverHttp, platform: Platform, times: float, seconds: float, connections: int) -> list[str]:
+    """Capacity, overload, capacity again."""
+    capacity = max((measured(way, callers) for callers in CALLERS), key=lambda each: each.per_s)
+    print(f"capacity: {capacity.per_s:.0f}/s with {capacity.callers} callers, p99 {capacity.p99_ms:.1f} ms")
+    before = rss_mib(platform)
+    print(f"offering {times:g} times that for {seconds:g} s over {connections} connections")
+    found = overload(way, times * capacity.per_s, seconds, connections)
+    after = rss_mib(platform)
+    print("MiB before and after: " + ", ".join(f"{name} {before[name]:.0f} {mib:.0f}" for name, mib in after.items()))
+    time.sleep(BACK_AFTER_S - WARMUP_S)
+    back = measured(way, capacity.callers)
+    print(f"{BACK_AFTER_S:g} s after: {back.per_s:.0f}/s, p99 {back.p99_ms:.1f} ms")
+    return judge(capacity, found, before, after, back)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=float, default=3.0, help="of the capacity")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--connections", type=int, default=3000)
+    parser.add_argument("--threads", type=int, default=1, help="intra-op threads of a run")
+    parser.add_argument("--running", type=Path, metavar="DATA_DIR", help="the stack that `aiaas up` runs there")
+    asked = parser.parse_args()
+    for given in ("AIAAS_KAFKA_BOOTSTRAP_SERVERS", "AIAAS_REDIS_URL"):
+        os.environ.pop(given, None)
+    BENCH_DIR.mkdir(exist_ok=True)
+    with ExitStack() as undo:
+        scratch = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="aiaas-overload-")))
+        own = Platform(scratch, workers=1, threads=asked.threads)
+        platform = Platform.running(asked.running) if asked.running else own
+        way = OverHttp(platform, "http")
+        undo.callback(way.stop)
+        way.start(models.load("mlp", BENCH_DIR))
+        missed = storm(way, platform, asked.times, asked.seconds, asked.connections)
+    print("\n".join(f"missed: {each}" for each in missed) or "every target was met")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("url")
-    parser.add_argument("model")
-    parser.add_argument("body", type=Path)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--times", type=float, default=3.0)
-    parser.add_argument("--pid", type=int)
-    uvloop.run(main(parser.parse_args()))
+    sys.exit(main())

@@ -7,9 +7,9 @@ the store. `put` and `fetch` move one tensor; `patiently` is how long whoever wa
 Who sets the parameter `store_outputs` of a request or of one of its outputs wants outputs in the store whatever their
 size (`asked_for`): the answer names the object, and carries the data as well if it is small.
 
-An artifact is named by the digest of its content: whoever knows the digest of something in the store can have a model
-read it, whichever tenant put it there. A digest can't be guessed, but it is no secret either: it stands in responses
-and records. Tenants that must not share bytes need stores of their own.
+An artifact is named by the digest of its content: whoever knows the digest of something in the store, a model's file
+too, can have a model read it, whichever tenant put it there. A digest can't be guessed, but it is no secret either: it
+stands in responses and records. Tenants that must not share bytes need stores of their own.
 
 Not here: deleting. Bytes may go only when no record and no outcome that is kept names them, which nobody who puts or
 fetches one tensor can know.
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from shared import logs
 from shared.artifacts import PART_BYTES
-from shared.errors import StoreUnavailable
+from shared.errors import DigestMismatch, StoreUnavailable
 from shared.tensors import check
 
 if TYPE_CHECKING:
@@ -89,7 +89,11 @@ async def fetch(store: ArtifactStore, tensor: Tensor) -> Tensor:
     """
     if tensor.artifact is None or not tensor.claimed:
         return tensor
-    fetched = replace(tensor, data=await store.get_view(tensor.artifact))
+    try:
+        data = await store.get_view(tensor.artifact)
+    except DigestMismatch as err:  # which bytes are there is not for whoever guessed an address
+        raise DigestMismatch(f"tensor {tensor.name!r}: the object is not the one of its claim check") from err
+    fetched = replace(tensor, data=data)
     return await asyncio.to_thread(check, fetched)  # millions of strings may be in it
 
 

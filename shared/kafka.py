@@ -89,7 +89,7 @@ async def started(make: Callable[[], Client], what: str) -> AsyncIterator[Client
     try:
         yield client
     finally:
-        await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
+        await _close(client)
 
 
 async def start(make: Callable[[], Client], what: str) -> Client:
@@ -102,11 +102,18 @@ async def start(make: Callable[[], Client], what: str) -> Client:
                 await client.start()
         except (KafkaError, OSError) as err:
             logs.get().warning("waiting for kafka", what=what, error=repr(err), retry_in_s=wait_s)
-            await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
+            await _close(client)
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, _MAX_WAIT_S)
+        except BaseException:  # cancelled, most likely: a client that began to start has to be stopped
+            await _close(client)
+            raise
         else:
             return client
+
+
+async def _close(client: AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient) -> None:
+    await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class PlatformSettings(BaseSettings):
     kafka_exact_ends: bool = True
     """Off only for brokers that name the last batch's beginning as a partition's end (the embedded one): whether an
     outcome lies beyond the end of its requests, and so is forged, can't be told there."""
-    kafka_fetch_max_wait_ms: int = Field(default=500, ge=1)
+    kafka_fetch_max_wait_ms: int = Field(default=2000, ge=1)
     """How long a broker may hold a fetch that finds nothing. Data returns at once on Kafka."""
 
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", pattern=r"^(rediss?|unix)://", repr=False)

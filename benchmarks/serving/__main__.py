@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from benchmarks.serving import machine, models, report
 from benchmarks.serving.measure import Plan, measure
 from benchmarks.serving.rows import Row, summaries
+from benchmarks.serving.systems import environments
 from benchmarks.serving.systems.direct import Direct
 from benchmarks.serving.systems.mlserver import MlServer, MlServerKafka
 from benchmarks.serving.systems.platform import OverHttp, OverKafka, Platform
@@ -121,7 +122,13 @@ def main() -> int:
             chosen = [each for each in systems if model.slow or not isinstance(each, Direct)]
             rows += measure(model, chosen, plan.of(model), say, missing)
     found = summaries(rows, reference="bare", ceiling=Direct.name)
-    notes = {"intra_op_threads": asked.threads, "warmup_s": asked.warmup_s, "window_s": asked.window_s}
+    notes = {
+        "intra-op threads": asked.threads,
+        "warm-up s": asked.warmup_s,
+        "window s": asked.window_s,
+        "peers": environments.versions(BENCH_DIR / "peers"),
+        "arguments": " ".join(sys.argv[1:]),
+    }
     report.print_all(found, about, missing, notes)
     report.write(asked.json, rows, found, about, missing, notes)
     print(f"{asked.json} has every slice")

@@ -61,7 +61,7 @@ class Plan:
 def measure(
     model: Model, systems: Sequence[System], plan: Plan, say: Callable[[str], None], missing: dict[str, str]
 ) -> Iterator[Row]:
-    """All slices of one model; `plan` is `plan.of(model)`. Who can't be measured is in `missing`, with the reason, and is left out."""
+    """All slices of one model. Who can't be measured is in `missing`, with the reason, and is left out."""
     with ExitStack() as undo:
         live = list(_started(model, systems, say, missing, undo))
         for system in live:

@@ -93,13 +93,13 @@ def summaries(rows: list[Row], reference: str, ceiling: str) -> list[Summary]:
     """One for each case, in the order in which cases were first seen."""
     best: dict[tuple[str, int], Row] = {}
     for row in sorted(rows, key=lambda row: row.per_s):
-        if row.system == ceiling:
+        if row.system == ceiling:  # its concurrency is a batch size: it has no reference
             best[row.model, row.repeat] = row
     by_case: dict[Case, list[Row]] = defaultdict(list)
     for row in rows:
         by_case[row.case].append(row)
     references = {(row.model, row.concurrency, row.repeat): row for row in rows if row.system == reference}
-    return [_summary(case, found, references, best) for case, found in by_case.items()]
+    return [_summary(case, found, {} if case[1] == ceiling else references, best) for case, found in by_case.items()]
 
 
 def _summary(

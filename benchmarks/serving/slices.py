@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from benchmarks.serving.closed_loop import Load
     from benchmarks.serving.direct_load import DirectLoad
     from benchmarks.serving.kafka_load import KafkaLoad
+    from benchmarks.serving.open_loop import OpenLoad
     from benchmarks.serving.processes import Tree
+
+    AnyLoad = Load | KafkaLoad | DirectLoad | OpenLoad
 
 _GENERATOR_TIMEOUT_S = 120.0
 
@@ -33,7 +36,7 @@ class Slice:
 
 def run(
     generator: str,
-    load: Load | KafkaLoad | DirectLoad,
+    load: AnyLoad,
     trees: Mapping[str, Tree],
     began: Callable[[], None] | None = None,
 ) -> Slice:

@@ -14,8 +14,8 @@ A model: `routes_repository` → `repository` (stream the file to the store, pub
 back, split, retire) → `views` (what the registry knows, as JSON). `routes_models` says what is served and ready;
 `request_topics` creates the topic of each model that appears in the log.
 
-What Triton's clients ask for besides is in `routes_triton`: `model_config`, `repository_index`, `loading` (a fact on the
-log, then the workers' heartbeats) and `statistics` (the monitor's, by Kafka). `routes_absent` answers for the rest.
+What Triton's clients ask for besides is in `routes_triton`: `model_config`, `repository_index`, `loading` (a fact on
+the log, then the workers' heartbeats) and `statistics` (the monitor's, by Kafka). `routes_absent` answers for the rest.
 
 `app.serve` puts it together. The gateway holds no state of its own: any instance can be asked for anything, and one
 that dies loses nothing but its connections.

@@ -49,7 +49,7 @@ class GatewaySettings(PlatformSettings):
     """How long Kafka may take to acknowledge a request."""
     max_in_flight_per_model: int = Field(default=1024, ge=1)
     """Never more than this, whatever is learned of a model's speed (`limits`)."""
-    max_queue_s: float = Field(default=0.5, gt=0)
+    max_queue_s: float = Field(default=0.25, gt=0)
     """Of a model that is answered slowly, so long a queue is let in, or what its workers can hold in batches."""
     tenant_quotas: Json[dict[Tenant, Quota]] = Field(default="{}", validate_default=True)
     """JSON map of tenant to what it may ask for over all gateways: `{"requests_per_s": 50, "burst": 100}`."""

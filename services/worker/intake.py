@@ -123,6 +123,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             "session_timeout_ms": int(self._settings.session_timeout_s * 1000),
             "heartbeat_interval_ms": int(self._settings.session_timeout_s * 1000 / 4),
             "rebalance_timeout_ms": int((self._settings.drain_s + 10) * 1000),
+            "metadata_max_age_ms": 60_000,  # the topics are there already
         }
         async with kafka.started(
             lambda: kafka.consumer(self._settings, **options), f"requests of {name}"

@@ -99,7 +99,7 @@ class Receipts:
             processing_sha256=plan.variant.processing_sha256 if plan else None,
         )
 
-    def duplicate(self, job: Job, first: Claim, result: Result) -> Receipt:
+    def duplicate(self, job: Job, first: Claim | Coordinates, result: Result) -> Receipt:
         """Another record already asked the same under this id: its status and digest, not run again."""
         output_sha256 = None if result.receipt is None else decode_event(Receipt, result.receipt).output_sha256
         code = result.error["code"] if result.error else None

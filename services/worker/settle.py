@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from services.worker.receipts import Receipts
     from services.worker.settings import WorkerSettings
     from shared.dead_letters import DeadLetters
-    from shared.events import Status
+    from shared.events import Coordinates, Status
     from shared.replies import Claim, Ran, Replies
     from shared.tensors import Tensor
 
@@ -121,10 +121,21 @@ class Settlement:
             if found.owner is not claim and not found.owner.same_record(claim):
                 await self._taken(job, found.owner)
             elif found.result is not None:
-                self._complete([(job, self._receipt_of(job, found.result), found.result)])
+                await self._answered(job, found.result)
             else:
                 remaining.append(job)
         return remaining
+
+    async def _answered(self, job: Job, result: Result) -> None:
+        """A job whose id has an answer: its own, redelivered, or, since ids outlive their claims a little, another's."""
+        receipt = self._receipt_of(job, result)
+        first = receipt.request
+        if (first.topic, first.partition, first.offset) == (job.claim.topic, job.claim.partition, job.claim.offset):
+            self._complete([(job, receipt, result)])
+        elif (receipt.tenant, receipt.input_sha256) == (job.headers.tenant, job.input_sha256):
+            self._complete([(job, self._receipts.duplicate(job, first, result), result)])
+        else:
+            await self._unowned(job, _conflict(job, first))
 
     async def fail(self, jobs: Sequence[Job]) -> None:
         """Settle jobs that will not run, by their `error`. Any number of them may share an id."""
@@ -175,9 +186,7 @@ class Settlement:
 
     async def _taken(self, job: Job, owner: Claim) -> None:
         if not owner.same_request(job.claim):
-            first = f"{owner.topic}/{owner.partition} offset {owner.offset}"
-            error = IdConflict(f"id {job.request_id!r} belongs to another request: {first}")
-            await self._unowned(job, error)
+            await self._unowned(job, _conflict(job, owner))
             return
         task = asyncio.create_task(self._duplicate(job, owner))
         self._duplicates.add(task)
@@ -200,6 +209,11 @@ class Settlement:
         await self._bury(job, error)
         failed = answer(job, self._receipts.not_run(job, "failed", error.code), error=error)
         self._complete([(job, failed.receipt, failed.result)])
+
+
+def _conflict(job: Job, first: Claim | Coordinates) -> IdConflict:
+    where = f"{first.topic}/{first.partition} offset {first.offset}"
+    return IdConflict(f"id {job.request_id!r} belongs to another request: {where}")
 
 
 def _line(job: Job, receipt: Receipt, result: Result) -> dict[str, Any]:

@@ -8,6 +8,7 @@ what.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,8 @@ EXAMPLES: dict[str, ev.Event] = {
         registry_offset=17,
         lag={"my-model": 5},
         queued={"my-model": 2},
+        answered={"my-model": 7},
+        positions={"t.requests.my-model/0": 5},
         interval_s=2.0,
     ),
     "HostSampled": ev.HostSampled(
@@ -147,6 +150,7 @@ EXAMPLES: dict[str, ev.Event] = {
 OLDER: dict[str, ev.Event] = {
     "ModelUploaded": replace(EXAMPLES["ModelUploaded"], processing=None),
     "Receipt": replace(RECEIPT, processing_sha256=None),
+    "Heartbeat": replace(EXAMPLES["Heartbeat"], answered={}, positions={}),
 }
 """What the files before the newest are read as."""
 RESULT = Result(
@@ -155,7 +159,7 @@ RESULT = Result(
     model_name="my-model",
     model_version=3,
     outputs=(Tensor("y", "FP32", (1, 2), bytes.fromhex("0000803f00000040")),),
-    receipt=codec.to_map(RECEIPT),
+    receipt=encode_event(RECEIPT),
 )
 
 
@@ -189,6 +193,10 @@ def test_the_bytes_of_events(name):
 def test_the_bytes_of_a_result():
     assert_golden("Result", RESULT.encode())
     assert Result.decode(golden("Result")) == RESULT
+    for older in releases("Result")[:-1]:
+        read = Result.decode(older)
+        assert decode_event(ev.Receipt, read.receipt) == OLDER["Receipt"]
+        assert dataclasses.replace(read, receipt=None) == dataclasses.replace(RESULT, receipt=None)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from shared.oip import (
     encode_request_msgpack,
 )
 from shared.oip_response import binary_outputs, encode_binary, encode_header, encode_json
+from shared.results import Result
 from shared.tensors import Tensor, from_numpy, to_numpy
 
 REQUEST = InferenceRequest(
@@ -136,6 +137,29 @@ def test_responses_with_outputs_that_lie_in_the_artifact_store():
     where = CLAIM_JSON.removeprefix("{")
     described = f'{{{about},"parameters":{{"binary_data_size":200000000,{where}}}'
     assert header == f'{{"model_name":"m","model_version":"2","outputs":[{described}]}}'.encode()
+
+
+STORED_RESULT_COMMENTED = f"""
+    87  # a map of seven
+    a26964 a172 a6737461747573 a9{b"succeeded".hex()} aa6d6f64656c5f6e616d65 a16d  # id, status, model_name
+    ad6d6f64656c5f76657273696f6e 02  # model_version
+    a76f757470757473 92  # outputs: two
+        84 a46e616d65a178 a86461746174797065a446503332 a5736861706591ce02faf080
+           a86172746966616374  # artifact, and no data
+            83 a3757269 b3{b"s3://b/sha256/ab/cd".hex()}
+               a6736861323536 d940{(b"ab" * 32).hex()}
+               a9627974655f73697a65 ce0bebc200
+        84 a46e616d65a179 a86461746174797065a4424f4f4c a573686170659101 a464617461c40101
+    a56572726f72 c0 a772656365697074 c0  # error, receipt
+"""
+
+
+def test_a_result_whose_output_lies_in_the_artifact_store():
+    outputs = (*CLAIMED.inputs, Tensor("y", "BOOL", (1,), b"\x01"))
+    result = Result(id="r", status="succeeded", model_name="m", model_version=2, outputs=outputs)
+    golden = bytes.fromhex(re.sub("#.*", "", STORED_RESULT_COMMENTED))
+    assert result.encode().hex() == golden.hex()
+    assert Result.decode(golden) == result
 
 
 def test_a_json_response():

@@ -110,7 +110,7 @@ async def test_a_queue_is_seen_to_move(door, backbone):
     assert any((data["queue_position"] or 0) > 0 for data in seen)
 
 
-async def test_running_work_is_cancelled_and_gives_its_place_to_the_next(door, backbone):
+async def test_running_work_is_cancelled_for_its_caller_at_once(door, backbone):
     name = backbone.model()
     await door.serve(name, uploads.slow(trips=1_000_000).SerializeToString())
     x = {"x": np.ones(1, np.float32)}

@@ -41,9 +41,9 @@ async def test_request_topics_have_the_configured_partitions_which_are_never_rai
     more = backbone.settings(request_partitions=8, topic_prefix=settings.topic_prefix)
     await asyncio.gather(kafka.ensure_topics(more, "a"), kafka.ensure_topics(more, "a", "c"))
     assert await partitions(admin, settings.topic_prefix) == {
-        settings.topics.requests("a"): 2,
-        settings.topics.requests("b"): 2,
-        settings.topics.requests("c"): 8,
+        settings.topics.requests(model, high=high): count
+        for model, count in (("a", 2), ("b", 2), ("c", 8))
+        for high in (False, True)
     }
 
 

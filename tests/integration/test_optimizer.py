@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, contextmanager
 import psutil
 import pytest
 from aiokafka import TopicPartition
-from onnx import helper
 
 from services.optimizer.rejections import ADVICE
 from services.optimizer.settings import OptimizerSettings

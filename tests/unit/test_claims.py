@@ -116,8 +116,9 @@ async def test_what_is_fetched_is_checked(store, root):
     with pytest.raises(InvalidInput, match="BOOL"):
         await claims.fetch(store, replace(alone, datatype="BOOL", shape=(5,)))
     path_of(root, alone.artifact).write_bytes(b"\x01\x00\x00\x00b")
-    with pytest.raises(DigestMismatch):
+    with pytest.raises(DigestMismatch) as caught:
         await claims.fetch(store, alone)
+    assert hashlib.sha256(b"\x01\x00\x00\x00b").hexdigest() not in caught.value.message
     path_of(root, alone.artifact).write_bytes(b"\x01\x00\x00\x00bc")
     with pytest.raises(DigestMismatch):
         await claims.fetch(store, alone)

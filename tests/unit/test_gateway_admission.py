@@ -30,7 +30,7 @@ MODELS = [FAST, MINILM, JOB, FLEET]
 
 
 def limit_for(served, most=1024):
-    limit = InFlightLimit(most=most, queue_s=0.5)
+    limit = InFlightLimit(most=most, queue_s=0.25)
     limit.workers_hold(served.places)
     return limit
 
@@ -116,7 +116,7 @@ def test_more_or_faster_workers_are_noticed():
     held=st.integers(min_value=0, max_value=5000),
 )
 def test_whatever_happens_the_limit_keeps_its_bounds(events, most, held):
-    limit, now_s = InFlightLimit(most=most, queue_s=0.5), 0.0
+    limit, now_s = InFlightLimit(most=most, queue_s=0.25), 0.0
     limit.workers_hold(held)
     for kind, after_s in events:
         now_s += after_s

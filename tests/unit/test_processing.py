@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -238,3 +240,25 @@ def test_steps_and_tensors_mix_where_the_model_has_further_inputs():
     three = InferenceRequest((*request("text", rows=3).inputs, age))
     with pytest.raises(InvalidInput, match=r"disagree|elsewhere"):
         validate(three, both, SENTENCES)
+
+
+# ------------------------------------------------------------------ the guide
+
+
+def declarations_of_the_guide():
+    """The examples of `docs/processing.md`, with claim checks in the place of paths."""
+    guide = (Path(__file__).parents[2] / "docs" / "processing.md").read_text()
+    for example in re.findall(r"```json\n(.*?)```", guide, re.DOTALL):
+        declared = json.loads(example)
+        for each in (*declared["preprocessing"], *declared["postprocessing"]):
+            each |= {name: msgspec.to_builtins(TOKENIZER) for name in ("tokenizer", "labels") if name in each}
+        yield parse(json.dumps(declared).encode())
+
+
+def test_the_guides_examples_are_declarations():
+    digits = Signature(inputs=(spec("x", "FP32", "n", 64),), outputs=(spec("scores", "FP32", "n", 10),))
+    first, second = declarations_of_the_guide()
+    check(first, digits)
+    check(second, ENCODER)
+    assert [output.name for output in default_outputs(first, digits)] == ["confidence", "label"]
+    assert [output.name for output in default_outputs(second, ENCODER)] == ["embedding"]

@@ -35,6 +35,12 @@ def python_of(peer: str, directory: Path) -> Path:
     return python
 
 
+def versions(directory: Path) -> dict[str, str]:
+    """What is installed of the peers, by name."""
+    homes = [home for home in sorted(directory.glob("*")) if (home / "installed").exists()]
+    return {home.name: version_in(home / "bin" / "python", home.name) for home in homes}
+
+
 def version_in(python: Path, package: str) -> str:
     """The installed version of a package, empty if there is none."""
     code = f"import importlib.metadata as m; print(m.version({package!r}))"

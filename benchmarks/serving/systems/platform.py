@@ -104,9 +104,9 @@ class Platform:
         """
         self._signal(signal.SIGCONT)
         if model.name not in self._models:
-            self._upload(model)
+            self.upload(name_of(model), model.path.read_bytes())
             self._models.add(model.name)
-        self._await_answers(model, 1)
+        self.await_answers(name_of(model), model, 1)
 
     def pause(self) -> None:
         """Stop all its processes: those that ask first, those that answer last."""
@@ -115,16 +115,16 @@ class Platform:
     def resume(self, model: Model) -> None:
         """Continue them; returns when the consumers have found their places again."""
         self._signal(signal.SIGCONT)
-        self._await_answers(model, _ANSWERS_IN_A_ROW)
+        self.await_answers(name_of(model), model, _ANSWERS_IN_A_ROW)
 
     def resume_kafka(self) -> None:
         """Continue the broker alone, for another system that needs one."""
         self.trees["kafka"].signal(signal.SIGCONT)
 
-    def http(self, model: Model) -> HttpTarget:
-        """The model's infer path on the gateway."""
+    def http(self, name: str, model: Model) -> HttpTarget:
+        """The infer path on the gateway of a model that takes what `model` takes."""
         url = urlsplit(self.environment["AIAAS_GATEWAY_URL"])
-        return HttpTarget(url.hostname or "", url.port or 80, f"/v2/models/{name_of(model)}/infer", model.bodies)
+        return HttpTarget(url.hostname or "", url.port or 80, f"/v2/models/{name}/infer", model.bodies)
 
     def kafka(self, model: Model) -> KafkaTarget:
         """The model's request topic, the outcomes, and where Redis has the result."""
@@ -159,23 +159,33 @@ class Platform:
         executed = sum(count for each in mine for count in each["requests_by_batch_size"].values())
         return float(executed), sum(each["executions"] for each in mine)
 
-    def _upload(self, model: Model) -> None:
-        with Gateway(self.environment["AIAAS_GATEWAY_URL"]) as gateway:
-            content = model.path.read_bytes()
-            if any(each["name"] == name_of(model) for each in gateway.models()):
-                return
-            number = gateway.upload(name_of(model), [content], len(content), None)["version"]
-            version = follow(gateway, name_of(model), number, _ignore, timeout_s=_GATE_TIMEOUT_S)
-        if version["state"] != "ready":
-            raise NotHere(f"{model.name} was {version['state']}: {version['reason']}")
+    def upload(self, name: str, content: bytes) -> None:
+        """Upload a model and wait for the gate, unless there is one of that name.
 
-    def _await_answers(self, model: Model, in_a_row: int) -> None:
-        deadline_s, left, target = time.monotonic() + _ANSWER_TIMEOUT_S, in_a_row, self.http(model)
+        Raises:
+            NotHere: it was rejected.
+        """
+        with Gateway(self.environment["AIAAS_GATEWAY_URL"]) as gateway:
+            if any(each["name"] == name for each in gateway.models()):
+                return
+            number = gateway.upload(name, [content], len(content), None)["version"]
+            monitor_url = self.environment["AIAAS_MONITOR_URL"]
+            version = follow(gateway, name, number, _ignore, timeout_s=_GATE_TIMEOUT_S, monitor_url=monitor_url)
+        if version["state"] != "ready":
+            raise NotHere(f"{name} was {version['state']}: {version['reason']}")
+
+    def await_answers(self, name: str, model: Model, in_a_row: int) -> None:
+        """Wait until a model that takes what `model` takes has answered so many times, one after the other.
+
+        Raises:
+            NotHere: it does not.
+        """
+        deadline_s, left, target = time.monotonic() + _ANSWER_TIMEOUT_S, in_a_row, self.http(name, model)
         while left:
             why_not = refusal(target)
             left = in_a_row if why_not else left - 1
             if why_not and time.monotonic() > deadline_s:
-                raise NotHere(f"{model.name} does not answer: {why_not}")
+                raise NotHere(f"{name} does not answer: {why_not}")
             if why_not:
                 time.sleep(_POLL_S)
 
@@ -238,7 +248,7 @@ class OverHttp(Way):
 
     def target(self) -> HttpTarget:
         """The gateway."""
-        return self.platform.http(self.model)
+        return self.platform.http(name_of(self.model), self.model)
 
 
 class OverKafka(Way):
