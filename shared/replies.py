@@ -23,29 +23,27 @@ from __future__ import annotations
 import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
-from shared import logs, tls
+from shared import logs, redis_client
 from shared.codec import pack, unpack
-from shared.errors import InvalidInput, RepliesUnavailable
+from shared.errors import InvalidInput
+from shared.redis_client import Scripts, edge
+from shared.redis_scripts import LEASE, PUT, SCREEN
 from shared.results import Result
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+    from redis.asyncio import Redis
 
     from shared.settings import PlatformSettings
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 ANNOUNCED_PAYLOAD_BYTES = 16 * 1024
 """Answers up to this size travel in the announcement itself."""
-_MAX_CONNECTIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,77 +107,17 @@ class Ran:
         return (str(len(self.partitions)), *(f"{where}:{self.run}" for where in self.partitions))
 
 
-_SCREEN: Final = """
-local n, nothing, found = tonumber(ARGV[2]), true, {}
-for i = 1, n do
-    found[i] = redis.call('SET', KEYS[i], ARGV[2 + i], 'NX', 'GET', 'EX', ARGV[1])
-    found[n + i] = redis.call('GET', KEYS[n + i])
-    nothing = nothing and not found[i] and not found[n + i]
-end
-for i = 3 + n, #ARGV, 2 do
-    redis.call('HSET', KEYS[2 * n + 1], ARGV[i], ARGV[i + 1])
-end
-return nothing and {} or found
-"""
-"""Claim ids, read answers, mark a run. Keys: n claims, n results, the hash of runs. Arguments: TTL, n, n claims, then
-fields and values of the mark. Returns n owners and n answers, nil where there was none; nothing if there were none."""
-
-_PUT: Final = """
-local n, nothing, earlier = tonumber(ARGV[2]), true, {}
-for i = 1, n do
-    earlier[i] = redis.call('SET', KEYS[i], ARGV[2 + i], 'NX', 'GET', 'EX', ARGV[1])
-    nothing = nothing and not earlier[i]
-end
-local at = 3 + n
-if KEYS[n + 1] then
-    local last = at + tonumber(ARGV[at])
-    for i = at + 1, last do
-        redis.call('HDEL', KEYS[n + 1], ARGV[i])
-    end
-    at = last + 1
-end
-if nothing then
-    for i = at, #ARGV, 2 do
-        redis.call('PUBLISH', ARGV[i], ARGV[i + 1])
-    end
-end
-return nothing and {} or earlier
-"""
-"""Offer answers, end a run, tell gateways. Keys: n results, maybe the hash of runs. Arguments: TTL, n, n answers, with
-a hash of runs the number of its fields and these, then channels and messages. Returns n earlier answers, nil where
-there was none, and nothing if there were none at all; only then is anything published, since what was packed would
-else not be what counts."""
-
-_LEASE: Final = """
-local rate, burst, wanted, back = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
-local left = redis.call('HMGET', KEYS[1], 'tokens', 'at')
-local at = tonumber(left[2] or now)
-local tokens = math.min(burst, tonumber(left[1] or burst) + back + math.max(0, now - at) * rate)
-local leased = math.min(wanted, math.floor(tokens))
-tokens = tokens - leased
-redis.call('HSET', KEYS[1], 'tokens', string.format('%.6f', tokens), 'at', string.format('%.6f', math.max(now, at)))
-redis.call('PEXPIRE', KEYS[1], math.ceil(burst / rate * 1000) + 1000)
-return {leased, math.ceil(math.max(0, 1 - tokens) / rate * 1000)}
-"""
-"""A token bucket for all gateways. Key: the tenant's. Arguments: tokens a second, most tokens, tokens wanted, tokens
-given back. Returns the tokens leased, and after how many ms there will be one more. A key that expired was full."""
-
-
 class Replies:
     """Commands on the keys above. Each raises `RepliesUnavailable` when Redis is down, full or slow."""
 
     def __init__(self, redis: Redis, ttl_s: int) -> None:
         self._redis = redis
         self._ttl_s = ttl_s
-        self._screen = redis.register_script(_SCREEN)
-        self._put = redis.register_script(_PUT)
-        self._lease = redis.register_script(_LEASE)
+        self._scripts = Scripts(redis)
 
     async def ping(self) -> None:
         """Return if Redis takes a write: one that is full still answers a PING."""
-        with _edge():
+        with edge():
             await self._redis.set("aiaas:probe", b"", ex=self._ttl_s)
 
     async def put(
@@ -195,11 +133,11 @@ class Replies:
         offered = [result.encode() for result in results]
         waiting = [(to, result, data) for to, result, data in zip(reply_to, results, offered, strict=False) if to]
         told = _messages(waiting)
-        with _edge():
-            earlier = await self._put(
-                keys=[*(_result_key(result.model_name, result.id) for result in results), *(ran.keys if ran else ())],
-                args=[self._ttl_s, len(offered), *offered, *(ran.fields if ran else ()), *told],
-            )
+        earlier = await self._scripts.run(
+            PUT,
+            keys=[*(_result_key(result.model_name, result.id) for result in results), *(ran.keys if ran else ())],
+            args=[self._ttl_s, len(offered), *offered, *(ran.fields if ran else ()), *told],
+        )
         if not earlier:
             return list(results)
         winners = [
@@ -215,13 +153,13 @@ class Replies:
         """The answers of requests `(model, id)`, None where there is none."""
         if not keys:
             return []
-        with _edge():
+        with edge():
             stored = await self._redis.mget([_result_key(model, id_) for model, id_ in keys])
         return [None if data is None else Result.decode(_raw(data)) for data in stored]
 
     async def claimed(self, model: str, request_id: str) -> Claim | None:
         """The record that owns an id, once a worker or gateway has seen it."""
-        with _edge():
+        with edge():
             data = await self._redis.get(_claim_key(model, request_id))
         return None if data is None else Claim(*unpack(_raw(data)))
 
@@ -245,20 +183,20 @@ class Replies:
             return {}
         ids = list(claims)
         marks = marks_of(claims.values()) if run is not None else {}
-        with _edge():
-            found = await self._screen(
-                keys=[
-                    *(_claim_key(model, request_id) for request_id in ids),
-                    *(_result_key(model, request_id) for request_id in ids),
-                    *([_running_key(model)] if marks else ()),
-                ],
-                args=[
-                    self._ttl_s,
-                    len(ids),
-                    *(_packed(claim) for claim in claims.values()),
-                    *(part for where, offsets in marks.items() for part in (f"{where}:{run}", pack(offsets))),
-                ],
-            )
+        found = await self._scripts.run(
+            SCREEN,
+            keys=[
+                *(_claim_key(model, request_id) for request_id in ids),
+                *(_result_key(model, request_id) for request_id in ids),
+                *([_running_key(model)] if marks else ()),
+            ],
+            args=[
+                self._ttl_s,
+                len(ids),
+                *(_packed(claim) for claim in claims.values()),
+                *(part for where, offsets in marks.items() for part in (f"{where}:{run}", pack(offsets))),
+            ],
+        )
         if not found:
             return {request_id: Screened(claim, None) for request_id, claim in claims.items()}
         owners, results = found[: len(ids)], found[len(ids) :]
@@ -271,7 +209,7 @@ class Replies:
         }
 
     async def _publish(self, told: Sequence[str | bytes]) -> None:
-        with _edge():
+        with edge():
             async with self._redis.pipeline(transaction=False) as pipe:
                 for channel, message in zip(told[::2], told[1::2], strict=True):
                     pipe.publish(channel, message)
@@ -281,12 +219,12 @@ class Replies:
     async def announcements(self, gateway: str) -> AsyncIterator[AsyncIterator[list[tuple[str, str, Result | None]]]]:
         """Subscribe to what is announced to a gateway: lists of `(model, id, result or None if it must be read)`."""
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-            with _edge():
+            with edge():
                 await pubsub.subscribe(_channel(gateway))
 
             async def messages() -> AsyncIterator[list[tuple[str, str, Result | None]]]:
                 while True:
-                    with _edge():
+                    with edge():
                         message = await pubsub.get_message(timeout=1.0)
                     if message is not None:
                         yield _announced(message["data"])
@@ -297,7 +235,7 @@ class Replies:
 
     async def running(self, model: str) -> set[tuple[str, int]]:
         """The records of a model that are in a run right now, as (`topic/partition`, offset)."""
-        with _edge():
+        with edge():
             marks = await self._redis.hgetall(_running_key(model))
         return {
             (_raw(field).decode().partition(":")[0], offset)
@@ -311,7 +249,7 @@ class Replies:
         Marks left by others than `owner` become one more death for each record in them that has no outcome yet.
         """
         running, deaths = _running_key(model), _deaths_key(model)
-        with _edge():
+        with edge():
             async with self._redis.pipeline(transaction=True) as pipe:
                 for field, packed in (await self._redis.hgetall(running)).items():
                     where, _, run = _raw(field).decode().partition(":")
@@ -334,14 +272,14 @@ class Replies:
         """These records have their outcome."""
         fields = [f"{where}:{offset}" for where, offset in coordinates]
         if fields:  # HDEL without fields is an error
-            with _edge():
+            with edge():
                 await self._redis.hdel(_deaths_key(model), *fields)
 
     # ------------------------------------------------------------------ ids that callers ask for
 
     async def remember(self, model: str, request_id: str) -> None:
         """Keep a claim for another TTL. Only for requests without an answer: a claim must not outlive its answer."""
-        with _edge():
+        with edge():
             await self._redis.expire(_claim_key(model, request_id), self._ttl_s)
 
     async def reserve(self, model: str, request_id: str, digest: str, longer_s: float) -> Reserved:
@@ -350,7 +288,7 @@ class Replies:
         The digest is kept for the TTL and `longer_s`, in which the answer comes: so it is not forgotten before that.
         """
         kept_s = self._ttl_s + math.ceil(longer_s)
-        with _edge():
+        with edge():
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.set(_once_key(model, request_id), digest, nx=True, get=True, ex=kept_s)
                 pipe.get(_claim_key(model, request_id))
@@ -370,47 +308,23 @@ class Replies:
         There are `burst` tokens at most, and `rate` more each second. Returns how many were got, and the seconds until
         there is another one.
         """
-        with _edge():
-            leased, after_ms = await self._lease([f"aiaas:quota:{tenant}"], [repr(rate), burst, wanted, back])
+        keys, args = [f"aiaas:quota:{tenant}"], (repr(rate), burst, wanted, back)
+        leased, after_ms = await self._scripts.run(LEASE, keys, args)
         return int(leased), int(after_ms) / 1000
 
 
 @asynccontextmanager
 async def connect(settings: PlatformSettings) -> AsyncIterator[Replies]:
-    """A client for the life of a service. Connections are opened by the first command, again after each failure."""
-    pool = BlockingConnectionPool.from_url(
-        settings.redis_url,
-        max_connections=_MAX_CONNECTIONS,
-        timeout=settings.redis_timeout_s,
-        socket_timeout=settings.redis_timeout_s,
-        socket_connect_timeout=settings.redis_timeout_s,
-        retry=Retry(NoBackoff(), 0),  # whoever calls knows whether and how long to retry
-    )
-    if settings.redis_url.startswith("rediss:"):
-        pool.connection_class = _TlsConnection
-        pool.connection_kwargs["context"] = tls.client_context(
-            settings.redis_ssl_cafile, settings.redis_ssl_certfile, settings.redis_ssl_keyfile
-        )
-    redis = Redis(connection_pool=pool)
-    try:
+    """The replies, for the life of a service."""
+    async with redis_client.connect(settings) as redis:
         yield Replies(redis, settings.result_ttl_s)
-    finally:
-        await redis.aclose(close_connection_pool=True)
-
-
-class _TlsConnection(SSLConnection):
-    """redis-py's own context trusts the system's authorities besides the given one, and is made for each connection."""
-
-    def __init__(self, *, context: ssl.SSLContext, **options: Any) -> None:
-        super().__init__(**options)
-        self.ssl_context.context = context
 
 
 async def server_facts(settings: PlatformSettings) -> dict[str, str]:
     """What `aiaas doctor` wants to know of the server: version, durability and eviction, by their names in Redis."""
     async with connect(settings) as replies:
         redis = replies._redis  # noqa: SLF001 - same module
-        with _edge():
+        with edge():
             info = await redis.info("server")
             config = await redis.config_get("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
     found = {_raw(name).decode(): _raw(value or "").decode() for name, value in config.items() if name}
@@ -477,14 +391,3 @@ def _once_key(model: str, request_id: str) -> str:
 
 def _channel(gateway: str) -> str:
     return f"aiaas:replies:{gateway}"
-
-
-class _edge:  # noqa: N801 - reads as a statement: `with _edge():`
-    """What redis-py raises becomes `RepliesUnavailable`."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _type: object, err: BaseException | None, _traceback: object) -> None:
-        if isinstance(err, RedisError | OSError | TimeoutError):
-            raise RepliesUnavailable(f"Redis did not answer: {err or type(err).__name__}") from err

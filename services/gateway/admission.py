@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Self
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from shared.heartbeats import Heartbeats
     from shared.registry import Registry
 
-_MODELS: Final = b"/v2/models/"
 _KEPT_SHARE: Final = 4
 """One place in so many is kept for each lane."""
 
@@ -43,7 +42,6 @@ class Admission:
         self._settings = settings
         self._models: defaultdict[str, _Model] = defaultdict(lambda: _Model(settings))
         self._backlog = Backlog()
-        self._turned_away: Counter[str] = Counter()
         self._body_bytes = 0
         self._uploads = 0
 
@@ -82,26 +80,18 @@ class Admission:
         for name, model in self._models.items():
             model.limit.workers_hold(held.get(name, 0))
 
-    def refusal(self, path: bytes) -> Overloaded | None:
-        """What `request` would raise for the normal lane of the model in this path of an inference; counted if it does.
+    def refused_for_s(self, name: str) -> float | None:
+        """In how many seconds to come again, if a model's normal lane would be refused now; None if it has room.
 
-        None for models that were never asked for: whether there is one is the registry's to say.
+        None for models that were never asked for.
         """
-        name = path.split(b"/", 4)[3].decode("ascii", "replace") if path.startswith(_MODELS) else ""
         model = self._models.get(name)
         if model is None:
             return None
-        refused = None if model.has_place(high=False) else model.full(name)
-        if refused is None and self._backlog.wait_s(name, time.monotonic()) > self.longest_s:
-            refused = self._hopeless(name, self.longest_s)
-        if refused is not None:
-            self._turned_away[name] += 1
-        return refused
-
-    def turned_away(self) -> Counter[str]:
-        """How many `refusal` refused since this was asked, by model."""
-        counted, self._turned_away = self._turned_away, Counter()
-        return counted
+        if not model.has_place(high=False):
+            return model.refused()
+        wait_s = self._backlog.wait_s(name, time.monotonic())
+        return wait_s - self.longest_s if wait_s > self.longest_s else None
 
     @property
     def longest_s(self) -> float:
@@ -163,14 +153,10 @@ class _Model:
         value = self.limit.value
         return self.limit.in_flight < value or self._lanes[high] < value // _KEPT_SHARE
 
-    def full(self, name: str) -> Overloaded:
-        """A request was refused: what to say."""
-        limit = self.limit
-        limit.refused()
-        return Overloaded(
-            f"{limit.in_flight} requests of model {name!r} are in flight here already",
-            limit.in_flight / limit.rate if limit.rate else math.inf,
-        )
+    def refused(self) -> float:
+        """A request was refused; returns after how many seconds to come again."""
+        self.limit.refused()
+        return self.limit.in_flight / self.limit.rate if self.limit.rate else math.inf
 
     def raise_lane(self) -> None:
         """A request of the normal lane turned out to be of the high one."""
@@ -206,7 +192,7 @@ class Place:
                 self._refusal = err
         if self._refusal is None and self._model.take(high=self._high):
             return self
-        refusal = self._refusal = self._refusal or self._model.full(self._name)
+        refusal = self._refusal = self._refusal or self._full()
         if self._asked is None and self._model.take(high=True):
             self._high = True
             return self
@@ -238,6 +224,10 @@ class Place:
             raise self._refusal
         else:
             self._admission.meets(self._name, timeout_s)
+
+    def _full(self) -> Overloaded:
+        many = self._model.limit.in_flight
+        return Overloaded(f"{many} requests of model {self._name!r} are in flight here already", self._model.refused())
 
 
 class BodyBudget:

@@ -35,7 +35,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """
     gateway = Gateway(settings)
     store = ArtifactStore(settings.artifact_store_url)
-    server = http_server.server(application(gateway), settings, gateway.refusal)
+    server = http_server.server(application(gateway), settings, gateway.door)
     with http_server.listen(settings) as listener:
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sockets=[listener]), name="http")

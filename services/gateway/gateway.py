@@ -13,11 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.gateway import answers
 from services.gateway.admission import Admission
-from services.gateway.answers import UNAVAILABLE
+from services.gateway.at_the_door import AtTheDoor
 from services.gateway.quotas import Quotas
-from shared import logs
 from shared.errors import LogUnavailable, Stopping
 
 if TYPE_CHECKING:
@@ -67,6 +65,7 @@ class Gateway:
         self.quotas = Quotas(settings.tenant_quotas)
         self.answered: Counter[int] = Counter()
         """Answers by status since the last metric event."""
+        self.door = AtTheDoor(self.admission, self.answered)
         self.in_flight = 0
         self._backbone: Backbone | None = None
         self._log_answers = False
@@ -110,20 +109,11 @@ class Gateway:
                 self._log_answers = False
 
     async def watch_workers(self) -> None:
-        """Tell admission until cancelled what the workers say of themselves, and the log who was turned away."""
+        """Tell admission until cancelled what the workers say of themselves, and the log how many were turned away."""
         while True:
             self.admission.look(self.backbone.log.registry, self.backbone.heartbeats)
-            for model, count in self.admission.turned_away().items():
-                logs.get().warning("turned away", model=model, count=count, status=UNAVAILABLE)
+            self.door.tell()
             await asyncio.sleep(_WORKERS_INTERVAL_S)
-
-    def refusal(self, path: bytes) -> bytes | None:
-        """The response that refuses an inference at the door, if its model has no place; see `turnstile`."""
-        refused = self.admission.refusal(path)
-        if refused is None:
-            return None
-        self.answered[UNAVAILABLE] += 1
-        return answers.raw(answers.of_error(refused))
 
     # ------------------------------------------------------------------ stopping
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from services.gateway.settings import GatewaySettings
-    from services.gateway.turnstile import Refusal
+    from services.gateway.turnstile import Door
 
 _HEAD_TIMEOUT_S: Final = 10.0
 _MOST_HEAD_BYTES: Final = 64 * 1024
@@ -51,15 +51,15 @@ def listen(settings: GatewaySettings) -> socket.socket:
         raise OSError(f"AIAAS_GATEWAY_HOST={host} AIAAS_GATEWAY_PORT={port}: {err}") from err
 
 
-def server(app: ASGIApp, settings: GatewaySettings, refusal: Refusal = lambda _: None) -> Server:
-    """The server; `serve(sockets=[…])` runs it until `should_exit` is set. `refusal` is asked by the `turnstile`."""
+def server(app: ASGIApp, settings: GatewaySettings, door: Door | None = None) -> Server:
+    """The server; `serve(sockets=[…])` runs it until `should_exit` is set. `door` is asked by the `turnstile`."""
     return Server(
         uvicorn.Config(
             app,
             http=type(
                 "Protocol",
                 (_Protocol,),
-                {"refusal": staticmethod(refusal), "most_connections": settings.max_connections},
+                {"door": door, "most_connections": settings.max_connections},
             ),
             ws="none",
             lifespan="off",
@@ -90,6 +90,8 @@ class _Protocol(Turnstile):
     """
 
     _head_due: asyncio.TimerHandle | None = None
+    """Runs only while a head is not there in whole: most come in one piece, and need no timer."""
+    _in_head = True
     _head_bytes = 0
     """Of the head that is arriving: its finished lines, or all that came while it was not finished."""
 
@@ -100,14 +102,15 @@ class _Protocol(Turnstile):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._head_due is None or self.transport.is_closing():
+        if not self._in_head or self.transport.is_closing():
             return
+        self._expect_head()
         self._head_bytes += len(data)
-        if self._head_bytes > _MOST_HEAD_BYTES:
+        if self._head_bytes > _MOST_HEAD_BYTES and not self.is_holding:
             self.send_400_response("The head of the request is too long.")
 
     def on_message_begin(self) -> None:
-        self._expect_head()
+        self._in_head = True
         self._head_bytes = 0
         super().on_message_begin()
         self.scope["extensions"] = {connection.EXTENSION: self}  # type: ignore[dict-item]  # ASGI leaves it to servers
@@ -138,16 +141,16 @@ class _Protocol(Turnstile):
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         if not self.is_holding:  # a body that is held there has to come in the same time
-            self._stop_timer()
+            self._head_is_there()
 
     def on_message_complete(self) -> None:
         if self.is_holding:
-            self._stop_timer()
+            self._head_is_there()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         if self.cycle.more_body and self.cycle.response_complete:  # the last one, if requests were pipelined
-            self._head_bytes = -_REST_BYTES
+            self._in_head, self._head_bytes = True, -_REST_BYTES
             self._expect_head()
         super().on_response_complete()
 
@@ -160,6 +163,10 @@ class _Protocol(Turnstile):
     def _expect_head(self) -> None:
         if self._head_due is None:
             self._head_due = self.loop.call_later(_HEAD_TIMEOUT_S, self.transport.close)
+
+    def _head_is_there(self) -> None:
+        self._in_head = False
+        self._stop_timer()
 
     def _stop_timer(self) -> None:
         if self._head_due is not None:

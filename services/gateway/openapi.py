@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from msgspec.json import schema_components
+
 from services.gateway.answers import STATUS_OF_CODE
+from shared.processing import Processing
 
 DESCRIPTION: Final = """\
 Open Inference Protocol v2 with Triton's binary tensor extension, model uploads, and asynchronous requests.
@@ -210,4 +213,17 @@ def completed(document: dict[str, Any]) -> dict[str, Any]:
     state["delete"]["responses"] |= _errors(*_ASKING, "conflict")
     for operation in (state["get"], state["delete"], events["get"]):
         operation["responses"].pop("422", None)  # FastAPI's own, which is never sent: any string is an id
+    _describe_processing(document)
     return document
+
+
+def _describe_processing(document: dict[str, Any]) -> None:
+    """The declaration of the steps around a model, which is an asset like any other."""
+    reference = "#/components/schemas/{name}"
+    (_,), schemas = schema_components((Processing,), ref_template=reference)
+    for field in schemas["Artifact"]["properties"].values():
+        if "pattern" in field:  # Python's anchors; JSON Schema has those of ECMA-262
+            field["pattern"] = field["pattern"].replace(r"\A", "^").replace(r"\Z", "$")
+    document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
+    content = document["paths"]["/v2/repository/assets"]["post"]["requestBody"]["content"]
+    content["application/json"] = {"schema": {"$ref": reference.format(name="Processing")}}

@@ -13,18 +13,12 @@ asked for: who has none learns that the model is busy, and nothing more.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.gateway import answers
 from shared.errors import Overloaded
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Refusal = Callable[[bytes], bytes | None]
-    """From the path of an inference to the whole response that refuses it; None lets it in."""
 
 SMALL_BYTES: Final = 64 * 1024
 """A body up to this is read to learn its priority, although there may be no place for it."""
@@ -34,10 +28,20 @@ _CROWDED: Final = answers.raw(
 )
 
 
+class Door(Protocol):
+    """Who knows whether there is a place."""
+
+    def refusal(self, path: bytes) -> bytes | None:
+        """The whole response that refuses an inference at this path, with a keep-alive; None lets it in."""
+
+    def turned_away(self, path: bytes) -> None:
+        """That was sent."""
+
+
 class Turnstile(HttpToolsProtocol):
     """One connection."""
 
-    refusal: Refusal = staticmethod(lambda _: None)
+    door: Door | None = None
     """Given by a subclass: uvicorn makes the connections."""
     most_connections = sys.maxsize
     """Given by a subclass too: a request on one more is refused, and the connection closed."""
@@ -56,8 +60,8 @@ class Turnstile(HttpToolsProtocol):
             self.transport.write(_CROWDED)
             self.transport.close()
             return
-        if self.url.endswith(b"/infer") and self._is_plain():
-            self._refused = self.refusal(self.url)
+        if self.door is not None and self.url.endswith(b"/infer") and self._is_plain():
+            self._refused = self.door.refusal(self.url)
         if self._refused is None:
             super().on_headers_complete()
 
@@ -74,7 +78,7 @@ class Turnstile(HttpToolsProtocol):
         if refused is not None:
             self._refused, self._held = None, b""
             if _PRIORITY not in held:
-                self._turn_away(refused)
+                self._turn_away(refused, self.url)
                 return
             super().on_headers_complete()
             if held:
@@ -91,7 +95,9 @@ class Turnstile(HttpToolsProtocol):
         length = dict(self.headers).get(b"content-length", b"")
         return length.isdigit() and int(length[:20]) <= SMALL_BYTES
 
-    def _turn_away(self, response: bytes) -> None:
+    def _turn_away(self, response: bytes, path: bytes) -> None:
+        if self.door is not None:
+            self.door.turned_away(path)
         self.server_state.total_requests += 1
         self.transport.write(response)
         self._unset_keepalive_if_required()

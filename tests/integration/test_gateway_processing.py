@@ -126,6 +126,18 @@ async def test_what_is_no_declaration_is_refused_with_the_place(gateway, model, 
     assert (await gateway.client.get(f"/v2/repository/models/{model}/versions")).status_code == 404
 
 
+async def test_the_openapi_document_knows_every_step(gateway):
+    document = (await gateway.client.get("/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    steps = schemas["Processing"]["properties"]["preprocessing"]["items"]["anyOf"]
+    assert {step["$ref"].rpartition("/")[2] for step in steps} == {"Tokenize", "DecodeImage"}
+    assert {"Softmax", "TopK", "Labels", "MeanPool", "L2Normalize"} <= schemas.keys()
+    asset = document["paths"][ASSETS]["post"]["requestBody"]["content"]
+    assert asset["application/json"]["schema"] == {"$ref": "#/components/schemas/Processing"}
+    upload = document["paths"]["/v2/repository/models/{model}/versions"]["post"]["parameters"]
+    assert "processing" in {parameter["name"] for parameter in upload}
+
+
 # ------------------------------------------------------------------ requests
 
 IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["data:image/png;base64,AA=="]}

@@ -10,6 +10,7 @@ import random
 import numpy as np
 import orjson
 import pytest
+from msgspec import to_builtins
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -90,6 +91,18 @@ async def test_a_jpeg_as_a_data_url_in_json(worker, backbone):
     await worker.send(name, orjson.dumps({"inputs": [tensor]}), ce_id="jpeg")
 
     assert named(await worker.result(name, "jpeg"))["label"].tolist() == [[b"zero"]]
+
+
+async def test_a_picture_that_lies_in_the_store(worker, backbone):
+    name, (model, digits) = backbone.model(), digit_model()
+    await worker.upload(name, model, processing=classification(DIGITS, k=1))
+    tensor = asking("image", picture(np.minimum(digits.images[0] * 16, 255))).inputs[0]
+    claim = to_builtins(await worker.store(bytes(tensor.data)))
+    request = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": claim}]}
+
+    await worker.send(name, orjson.dumps(request), ce_id="claimed")
+
+    assert named(await worker.result(name, "claimed"))["label"].tolist() == [[b"zero"]]
 
 
 async def test_texts_of_many_requests_run_in_batches_and_give_what_they_give_alone(worker, backbone):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections import Counter
 
 import pytest
 
 from services.gateway import answers, http_server
 from services.gateway.admission import Admission
+from services.gateway.at_the_door import AtTheDoor
 from services.gateway.settings import GatewaySettings
 from shared.errors import Overloaded
 from support.gateway import free_port
@@ -17,8 +19,18 @@ from support.gateway import free_port
 REFUSAL = answers.raw(answers.of_error(Overloaded("full", 2.5)))
 
 
+class Full:
+    """A door that is shut for the model `full`."""
+
+    def refusal(self, path):
+        return REFUSAL if b"/full/" in path else None
+
+    def turned_away(self, _path):
+        pass
+
+
 @contextlib.asynccontextmanager
-async def served(refusal=lambda path: REFUSAL if b"/full/" in path else None):
+async def served():
     """A server whose application says how long the body was: a function to talk to it, and the bodies it saw."""
     settings = GatewaySettings(gateway_port=free_port(), drain_timeout_s=0)
     seen = []
@@ -43,7 +55,7 @@ async def served(refusal=lambda path: REFUSAL if b"/full/" in path else None):
         writer.close()
         return heard
 
-    server = http_server.server(app, settings, refusal)
+    server = http_server.server(app, settings, Full())
     with http_server.listen(settings) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await asyncio.sleep(0.05)
@@ -109,6 +121,14 @@ async def test_pipelined_requests_are_answered_in_order():
     assert len(seen) == 4
 
 
+async def test_a_held_body_may_be_as_long_as_it_says_and_come_in_pieces():
+    body = b"x" * 60_000
+    async with served() as (talk, seen):
+        whole = post(b"full", body, headers=b"x-more: " + b"y" * 10_000 + b"\r\n")
+        assert (await talk(whole[:5_000], whole[5_000:40_000], whole[40_000:])).startswith(b"HTTP/1.1 503")
+    assert not seen
+
+
 async def test_a_held_body_that_does_not_come_closes_the_connection(monkeypatch):
     monkeypatch.setattr(http_server, "_HEAD_TIMEOUT_S", 0.2)
     async with served() as (talk, seen):
@@ -118,13 +138,14 @@ async def test_a_held_body_that_does_not_come_closes_the_connection(monkeypatch)
 
 
 def test_only_models_that_were_asked_for_are_refused_at_the_door():
-    gate = Admission(GatewaySettings(max_in_flight_per_model=1))
-    path = b"/v2/models/m/infer"
-    assert gate.refusal(path) is None
+    gate, answered = Admission(GatewaySettings(max_in_flight_per_model=1)), Counter()
+    door, path = AtTheDoor(gate, answered), b"/v2/models/m/infer"
+    assert door.refusal(path) is None
     with gate.request("m"):
-        refused = gate.refusal(path)
-        assert refused.code == "overloaded"
-        assert gate.refusal(b"/v2/models/m/versions/3/infer")
+        refused = door.refusal(path)
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1\r\n" in refused
+        assert door.refusal(b"/v2/models/m/versions/3/infer") is refused
         for other in (
             b"/v2/models/n/infer",
             b"/infer",
@@ -132,7 +153,8 @@ def test_only_models_that_were_asked_for_are_refused_at_the_door():
             b"/v2/models/%6d/infer",
             b"/v2/models/\xff/infer",
         ):
-            assert gate.refusal(other) is None
-    assert gate.refusal(path) is None
-    assert gate.turned_away() == {"m": 2}
-    assert not gate.turned_away()
+            assert door.refusal(other) is None
+    assert door.refusal(path) is None
+    assert not answered
+    door.turned_away(path)
+    assert answered == {503: 1}

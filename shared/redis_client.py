@@ -1,0 +1,125 @@
+"""How Redis is reached: one pool of redis-py's connections for the life of a service, and its failures as ours.
+
+Commands go through redis-py's client. Scripts, of which each batch of a worker awaits two, go straight to its
+connections: the client's way to them (pool, retries, metrics) costs three times the round trip itself. A connection is
+kept for the next script; if that finds it closed, a fresh one is tried, once.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from hiredis import pack_command
+from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError
+
+from shared import tls
+from shared.errors import RepliesUnavailable
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Sequence
+
+    from redis.asyncio.connection import AbstractConnection
+
+    from shared.redis_scripts import Script
+    from shared.settings import PlatformSettings
+
+_MAX_CONNECTIONS: Final = 32
+
+
+class edge:  # noqa: N801 - reads as a statement: `with edge():`
+    """What redis-py raises becomes `RepliesUnavailable`."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _type: object, err: BaseException | None, _traceback: object) -> None:
+        if isinstance(err, RedisError | OSError | TimeoutError):
+            raise RepliesUnavailable(f"Redis did not answer: {err or type(err).__name__}") from err
+
+
+class Scripts:
+    """Runs scripts on connections of a pool that it keeps to itself."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._pool = redis.connection_pool
+        self._idle: list[AbstractConnection] = []
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+        """What the script returns.
+
+        Raises:
+            RepliesUnavailable: Redis is down, full or slow.
+        """
+        words = (str(len(keys)), *keys, *(str(arg) if isinstance(arg, int) else arg for arg in args))
+        with edge():
+            try:
+                return await self._call("EVALSHA", script.sha1, *words)
+            except NoScriptError:  # it has restarted, or never saw it
+                return await self._call("EVAL", script.source, *words)
+
+    async def _call(self, *command: str | bytes) -> Any:
+        if self._idle:
+            try:
+                return await self._on(self._idle.pop(), command)
+            except RedisConnectionError:
+                await self._forget_idle()  # closed meanwhile, and so are the others, most likely
+        connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py
+        return await self._on(connection, command)
+
+    async def _on(self, connection: AbstractConnection, command: tuple[str | bytes, ...]) -> Any:
+        try:
+            packed = pack_command(command)  # type: ignore[arg-type]  # its stub allows one word
+            await connection.send_packed_command([packed], check_health=False)
+            reply = await connection.read_response()
+        except NoScriptError:
+            self._idle.append(connection)
+            raise
+        except BaseException:  # also a cancel: an answer that was not read would be the next command's
+            await connection.disconnect(nowait=True)
+            await self._pool.release(connection)
+            raise
+        self._idle.append(connection)
+        return reply
+
+    async def _forget_idle(self) -> None:
+        while self._idle:
+            connection = self._idle.pop()
+            await connection.disconnect(nowait=True)
+            await self._pool.release(connection)
+
+
+@asynccontextmanager
+async def connect(settings: PlatformSettings) -> AsyncIterator[Redis]:
+    """A client for the life of a service. Connections are opened by the first command, again after each failure."""
+    pool = BlockingConnectionPool.from_url(
+        settings.redis_url,
+        max_connections=_MAX_CONNECTIONS,
+        timeout=settings.redis_timeout_s,
+        socket_timeout=settings.redis_timeout_s,
+        socket_connect_timeout=settings.redis_timeout_s,
+        retry=Retry(NoBackoff(), 0),  # whoever calls knows whether and how long to retry
+    )
+    if settings.redis_url.startswith("rediss:"):
+        pool.connection_class = _TlsConnection
+        pool.connection_kwargs["context"] = tls.client_context(
+            settings.redis_ssl_cafile, settings.redis_ssl_certfile, settings.redis_ssl_keyfile
+        )
+    redis = Redis(connection_pool=pool)
+    try:
+        yield redis
+    finally:
+        await redis.aclose(close_connection_pool=True)
+
+
+class _TlsConnection(SSLConnection):
+    """redis-py's own context trusts the system's authorities besides the given one, and is made for each connection."""
+
+    def __init__(self, *, context: ssl.SSLContext, **options: Any) -> None:
+        super().__init__(**options)
+        self.ssl_context.context = context
