@@ -187,7 +187,9 @@ class KafkaLoop:
         topic = self._load.answers
         partitions = self._consumer.list_topics(topic, _METADATA_TIMEOUT_S).topics[topic].partitions
         ends = [
-            TopicPartition(topic, each, self._consumer.get_watermark_offsets(TopicPartition(topic, each))[1])
+            TopicPartition(
+                topic, each, self._consumer.get_watermark_offsets(TopicPartition(topic, each), _METADATA_TIMEOUT_S)[1]
+            )
             for each in partitions
         ]
         self._consumer.assign(ends)

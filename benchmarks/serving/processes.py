@@ -37,6 +37,10 @@ class Tree:
         self._root = psutil.Process(pid)
         self._part = part
 
+    def is_alive(self) -> bool:
+        """Whether the process itself lives."""
+        return bool(self._root.is_running() and self._root.status() != psutil.STATUS_ZOMBIE)
+
     def cpu_s(self) -> float:
         """User and system time so far, of all that live, and of children that have ended and were waited for."""
         total = 0.0

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from benchmarks.serving.rows import Row, Spread, Summary
@@ -33,41 +33,15 @@ def print_all(
 
 
 def _table(model: str, lines: list[Summary]) -> Table:
-    table = Table(title=f"{model}: medians of {max(each.repeats for each in lines)} repeats")
-    for heading in ("system", "at"):
-        table.add_column(heading)
-    for heading in (
-        "requests/s",
-        "of bare",
-        "p50 ms",
-        "added",
-        "p99 ms",
-        "batch",
-        "errors",
-        "generator",
-        "in Redis/s",
-        "of ORT",
-        "per CPU s",
-    ):
-        table.add_column(heading, justify="right")
-    table.add_column("CPU s / 1000")
-    for each in sorted(lines, key=lambda line: line.concurrency):
-        table.add_row(
-            each.system,
-            str(each.concurrency),
-            _spread(each.per_s),
-            f"{each.ratio.median:.2f}" if each.ratio else "",
-            f"{each.p50_ms.median:.2f}",
-            f"{each.added_p50_ms.median:+.2f}" if each.added_p50_ms else "",
-            f"{each.p99_ms.median:.1f}",
-            f"{each.mean_batch:.1f}" if each.mean_batch else "",
-            f"{each.errors}" + (f" {each.wrong} wrong" if each.wrong else ""),
-            f"{each.generator_cpu_share:.0%}",
-            _results(each),
-            f"{each.of_ceiling.median:.2f}" if each.of_ceiling else "",
-            f"{each.of_ceiling_per_cpu.median:.2f}" if each.of_ceiling_per_cpu else "",
-            _cpu(each.cpu_s_per_1000),
-        )
+    """One line a case; a column that nobody fills is left out."""
+    table = Table(title=f"{model}: medians of {max(each.repeats for each in lines)} repeats (least-most)")
+    ordered = sorted(lines, key=lambda line: line.concurrency)
+    columns = {heading: [cell(each) for each in ordered] for heading, cell in _COLUMNS.items()}
+    shown = {heading: cells for heading, cells in columns.items() if any(cells)}
+    for heading in shown:
+        table.add_column(heading, justify="left" if heading in _WORDS else "right")
+    for cells in zip(*shown.values(), strict=True):
+        table.add_row(*cells)
     return table
 
 
@@ -75,16 +49,35 @@ def _spread(spread: Spread) -> str:
     return f"{spread.median:.0f} ({spread.least:.0f}-{spread.most:.0f})"
 
 
-def _results(each: Summary) -> str:
-    if each.results_per_s is None or each.result_p50_ms is None:
-        return ""
-    return f"{each.results_per_s.median:.0f}, {each.result_p50_ms.median:.1f} ms"
+def _number(spread: Spread | None, form: str) -> str:
+    return format(spread.median, form) if spread else ""
 
 
 def _cpu(by_process: Mapping[str, float]) -> str:
     largest = sorted(by_process.items(), key=lambda item: -item[1])[:_MOST_CPU]
     shown = ", ".join(f"{name} {cpu_s:.3f}" for name, cpu_s in largest if cpu_s)
     return f"{sum(by_process.values()):.3f}: {shown}"
+
+
+_WORDS = frozenset({"system", "CPU s / 1000"})
+_COLUMNS: dict[str, Callable[[Summary], str]] = {
+    "system": lambda each: each.system,
+    "at": lambda each: str(each.concurrency),
+    "requests/s": lambda each: _spread(each.per_s),
+    "of bare": lambda each: _number(each.ratio, ".2f"),
+    "of ORT": lambda each: _number(each.of_ceiling, ".2f"),
+    "of ORT per CPU s": lambda each: _number(each.of_ceiling_per_cpu, ".2f"),
+    "p50 ms": lambda each: _number(each.p50_ms, ".2f"),
+    "added": lambda each: _number(each.added_p50_ms, "+.2f"),
+    "p99 ms": lambda each: _number(each.p99_ms, ".1f"),
+    "batch": lambda each: f"{each.mean_batch:.1f}" if each.mean_batch else "",
+    "in Redis/s": lambda each: _number(each.results_per_s, ".0f"),
+    "p50 ms to Redis": lambda each: _number(each.result_p50_ms, ".1f"),
+    "errors": lambda each: f"{each.errors or ''}" + (f" {each.wrong} wrong" if each.wrong else ""),
+    "generator": lambda each: f"{each.generator_cpu_share:.0%}",
+    "CPU s / 1000": lambda each: _cpu(each.cpu_s_per_1000),
+}
+"""`at` is callers at a time, for `drained` how many were produced beforehand, for `onnxruntime` the batch size."""
 
 
 def write(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from benchmarks.serving.processes import Tree
 
     AnyLoad = Load | KafkaLoad | DirectLoad | OpenLoad
-
-_GENERATOR_TIMEOUT_S = 120.0
 
 
 class SliceFailed(Exception):
@@ -45,34 +44,44 @@ def run(
     Raises:
         SliceFailed: it failed, or took far longer than it should.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"benchmarks.serving.{generator}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with tempfile.TemporaryFile("w+") as complaints:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"benchmarks.serving.{generator}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+        )
+        try:
+            return _watch(process, load, trees, began)
+        except SliceFailed as err:
+            complaints.seek(0)
+            raise SliceFailed(f"{generator}: {err}: {complaints.read()[-2000:]}") from err
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _watch(
+    process: subprocess.Popen[str], load: AnyLoad, trees: Mapping[str, Tree], began: Callable[[], None] | None
+) -> Slice:
     if process.stdin is None or process.stdout is None:
-        raise SliceFailed("the generator was started without pipes")
-    try:
-        json.dump(asdict(load), process.stdin)
-        process.stdin.close()
-        _await(process, "measuring")
-        before = {name: tree.cpu_s() for name, tree in trees.items()}
-        if began is not None:
-            began()
-        _await(process, "measured")
-        cpu_s = {name: tree.cpu_s() - before[name] for name, tree in trees.items()}
-        line = process.stdout.readline()
-        process.wait(_GENERATOR_TIMEOUT_S)
-    finally:
-        process.kill()
-        process.wait()
+        raise SliceFailed("was started without pipes")
+    json.dump(asdict(load), process.stdin)
+    process.stdin.close()
+    _await(process.stdout, "measuring")
+    before = {name: tree.cpu_s() for name, tree in trees.items()}
+    if began is not None:
+        began()
+    _await(process.stdout, "measured")
+    cpu_s = {name: tree.cpu_s() - before[name] for name, tree in trees.items()}
+    line = process.stdout.readline()
+    if not line:
+        raise SliceFailed("ended without its figures")
     return Slice(json.loads(line), cpu_s)
 
 
-def _await(process: subprocess.Popen[str], word: str) -> None:
-    line = process.stdout.readline() if process.stdout else ""
-    if line.strip() != word:
-        said = process.stderr.read() if process.stderr else ""
-        raise SliceFailed(f"the generator said {line.strip()!r} where {word!r} was due: {said[-2000:]}")
+def _await(output: IO[str], word: str) -> None:
+    line = output.readline().strip()
+    if line != word:
+        raise SliceFailed(f"said {line!r} where {word!r} was due")

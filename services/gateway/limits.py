@@ -6,9 +6,10 @@ answers, so the limit is what is answered in a fixed time (`queue_s`), or `PLACE
 the live workers can hold in their batches, without which they would run dry, and never more than `most`.
 
 The rate is answers over *busy* time, while anything is in flight, in windows long enough to be told from noise. A
-window measured capacity, and its rate replaces what was known, if somebody was refused in it or the workers always had
-a batch in waiting; any other only says that capacity is at least that much. So idleness and light load never shrink
-the limit, a burst onto an idle model finds all its places, and a model that nobody has measured begins with them too.
+window measured capacity if somebody was refused in it or the workers always had a batch in waiting: its rate replaces
+what was known, downwards by half at a time. Any other window only says that capacity is at least that much. So idleness
+and light load never shrink the limit, a burst onto an idle model finds all its places, and a model that nobody has
+measured begins with them too.
 
 Pure: time is passed in, in seconds of a clock that does not go back. docs/decisions/0005-admission.md has what was
 weighed, and what the rule does to simulated queues.
@@ -25,6 +26,8 @@ LEAST: Final = 16
 _WINDOW_S: Final = 0.5
 _ENOUGH: Final = 32
 """Answers that make the rate of a short window worth believing."""
+_MOST_DECREASE: Final = 0.5
+"""Of the rate at a time: one bad moment does not shut the door."""
 _LONGEST_WINDOW_S: Final = 10.0
 
 
@@ -77,5 +80,7 @@ class InFlightLimit:
             self._busy_s = busy_s
 
     def _learn(self, rate: float) -> None:
-        if self._refused or self._lowest >= self._least // 2 or rate > self.rate:
+        if rate > self.rate:
             self.rate = rate
+        elif self._refused or self._lowest >= self._least // 2:
+            self.rate = max(rate, self.rate * _MOST_DECREASE)

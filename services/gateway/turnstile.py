@@ -2,7 +2,9 @@
 
 Under overload most requests are refused, on the same event loop that serves the others. Through the whole application a
 refusal costs a task, a dozen objects and a line of log; here it costs the parsing of its head and one write, and those
-who were let in keep the processor. What is refused here is only counted: the log tells the sums.
+who were let in keep the processor. Callers who ask again at once, against `Retry-After`, would still take all of it,
+the more of them are refused the more: so after a few refusals in a row a connection gets the next ones some
+milliseconds later each. What is refused here is only counted: the log tells the sums.
 
 It is decided when the head has come, in bytes. A small body is read on, held, since it may name a priority, which has
 places of its own: if it does, or if anything else is unusual (pipelining, a client that takes nothing, a body of
@@ -13,15 +15,21 @@ asked for: who has none learns that the model is busy, and nothing more.
 from __future__ import annotations
 
 import sys
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.gateway import answers
 from shared.errors import Overloaded
 
+if TYPE_CHECKING:
+    import asyncio
+
 SMALL_BYTES: Final = 64 * 1024
 """A body up to this is read to learn its priority, although there may be no place for it."""
+_AT_ONCE: Final = 2
+_STEP_S: Final = 0.005
+_LONGEST_S: Final = 0.03
 _PRIORITY: Final = b"priority"
 _CROWDED: Final = answers.raw(
     answers.of_error(Overloaded("this gateway has all the connections that it takes")), b"connection: close\r\n"
@@ -48,6 +56,11 @@ class Turnstile(HttpToolsProtocol):
     _refused: bytes | None = None
     """The response to the request that is arriving, unless its body says otherwise."""
     _held = b""
+    _refusals = 0
+    """In a row, on this connection."""
+    _due: bytes | None = None
+    """A refusal that is to be sent a little later."""
+    _sending: asyncio.TimerHandle | None = None
 
     @property
     def is_holding(self) -> bool:
@@ -56,6 +69,7 @@ class Turnstile(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Let it in, or wait for its body to say why it should be."""
+        self._send_refusal()
         if len(self.connections) > self.most_connections:
             self.transport.write(_CROWDED)
             self.transport.close()
@@ -63,6 +77,7 @@ class Turnstile(HttpToolsProtocol):
         if self.door is not None and self.url.endswith(b"/infer") and self._is_plain():
             self._refused = self.door.refusal(self.url)
         if self._refused is None:
+            self._refusals = 0
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -99,6 +114,24 @@ class Turnstile(HttpToolsProtocol):
         if self.door is not None:
             self.door.turned_away(path)
         self.server_state.total_requests += 1
+        self._due = response
+        self._refusals += 1
+        if self._refusals <= _AT_ONCE:
+            self._send_refusal()
+        else:
+            delay_s = min(_STEP_S * (self._refusals - _AT_ONCE), _LONGEST_S)
+            self._sending = self.loop.call_later(delay_s, self._send_refusal)
+
+    def _send_refusal(self) -> None:
+        """Send what is due: its time has come, or the next request."""
+        if self._due is None:
+            return
+        response, self._due = self._due, None
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+        if self.transport.is_closing():
+            return
         self.transport.write(response)
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)

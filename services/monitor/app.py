@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import uvicorn
@@ -34,9 +34,14 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Iterator
 
+    from aiokafka import AIOKafkaConsumer
     from faststream.kafka import KafkaBroker
 
     from services.monitor.settings import MonitorSettings
+
+_COLLECT_BYTES: Final = 128 * 1024
+_COLLECT_MS: Final = 200
+"""So much, or so long, the broker collects before it answers the monitor, which is in no hurry."""
 
 
 async def serve(settings: MonitorSettings, stop: asyncio.Event) -> None:
@@ -70,17 +75,25 @@ def _tls(settings: MonitorSettings) -> ssl.SSLContext | None:
     return tls.server_context(settings.monitor_tls_certfile, settings.monitor_tls_keyfile)
 
 
+def _reader(settings: MonitorSettings) -> AIOKafkaConsumer:
+    """The consumer of outcomes. It lets the broker collect some for a moment: what a fetch costs, it costs both."""
+    wait_ms = min(_COLLECT_MS, settings.kafka_fetch_max_wait_ms)
+    return kafka.consumer(settings, fetch_min_bytes=_COLLECT_BYTES, fetch_max_wait_ms=wait_ms)
+
+
 async def _work(settings: MonitorSettings, state: State, events: KafkaBroker) -> None:
     await kafka.ensure_topics(settings)
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(kafka.started(lambda: kafka.producer(settings), "events"))
-        consumer = await stack.enter_async_context(kafka.started(lambda: kafka.consumer(settings), "outcomes"))
+        consumer = await stack.enter_async_context(kafka.started(lambda: _reader(settings), "outcomes"))
+        # Asking for ends on the first one's connection would wait behind its fetches.
+        asker = await stack.enter_async_context(kafka.started(lambda: kafka.consumer(settings), "request ends"))
         admin = await stack.enter_async_context(
             kafka.started(lambda: AIOKafkaAdminClient(**kafka.client_options(settings)), "request ends")
         )
         beats = await stack.enter_async_context(heartbeats.follow(settings))
         dead_letters = DeadLetters(settings, producer)
-        ends = RequestEnds(consumer, admin, settings.topics.name(REQUESTS), exact=settings.kafka_exact_ends)
+        ends = RequestEnds(asker, admin, settings.topics.name(REQUESTS), exact=settings.kafka_exact_ends)
         log = await outcome_log.describe(settings, admin)
         outcomes = outcome_log.OutcomeLog(settings, log, consumer, ends, dead_letters)
         snapshots = snapshot.Snapshots(settings.snapshot_path)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from services.worker.job import Job
     from services.worker.ledger import Ledger
 
-_AT_ONCE: Final = 8
+_AT_ONCE: Final = 32
+"""Of one model. Steps have bounds of their own on what costs: threads, bytes."""
 
 
 class Step(Protocol):

@@ -121,6 +121,14 @@ async def test_pipelined_requests_are_answered_in_order():
     assert len(seen) == 4
 
 
+async def test_who_asks_again_and_again_is_answered_a_little_later_and_in_order():
+    async with served() as (talk, seen):
+        heard = await talk(post(b"full") * 8 + post(b"free"), wait_s=0.02)  # the next request sends what is due
+        assert statuses(heard) == [503] * 8 + [200]
+        assert statuses(await talk(*[post(b"full")] * 8, wait_s=0.05)) == [503] * 8
+    assert seen == [b"{}"]
+
+
 async def test_a_held_body_may_be_as_long_as_it_says_and_come_in_pieces():
     body = b"x" * 60_000
     async with served() as (talk, seen):

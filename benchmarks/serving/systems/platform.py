@@ -93,6 +93,7 @@ class Platform:
         """One user less; with the last the stack stops."""
         self._users -= 1
         if not self._users:
+            self._signal(signal.SIGCONT)  # or its services would drain towards a Kafka that does not answer
             self._undo.close()
             self._models.clear()
 
@@ -113,7 +114,13 @@ class Platform:
         self._signal(signal.SIGSTOP)
 
     def resume(self, model: Model) -> None:
-        """Continue them; returns when the consumers have found their places again."""
+        """Continue them; returns when the consumers have found their places again.
+
+        Raises:
+            NotHere: a process has died: its successor is another, whose CPU time nobody reads.
+        """
+        if dead := [name for name, tree in self.trees.items() if not tree.is_alive()]:
+            raise NotHere(f"died while it was measured: {', '.join(dead)}")
         self._signal(signal.SIGCONT)
         self.await_answers(name_of(model), model, _ANSWERS_IN_A_ROW)
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from services.worker.settle import persistently
@@ -24,7 +25,7 @@ from shared.processed_signature import wants_preprocessing
 from shared.replies import Ran
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from services.worker.intake import HeldBytes
     from services.worker.job import Job
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from services.worker.shelf import Shelf
     from shared.oip import InferenceRequest
     from shared.replies import Replies
+
+    Prepare = Callable[[], InferenceRequest]
 
 _LOOK_AGAIN_S: Final = 5.0
 """How long a job waits for its variant to be loaded before it is asked again which version answers it."""
@@ -103,28 +106,47 @@ class Preprocessing:
             await persistently("redis", lambda: self._replies.put([], ran=ran))
 
     async def _in_thread(self, processor: Processor, request: InferenceRequest, job: Job) -> InferenceRequest:
+        """The prepared request.
+
+        Marks are set before a thread is waited for, since that lets many be set at a time. Not that of a record that a
+        worker has died with: it should share the blame for the next death with as few as possible.
+        """
+        async with AsyncExitStack() as stack:
+            if not job.deaths:
+                await stack.enter_async_context(self._marked(job))
+            start = await stack.enter_async_context(self._thread(job))
+            if job.deaths:
+                await stack.enter_async_context(self._marked(job))
+            begun_ns = time.perf_counter_ns()
+            preparing = start(partial(processor.prepare, request, self._timeout_s))
+            done, _ = await asyncio.wait({preparing}, timeout=self._timeout_s + _GRACE_S)
+            job.preparation_ns += time.perf_counter_ns() - begun_ns
+        if not done:
+            raise RunTimeout(f"preprocessing took longer than {self._timeout_s:g} s")
+        return preparing.result()
+
+    @asynccontextmanager
+    async def _thread(self, job: Job) -> AsyncIterator[Callable[[Prepare], asyncio.Future[InferenceRequest]]]:
+        """A free thread, once there is one, as a function that starts something in it; taken until that is done."""
         try:
             async with asyncio.timeout(_remaining_s(job)):
                 await self._free.acquire()
         except TimeoutError as err:
             raise _late() from err
-        preparing: asyncio.Future[InferenceRequest] | None = None
+        started: list[asyncio.Future[InferenceRequest]] = []
+
+        def start(prepare: Prepare) -> asyncio.Future[InferenceRequest]:
+            started.append(asyncio.get_running_loop().run_in_executor(self._executor, prepare))
+            started[0].add_done_callback(self._ended)
+            return started[0]
+
         try:
             if job.is_overdue(time.time_ns() // 1_000_000):
                 raise _late()
-            async with self._marked(job):
-                begun_ns = time.perf_counter_ns()
-                loop = asyncio.get_running_loop()
-                preparing = loop.run_in_executor(self._executor, processor.prepare, request, self._timeout_s)
-                preparing.add_done_callback(self._ended)
-                done, _ = await asyncio.wait({preparing}, timeout=self._timeout_s + _GRACE_S)
-                job.preparation_ns += time.perf_counter_ns() - begun_ns
+            yield start
         finally:
-            if preparing is None:
+            if not started:
                 self._free.release()
-        if not done:
-            raise RunTimeout(f"preprocessing took longer than {self._timeout_s:g} s")
-        return preparing.result()
 
     def _ended(self, preparing: asyncio.Future[InferenceRequest]) -> None:
         """A thread is free again, whoever still waited for what it did."""
