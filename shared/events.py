@@ -199,9 +199,14 @@ class BatchMembership(Fields):
     id: str
     index: int
     size: int
+    """Requests in the batch."""
     padding: int
     members_sha256: str
     """Over each member's `topic-partition-offset` and `input_sha256`, separated by a space, one a line, in order."""
+    rows: int | None = None
+    """Rows of this request; null where the model's rows were not proved independent: the request then ran alone."""
+    total_rows: int | None = None
+    """Rows of the whole batch, since one member speaks for the run in statistics; null where `rows` is."""
 
 
 class Timings(Fields):
@@ -251,9 +256,10 @@ class Duration(Fields):
 
 
 class RunStatistics(Fields):
-    """Runs of the model with one number of requests in the batch. A run's times count once, not for each request."""
+    """Runs of the model with one number of rows. A run's times count once, not for each request."""
 
     batch_size: int
+    """Rows; where receipts do not tell them, requests."""
     compute_input: Duration
     compute_infer: Duration
     compute_output: Duration
@@ -270,7 +276,10 @@ class ModelStatistics(Event):
     last_inference_ms: int
     """When the last outcome was appended, in ms since the epoch."""
     inferences: int
-    """Requests that a run answered; a duplicate, which got the first one's answer, succeeds without one."""
+    """Rows that runs answered, 1 for a request whose receipt tells none.
+
+    A duplicate, which got the first one's answer, succeeds without one. `compute_infer` counts the requests.
+    """
     success: Duration
     fail: Duration
     """Failed, expired or cancelled."""

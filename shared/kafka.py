@@ -79,6 +79,16 @@ def consumer(settings: PlatformSettings, *topics: str, **options: Any) -> AIOKaf
     )
 
 
+def set_fetch_wait(consumer: AIOKafkaConsumer, wait_ms: int) -> None:
+    """How long the broker may hold the next fetches of a started consumer that find nothing.
+
+    aiokafka has one fetch on its way to a broker at a time. If that asks for partitions in which nothing is, it waits
+    for something, and those in which there is plenty wait with it: with a long wait, a backlog comes in jerks. With a
+    short one, an idle consumer is never quiet. So who consumes says when; aiokafka itself knows only one wait for all.
+    """
+    consumer._fetcher._fetch_max_wait_ms = wait_ms  # noqa: SLF001 - tests/integration/test_kafka.py would tell
+
+
 @asynccontextmanager
 async def started(make: Callable[[], Client], what: str) -> AsyncIterator[Client]:
     """A client that reached Kafka, however long that took; stopped at the end.

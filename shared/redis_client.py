@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shared.settings import PlatformSettings
 
 _MAX_CONNECTIONS: Final = 32
+_MAX_IDLE: Final = 8
 
 
 class edge:  # noqa: N801 - reads as a statement: `with edge():`
@@ -78,14 +79,21 @@ class Scripts:
             await connection.send_packed_command([packed], check_health=False)
             reply = await connection.read_response()
         except NoScriptError:
-            self._idle.append(connection)
+            await self._keep(connection)
             raise
         except BaseException:  # also a cancel: an answer that was not read would be the next command's
             await connection.disconnect(nowait=True)
             await self._pool.release(connection)
             raise
-        self._idle.append(connection)
+        await self._keep(connection)
         return reply
+
+    async def _keep(self, connection: AbstractConnection) -> None:
+        """For the next script, or for whoever else needs one: a burst of scripts must not end with all of them here."""
+        if len(self._idle) < _MAX_IDLE:
+            self._idle.append(connection)
+        else:
+            await self._pool.release(connection)
 
     async def _forget_idle(self) -> None:
         while self._idle:

@@ -16,11 +16,9 @@ from __future__ import annotations
 import gc
 import json
 import sys
-import threading
 import time
 import uuid
 from array import array
-from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,10 +28,9 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPa
 from redis import Redis
 
 from benchmarks.serving.closed_loop import SAMPLES, quantile
+from benchmarks.serving.redis_probes import Probes
 
 _PROBED = 64
-_PROBE_EVERY_S = 0.002
-_PROBES_AT_ONCE = 64
 _POLL_S = 0.02
 _AT_ONCE = 2000
 _LAST_ANSWERS_S = 20.0
@@ -79,46 +76,6 @@ class Measured:
     result_p50_ms: float | None = None
     result_p99_ms: float | None = None
     samples: dict[int, str] = field(default_factory=dict)
-
-
-class Probes(threading.Thread):
-    """Asks Redis for some results until they are there."""
-
-    def __init__(self, redis: Redis, key: str) -> None:
-        super().__init__(name="probes", daemon=True)
-        self._redis = redis
-        self._key = key
-        self._waiting: deque[tuple[str, float]] = deque()
-        self._over = threading.Event()
-        self.latencies_s = array("d")
-
-    def expect(self, request_id: str, sent_s: float) -> None:
-        """One more to ask for."""
-        self._waiting.append((request_id, sent_s))
-
-    def forget(self) -> None:
-        """The warm-up is over: what was measured in it does not count."""
-        self.latencies_s = array("d")
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._over.set()
-        self.join()
-
-    def run(self) -> None:
-        """Look, and look again."""
-        while not self._over.wait(_PROBE_EVERY_S):
-            asked = [self._waiting.popleft() for _ in range(min(len(self._waiting), _PROBES_AT_ONCE))]
-            if not asked:
-                continue
-            pipeline = self._redis.pipeline(transaction=False)
-            for request_id, _ in asked:
-                pipeline.exists(self._key.format(id=request_id))
-            found, now_s = pipeline.execute(), time.perf_counter()
-            self.latencies_s.extend(now_s - sent_s for (_, sent_s), there in zip(asked, found, strict=True) if there)
-            self._waiting.extendleft(
-                each for each, there in zip(reversed(asked), reversed(found), strict=True) if not there
-            )
 
 
 class KafkaLoop:

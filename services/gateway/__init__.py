@@ -2,9 +2,10 @@
 
 Two stories, in the order of their files.
 
-An inference: `http_server` (uvicorn, slow clients) → `edge` (counts, polite endings) → `routes_infer` (who asks, body,
-answer) → `admission` (bounds) → `infer` (validate against the registry, append to the log, wait, expire) → `answers`
-(OIP and errors as HTTP). Tensors too large for the log pass through the artifact store: `claims` on the way in,
+An inference: `http_server` (uvicorn, slow clients) → `turnstile` (refusals at the door) → `edge` (counts, polite
+endings) → `routes_infer` (who asks, body, answer) → `admission` (`limits`, `backlog`, `quotas`) → `bodies`
+(`encodings`) → `infer` (validate against the registry, append to the log, wait, expire) → `answers` (`encodings`; OIP
+and errors as HTTP). Tensors too large for the log pass through the artifact store: `claims` on the way in,
 `claimed_outputs` on the way out. With an `Idempotency-Key`, `idempotency` joins a repeat to its first.
 
 Who does not wait (`preferences`) comes back to `routes_requests`: `request_state` says where a request is,

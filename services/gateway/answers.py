@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 CLIENT_GONE: Final = 499
 UNAVAILABLE: Final = 503
 _TOO_MANY: Final = 429
-_TRY_AGAIN: Final = (_TOO_MANY, UNAVAILABLE)
+TRY_AGAIN: Final = (_TOO_MANY, UNAVAILABLE)
+"""Statuses that say when."""
 
 STATUS_OF_CODE: Final = {
     "invalid_input": 400,
@@ -80,7 +81,7 @@ def error(code: str, message: str, retry_after_s: int = LEAST_RETRY_AFTER_S) -> 
     """An error, its status by its code."""
     status = STATUS_OF_CODE.get(code, 500)
     headers = {}
-    if status in _TRY_AGAIN:
+    if status in TRY_AGAIN:
         headers["retry-after"] = str(retry_after_s)
     if code == "unauthorized":
         headers["www-authenticate"] = "Bearer"

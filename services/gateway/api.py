@@ -13,15 +13,16 @@ from starlette.exceptions import HTTPException
 
 from services.gateway import (
     answers,
-    openapi,
     routes_absent,
     routes_assets,
+    routes_documents,
     routes_models,
     routes_repository,
     routes_requests,
     routes_triton,
 )
 from services.gateway.edge import Edge
+from services.gateway.openapi import document
 from services.gateway.routes_infer import PATH, InferRoute
 from shared.errors import AiaasError, InvalidInput
 
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
 
 def application(gateway: Gateway) -> ASGIApp:
     """The ASGI application."""
-    api = _Api(title=routes_models.NAME, version=routes_models.VERSION, description=openapi.DESCRIPTION)
+    api = _Api(title=routes_models.NAME, version=routes_models.VERSION, description=document.DESCRIPTION)
     api.state.gateway = gateway
     # `/v2/models/stats` before `/v2/models/{model}`: as in Triton, a model of that name is not described.
     for routes in (routes_triton, routes_absent, routes_models, routes_requests, routes_repository):
         api.include_router(routes.router)
     api.include_router(routes_repository.catalogue)
     api.include_router(routes_assets.router)
+    api.include_router(routes_documents.router)
     api.add_exception_handler(AiaasError, _ours)
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http)
@@ -69,8 +71,10 @@ class _Api(FastAPI):
     """FastAPI, its OpenAPI document completed by the routes below it."""
 
     def openapi(self) -> dict[str, Any]:
-        """The document."""
-        return openapi.completed(super().openapi())
+        """The document, made once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = document.completed(super().openapi())
+        return self.openapi_schema
 
 
 async def _ours(_request: Request, err: Exception) -> Response:
@@ -88,7 +92,9 @@ async def _http(_request: Request, err: Exception) -> Response:
     """An unknown path, or a method that it does not have."""
     status = err.status_code if isinstance(err, HTTPException) else 500
     code = {404: "not_found", 405: "method_not_allowed"}.get(status, AiaasError.code)
-    return answers.error(code, str(getattr(err, "detail", err)))
+    response = answers.error(code, str(getattr(err, "detail", err)))
+    response.headers.update(getattr(err, "headers", None) or {})  # `Allow`, of a method that the path does not have
+    return response
 
 
 async def _bug(_request: Request, _err: Exception) -> Response:

@@ -6,6 +6,7 @@ from fastapi import Depends, Request
 
 from services.gateway.auth import tenant_of
 from services.gateway.gateway import Backbone, Gateway
+from services.gateway.paths import version_of
 
 
 def _gateway(request: Request) -> Gateway:
@@ -21,8 +22,14 @@ def _tenant(request: Request) -> str | None:
     return tenant_of(request.headers, _gateway(request).settings.api_keys)
 
 
+def _version(request: Request) -> int | None:
+    return version_of(request.path_params.get("version"), request.path_params["model"])
+
+
 TheGateway = Annotated[Gateway, Depends(_gateway)]
 TheBackbone = Annotated[Backbone, Depends(_backbone)]
 """503 while the gateway is not connected."""
 TheTenant = Annotated[str | None, Depends(_tenant)]
 """401 without a known key where keys are configured."""
+TheVersion = Annotated[int | None, Depends(_version)]
+"""Of the path, None where it names none; 404 if it can't be one."""

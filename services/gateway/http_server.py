@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 
 from services.gateway import connection
+from services.gateway.one_write import OneWrite
 from services.gateway.turnstile import Turnstile
 from shared import tls
 from shared.http_server import Server
@@ -97,7 +98,7 @@ class _Protocol(Turnstile):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         self._when_lost: set[Callable[[], None]] = set()
-        super().connection_made(transport)
+        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]  # all that uvicorn uses
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:

@@ -133,9 +133,7 @@ async def _append(
 ) -> Claim:
     topic = settings.topics.requests(call.model, high=high)
     await backbone.topics.ensure(call.model, settings.produce_timeout_s)
-    written = await backbone.requests.append(
-        topic, call.id.encode(), value, headers.to_kafka(settings.instance), settings.produce_timeout_s
-    )
+    written = await backbone.requests.append(topic, call.id.encode(), value, headers.to_kafka(settings.instance))
     return Claim(topic, written.partition, written.offset, call.tenant, hashlib.sha256(value).hexdigest())
 
 

@@ -22,11 +22,12 @@ from shared.steady_producer import SteadyProducer
 if TYPE_CHECKING:
     from aiokafka.producer.message_accumulator import BatchBuilder
 
+    from services.gateway.settings import GatewaySettings
     from shared.codec import Headers
-    from shared.settings import PlatformSettings
 
 _ON_THEIR_WAY: Final = 2
 """Batches of one topic: the broker is never idle, and what comes meanwhile piles up into the next."""
+_LOOK_S: Final = 0.25
 _BATCH_BYTES: Final = 512 * 1024
 """Half of what the broker takes as a batch; a larger record goes alone."""
 
@@ -48,37 +49,47 @@ class _Record(NamedTuple):
 class RequestLog:
     """Appends to request topics, which must exist, through a producer of its own."""
 
-    def __init__(self, settings: PlatformSettings) -> None:
+    def __init__(self, settings: GatewaySettings) -> None:
         self._steady = SteadyProducer(settings, "requests", batch_bytes=_BATCH_BYTES)
+        self._timeout_s = settings.produce_timeout_s
         self._queues: dict[str, _Queue] = {}
+        self._waits: deque[tuple[float, asyncio.Future[Written]]] = deque()
+        """What was appended lately, and when it is late: one timer for all, since all have the same time."""
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         await self._steady.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         await self._steady.__aexit__(*exc)
 
-    async def append(self, topic: str, key: bytes, value: bytes, headers: Headers, timeout_s: float) -> Written:
-        """Append a record; returns where it lies when it is acknowledged.
+    def append(self, topic: str, key: bytes, value: bytes, headers: Headers) -> asyncio.Future[Written]:
+        """Append a record; the future tells where it lies when it is acknowledged.
 
-        Raises:
-            LogUnavailable: it was not, or not in time. It may be in the log all the same.
+        It raises `LogUnavailable` if that does not happen, or not in time; the record may be in the log all the same.
         """
         queue = self._queues.get(topic)
         if queue is None:
             queue = self._queues[topic] = _Queue(topic, self._steady)
         written = queue.append(key, value, headers)
-        timer = asyncio.get_running_loop().call_later(timeout_s, _late, written)
-        try:
-            return await written
-        finally:
-            timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._waits.append((loop.time() + self._timeout_s, written))
+        if self._timer is None:
+            self._timer = loop.call_later(_LOOK_S, self._look)
+        return written
 
-
-def _late(written: asyncio.Future[Written]) -> None:
-    if not written.done():
-        written.set_exception(LogUnavailable("Kafka did not acknowledge the request in time"))
+    def _look(self) -> None:
+        """End the waits that took too long, forget those that are over."""
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        while self._waits and (self._waits[0][1].done() or self._waits[0][0] <= now_s):
+            _, written = self._waits.popleft()
+            if not written.done():
+                written.set_exception(LogUnavailable("Kafka did not acknowledge the request in time"))
+        self._timer = loop.call_later(_LOOK_S, self._look) if self._waits else None
 
 
 class _Queue:

@@ -12,10 +12,11 @@ attention of whoever watches for failures of ours.
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from services.gateway.answers import JsonResponse, error
 from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant
+from services.gateway.gateway import Backbone
 from shared.errors import Unsupported
 
 router = APIRouter(tags=["Triton's extensions that are not here"])
@@ -66,19 +67,17 @@ async def unregister_shared_memory_region(region: str, _tenant: TheTenant) -> Re
 
 @router.get("/v2/trace/setting", summary="Tracing as Triton has it: off")
 @router.get("/v2/models/{model}/trace/setting", summary="Tracing of a model as Triton has it: off")
-async def trace_settings(backbone: TheBackbone, _tenant: TheTenant, model: str | None = None) -> Response:
+async def trace_settings(request: Request, backbone: TheBackbone, _tenant: TheTenant) -> Response:
     """Off."""
-    if model is not None:
-        backbone.log.registry.model(model)
+    _check_model(request, backbone)
     return JsonResponse({"trace_level": ["OFF"]})
 
 
 @router.post("/v2/trace/setting", summary="Refused: send a traceparent")
 @router.post("/v2/models/{model}/trace/setting", summary="Refused: send a traceparent")
-async def update_trace_settings(backbone: TheBackbone, _tenant: TheTenant, model: str | None = None) -> Response:
+async def update_trace_settings(request: Request, backbone: TheBackbone, _tenant: TheTenant) -> Response:
     """400."""
-    if model is not None:
-        backbone.log.registry.model(model)
+    _check_model(request, backbone)
     raise Unsupported("trace settings are not supported: send a traceparent, and the request's log lines carry it")
 
 
@@ -94,3 +93,9 @@ async def log_settings(gateway: TheGateway, _tenant: TheTenant) -> Response:
 async def update_log_settings(_tenant: TheTenant) -> Response:
     """400."""
     raise Unsupported("log settings can't be changed while the gateway runs: set AIAAS_LOG_LEVEL and start it again")
+
+
+def _check_model(request: Request, backbone: Backbone) -> None:
+    """Return unless the path names a model that is not there."""
+    if (model := request.path_params.get("model")) is not None:
+        backbone.log.registry.model(model)

@@ -17,17 +17,7 @@ from shared.errors import AiaasError, InvalidInput
 router = APIRouter(prefix="/v2/repository", tags=["Models"])
 
 
-@router.post(
-    "/assets",
-    status_code=201,
-    summary="Store a file",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-        }
-    },
-)
+@router.post("/assets", status_code=201, summary="Store a file")
 async def store(request: Request, gateway: TheGateway, backbone: TheBackbone, tenant: TheTenant) -> Response:
     """A tokenizer, a file of labels, a declaration of processing, or a tensor for a claim check.
 

@@ -6,8 +6,7 @@ from fastapi import APIRouter, Response
 
 from services.gateway import readiness
 from services.gateway.answers import UNAVAILABLE, JsonResponse
-from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant
-from services.gateway.paths import version_of
+from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant, TheVersion
 from services.gateway.views import model_metadata
 
 NAME: Final = "aiaas"
@@ -49,16 +48,16 @@ async def server(_tenant: TheTenant) -> Response:
 
 @router.get("/v2/models/{model}", summary="What the version that answers takes and gives")
 @router.get("/v2/models/{model}/versions/{version}", summary="What a version takes and gives")
-async def metadata(model: str, backbone: TheBackbone, _tenant: TheTenant, version: str | None = None) -> Response:
+async def metadata(model: str, backbone: TheBackbone, _tenant: TheTenant, version: TheVersion) -> Response:
     """Names, datatypes and shapes; -1 is a free size. `versions` are those that can answer now."""
     registry = backbone.log.registry
-    version_shown = readiness.described(registry, model, version_of(version, model))
+    version_shown = readiness.described(registry, model, version)
     return JsonResponse(model_metadata(registry.model(model), version_shown))
 
 
 @router.get("/v2/models/{model}/ready", summary="Does a live worker hold the version that answers?")
 @router.get("/v2/models/{model}/versions/{version}/ready", summary="Does a live worker hold this version?")
-async def model_ready(model: str, backbone: TheBackbone, _tenant: TheTenant, version: str | None = None) -> Response:
+async def model_ready(model: str, backbone: TheBackbone, _tenant: TheTenant, version: TheVersion) -> Response:
     """200 when the registry routes requests to it and a live worker has it in memory; else 503 with why."""
-    readiness.check(backbone.log.registry, backbone.heartbeats.alive(), model, version_of(version, model))
+    readiness.check(backbone.log.registry, backbone.heartbeats.alive(), model, version)
     return JsonResponse({"name": model, "ready": True})

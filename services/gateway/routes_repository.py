@@ -33,23 +33,13 @@ class Traffic(BaseModel):
     ]
 
 
-def _body(content_type: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """An OpenAPI request body for a route that reads its body itself, capped."""
-    return {"requestBody": {"required": True, "content": {content_type: {"schema": schema}}}}
-
-
 @catalogue.get("", summary="All models")
 async def show_models(backbone: TheBackbone, _tenant: TheTenant) -> Response:
     """By name, each with its versions and which of them answer."""
     return JsonResponse([views.model_state(model) for _, model in sorted(backbone.log.registry.models.items())])
 
 
-@router.post(
-    "/versions",
-    status_code=202,
-    summary="Upload a version",
-    openapi_extra=_body("application/octet-stream", {"type": "string", "format": "binary"}),
-)
+@router.post("/versions", status_code=202, summary="Upload a version")
 async def upload(
     model: str,
     request: Request,
@@ -133,11 +123,7 @@ async def roll_back(model: str, backbone: TheBackbone, _tenant: TheTenant) -> Re
     return JsonResponse(views.routing(await repository.roll_back(backbone.log, model)))
 
 
-@router.post(
-    "/traffic",
-    summary="Split traffic between versions",
-    openapi_extra=_body("application/json", Traffic.model_json_schema()),
-)
+@router.post("/traffic", summary="Split traffic between versions")
 async def split(
     model: str, request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant
 ) -> Response:

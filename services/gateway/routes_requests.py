@@ -11,9 +11,8 @@ from fastapi import APIRouter, Request, Response
 
 from services.gateway.answers import JsonResponse, state_of
 from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant
-from services.gateway.event_stream import MEDIA_TYPE, EventStream, event_id
+from services.gateway.event_stream import EventStream, event_id
 from services.gateway.gateway import Backbone, Gateway
-from services.gateway.openapi import STATE_EVENTS
 from services.gateway.request_state import RequestState
 from services.gateway.request_state import state_of as state_now
 from shared.errors import Conflict, UnknownRequest
@@ -34,18 +33,7 @@ async def show(model: str, request_id: str, gateway: TheGateway, backbone: TheBa
     return JsonResponse(state_of(model, request_id, state), headers={"x-request-id": request_id})
 
 
-@router.get(
-    f"{_PATH}/events",
-    summary="States of a request as server-sent events",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "`state` at once and at each change, then `outcome`",
-            "content": {MEDIA_TYPE: STATE_EVENTS},
-        },
-        204: {"description": "`Last-Event-ID` says that the outcome was received: don't come back"},
-    },
-)
+@router.get(f"{_PATH}/events", summary="States of a request as server-sent events")
 async def events(
     model: str, request_id: str, request: Request, gateway: TheGateway, backbone: TheBackbone, tenant: TheTenant
 ) -> Response:

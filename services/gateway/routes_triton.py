@@ -11,21 +11,14 @@ from fastapi import APIRouter, Request, Response
 
 from services.gateway import bodies, loading, readiness, statistics, views
 from services.gateway.answers import JsonResponse
-from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant
+from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant, TheVersion
 from services.gateway.gateway import Gateway
 from services.gateway.model_config import model_config
-from services.gateway.paths import version_of
 from services.gateway.repository_index import index
 from shared.errors import InvalidInput
 
 router = APIRouter(tags=["Triton's extensions"])
 _MAX_BODY_BYTES: Final = 64 * 1024
-_PARAMETERS: Final[dict[str, Any]] = {"type": "object", "properties": {"parameters": {"type": "object"}}}
-_READY: Final[dict[str, Any]] = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
-
-
-def _optional_body(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"requestBody": {"required": False, "content": {"application/json": {"schema": schema}}}}
 
 
 @router.get("/v2/models/stats", summary="Statistics of all models")
@@ -37,26 +30,25 @@ async def all_statistics(backbone: TheBackbone, _tenant: TheTenant) -> Response:
 @router.get("/v2/models/{model}/stats", summary="Statistics of a model")
 @router.get("/v2/models/{model}/versions/{version}/stats", summary="Statistics of a version")
 async def model_statistics(
-    model: str, backbone: TheBackbone, _tenant: TheTenant, version: str | None = None
+    model: str, backbone: TheBackbone, _tenant: TheTenant, version: TheVersion
 ) -> Response:
     """As for all models."""
-    number = version_of(version, model)
-    return JsonResponse(statistics.one_model(backbone.log.registry, backbone.statistics, model, number))
+    return JsonResponse(statistics.one_model(backbone.log.registry, backbone.statistics, model, version))
 
 
 @router.get("/v2/models/{model}/config", summary="Configuration of the version that answers, as Triton has it")
 @router.get("/v2/models/{model}/versions/{version}/config", summary="Configuration of a version, as Triton has it")
-async def config(model: str, backbone: TheBackbone, _tenant: TheTenant, version: str | None = None) -> Response:
+async def config(model: str, backbone: TheBackbone, _tenant: TheTenant, version: TheVersion) -> Response:
     """`max_batch_size` is above 0 where rows were proved independent and lie along the first axis of every tensor."""
     registry = backbone.log.registry
-    shown = readiness.described(registry, model, version_of(version, model))
+    shown = readiness.described(registry, model, version)
     alive = backbone.heartbeats.alive()
     return JsonResponse(model_config(registry.model(model), shown, views.shown_signature(shown), alive))
 
 
-@router.post("/v2/repository/index", summary="All versions and their states", openapi_extra=_optional_body(_READY))
+@router.post("/v2/repository/index", summary="All versions and their states")
 async def repository_index(
-    request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant
+    request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant, TheVersion
 ) -> Response:
     """READY, LOADING, UNLOADING or UNAVAILABLE, with the reason; `{"ready": true}` leaves only what is READY."""
     only_ready = (await _body(request, gateway)).get("ready", False)
@@ -65,11 +57,9 @@ async def repository_index(
     return JsonResponse(index(backbone.log.registry, backbone.heartbeats.alive(), only_ready=only_ready))
 
 
-@router.post(
-    "/v2/repository/models/{model}/load", summary="Let a model answer", openapi_extra=_optional_body(_PARAMETERS)
-)
+@router.post("/v2/repository/models/{model}/load", summary="Let a model answer")
 async def load(
-    model: str, request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant
+    model: str, request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant, TheVersion
 ) -> Response:
     """200 when live workers hold it; 503 if they did not in time. Loading what is loaded only waits for that."""
     if refused := sorted(await _parameters(request, gateway)):
@@ -77,11 +67,9 @@ async def load(
     return JsonResponse(views.routing(await loading.load(backbone, model, gateway.settings.load_timeout_s)))
 
 
-@router.post(
-    "/v2/repository/models/{model}/unload", summary="Let go of a model", openapi_extra=_optional_body(_PARAMETERS)
-)
+@router.post("/v2/repository/models/{model}/unload", summary="Let go of a model")
 async def unload(
-    model: str, request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant
+    model: str, request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant, TheVersion
 ) -> Response:
     """200 when no live worker holds it any more; 503 if some did not say so in time. No model depends on another."""
     if refused := sorted((await _parameters(request, gateway)).keys() - {"unload_dependents"}):

@@ -1,9 +1,10 @@
 """What the monitor counted, in the shape of Triton's statistics extension. Pure.
 
 The numbers are exact for the outcomes below the offsets that each entry names, and may be a second old. They differ
-from Triton's in three ways, since outcomes are their source: `inference_count` and `batch_size` count requests, not
-rows; they go back to the beginning of the outcome log, not of a process; and what was answered with the outcome of an
-earlier request of the same id counts in `success` alone. There is no response cache: nothing ever hits or misses.
+from Triton's in two ways, since outcomes are their source: they go back to the beginning of the outcome log, not of a
+process; and what was answered with the outcome of an earlier request of the same id counts in `success` alone.
+`inference_count` and `batch_size` count rows; a request to a model whose rows were not proved independent counts 1.
+There is no response cache: nothing ever hits or misses.
 """
 
 from __future__ import annotations

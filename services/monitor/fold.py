@@ -5,8 +5,8 @@ to the offsets it was folded up to, and is stored together with them: fold a log
 numbers are those of one. Everything in here is a count or an integer sum, so how the partitions of the log interleave
 does not matter either.
 
-`batch_sizes` has the requests that count by the size of the batch they ran in; runs of the model are counted in
-`totals`, which says how.
+`batch_sizes` has the requests that count by the number of requests in the batch they ran in; runs of the model, and
+rows, are counted in `totals`, which says how.
 
 Labels are bounded, because receipts repeat what producers sent: error codes are those of `shared.errors` or `other`,
 a version that does not exist is no version, and series beyond `MAX_SERIES` go into one.
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from services.monitor.histogram import Histogram
-from services.monitor.totals import Totals
+from services.monitor.totals import Totals, bounded_size
 from shared.errors import AiaasError, UnknownVersion
 from shared.outcomes import Watermarks
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 PHASES = ("queue", "compute_input", "compute_infer", "compute_output", "total")
 """`total` is the sum of the others, as far as the request got."""
 MAX_SERIES = 1000
-MAX_BATCH_SIZE = 4096
-"""Larger batches count as this size."""
 OTHER = "other"
 _OVERFLOW = "_other"
 """No model can be called that."""
@@ -60,7 +58,7 @@ class Series:
     duplicates: int = 0
     reexecuted: int = 0
     batch_sizes: Counter[int] = field(default_factory=Counter)
-    """Requests by the size of the batch they ran in."""
+    """Requests by how many were in the batch they ran in."""
     phases: dict[str, Histogram] = field(default_factory=lambda: {phase: Histogram() for phase in PHASES})
     totals: Totals = field(default_factory=Totals)
 
@@ -71,10 +69,8 @@ class Series:
             self.error_codes[receipt.error_code if receipt.error_code in CODES else OTHER] += 1
         self.duplicates += receipt.duplicate_of is not None
         self.reexecuted += receipt.reexecuted
-        size = 0
         if receipt.batch is not None:
-            size = min(max(receipt.batch.size, 1), MAX_BATCH_SIZE)
-            self.batch_sizes[size] += 1
+            self.batch_sizes[bounded_size(receipt.batch.size)] += 1
         timings = receipt.timings_ns
         spent = (timings.queue, timings.compute_input, timings.compute_infer, timings.compute_output)
         total_ns = 0
@@ -83,7 +79,7 @@ class Series:
                 self.phases[phase].observe(duration_ns)
                 total_ns += max(duration_ns, 0)
         self.phases["total"].observe(total_ns)
-        self.totals.add(receipt, size, total_ns, at_ms)
+        self.totals.add(receipt, total_ns, at_ms)
 
 
 @dataclass(slots=True)

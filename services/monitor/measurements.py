@@ -12,12 +12,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
+from services.monitor.totals import bounded_size
 from shared.events import BatchesRan, HostSampled, HttpAnswered, JobProgressed, MetricEvent
 
 FORGET_NS = 3600 * 10**9
 MAX_RUNS = 1000
 """Runs of instances, variants and jobs held at a time, each; what comes beyond is ignored."""
-MAX_BATCH_SIZE = 4096
 
 Ignored = Literal["repeat", "too_many"]
 
@@ -104,7 +104,7 @@ class Measurements:
         runs.executions += max(event.executions, 0)
         runs.compute_infer_ns += max(event.compute_infer_ns, 0)
         for size, count in event.sizes.items():
-            runs.sizes[min(max(size, 1), MAX_BATCH_SIZE)] += max(count, 0)
+            runs.sizes[bounded_size(size)] += max(count, 0)
 
     def forget(self, now_ns: int) -> None:
         """Drop runs and jobs that have said nothing for an hour."""

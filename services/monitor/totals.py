@@ -6,6 +6,8 @@ partitions its members lie in, in whichever order they are read, and however oft
 are added once. It takes no memory of batch ids. Not counted is a run whose first member got its outcome elsewhere
 while it ran, by a cancel or its deadline: one request in the batch of them all, and Triton, too, counts successes only.
 A batch that failed and was split is as many runs of one, as its receipts say.
+
+What is counted is rows, as Triton does; a request whose receipt tells none counts 1, and a batch of such its requests.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from shared.events import MAX_VERSION, Duration, ModelStatistics, RunStatistics
 if TYPE_CHECKING:
     from shared.events import Receipt, Timings
 
+MAX_BATCH_SIZE: Final = 4096
+"""Larger batches count as this size."""
 _MOST: Final = 2**63 - 1
 """What a msgpack integer and every client can hold. True sums stay below; a forged receipt may say anything."""
 
@@ -57,31 +61,34 @@ class Totals:
 
     last_ms: int = 0
     inferences: int = 0
+    """Rows."""
     success: Spent = field(default_factory=Spent)
     fail: Spent = field(default_factory=Spent)
     queue: Spent = field(default_factory=Spent)
     phases: Phases = field(default_factory=Phases)
     runs: dict[int, Phases] = field(default_factory=dict)
-    """By the number of requests in the batch."""
+    """By the number of rows in the batch."""
 
     @property
     def executions(self) -> int:
         """Runs of the model that succeeded."""
         return sum(runs.compute_infer.count for runs in self.runs.values())
 
-    def add(self, receipt: Receipt, size: int, total_ns: int, at_ms: int) -> None:
-        """Take in an outcome that counts, of a batch of `size` requests (0: none), appended at `at_ms`."""
+    def add(self, receipt: Receipt, total_ns: int, at_ms: int) -> None:
+        """Take in an outcome that counts, appended at `at_ms`, of a request that took `total_ns`."""
         self.last_ms = max(self.last_ms, at_ms)
         if receipt.status != "succeeded":
             self.fail.add(total_ns)
             return
         self.success.add(total_ns)
         self.queue.add(receipt.timings_ns.queue)
-        if receipt.batch is None:
+        batch = receipt.batch
+        if batch is None:
             return
-        self.inferences += 1
+        self.inferences += max(batch.rows or 1, 1)
         self.phases.add(receipt.timings_ns)
-        if receipt.batch.index == 0:
+        if batch.index == 0:
+            size = bounded_size(batch.size if batch.total_rows is None else batch.total_rows)
             runs = self.runs.get(size)
             if runs is None:
                 runs = self.runs[size] = Phases()
@@ -95,7 +102,7 @@ class Totals:
             model=model,
             version=version,
             last_inference_ms=self.last_ms,
-            inferences=self.inferences,
+            inferences=min(self.inferences, _MOST),
             success=_duration(self.success),
             fail=_duration(self.fail),
             queue=_duration(self.queue),
@@ -105,6 +112,11 @@ class Totals:
             runs=tuple(_runs(size, runs) for size, runs in sorted(self.runs.items())),
             offsets=dict(offsets),
         )
+
+
+def bounded_size(size: int) -> int:
+    """The size that a batch counts as, whatever its receipt says."""
+    return min(max(size, 1), MAX_BATCH_SIZE)
 
 
 def _duration(spent: Spent) -> Duration:

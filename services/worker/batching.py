@@ -44,11 +44,16 @@ def shape_key(request: InferenceRequest, signature: Signature) -> ShapeKey:
     return tuple(key)
 
 
-def rows_alone(request: InferenceRequest, variant: Variant) -> int | None:
-    """The request's rows, or None if it has to run alone."""
+def independent_rows(request: InferenceRequest, variant: Variant) -> int | None:
+    """The request's rows, None where the variant's rows were not proved independent of one another."""
     if variant.batch_cap == 1 or any(spec.batch_axis is None for spec in variant.signature.outputs):
         return None
-    count = rows(request.inputs, variant.signature)
+    return rows(request.inputs, variant.signature)
+
+
+def rows_alone(request: InferenceRequest, variant: Variant) -> int | None:
+    """The request's rows, or None if it has to run alone."""
+    count = independent_rows(request, variant)
     return count if count and count <= variant.batch_cap else None
 
 

@@ -44,8 +44,13 @@ if TYPE_CHECKING:
     from shared.replies import Replies
 
 _POLL_MS = 5000
+_HALF_FULL_POLL_MS = 10
+"""The same while there is room in one of the two queues only: it won't be long before there is in the other."""
 _FULL_POLL_MS = 100
-"""The same while there is no room in one of the two queues, or in both."""
+"""The same while there is none in either."""
+_HASTY_MS = 10
+_AT_ONCE = 128
+"""Records taken in one step: some milliseconds in which nothing else runs."""
 _MAX_OPEN_ROWS = 8192
 """Rows of one model that wait for an earlier one: what a duplicate that waits for its first may hold up."""
 _LEAST_RECORDS = 8
@@ -105,6 +110,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._deaths: dict[tuple[str, int], int] = {}
         """How often a record, by ledger and offset, has killed a worker."""
         self._in_progress = 0
+        self._hasty = False
         self._freed = asyncio.Event()
         """Set when a job ends: there may be room again, or nothing left to wait for."""
         self._finished = asyncio.Event()
@@ -181,8 +187,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             return
         self._consumer.resume(*self._consumer.paused())
         # Without names it is all partitions, those too that are assigned while it waits.
-        named, wait_ms = ((), _POLL_MS) if len(some) == len(assigned) else (some, _FULL_POLL_MS)
-        most = min(records for records in room.values() if records > 0)
+        named, wait_ms = ((), _POLL_MS) if len(some) == len(assigned) else (some, _HALF_FULL_POLL_MS)
+        most = min(_AT_ONCE, *(records for records in room.values() if records > 0))
         try:
             fetched = await self._consumer.getmany(*named, timeout_ms=wait_ms, max_records=most)
         except KafkaError as err:
@@ -193,6 +199,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         for partition, records in fetched.items():
             if epochs[partition] == self._epochs[partition]:
                 await self._take_partition(partition, records)
+        self._mind_the_wait(hasty=self.lag > 0)
+
+    def _mind_the_wait(self, *, hasty: bool) -> None:
+        """Fetch in haste while there is a backlog, patiently otherwise: see `kafka.set_fetch_wait`."""
+        if hasty is not self._hasty:
+            self._hasty = hasty
+            patient_ms = self._settings.kafka_fetch_max_wait_ms
+            kafka.set_fetch_wait(self._consumer, min(_HASTY_MS, patient_ms) if hasty else patient_ms)
 
     def _room(self, *, high: bool) -> int:
         if sum(ledger.open_rows for ledger in self._ledgers.values()) >= _MAX_OPEN_ROWS:

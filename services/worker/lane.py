@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from services.worker.batching import answer as asked_outputs
 from services.worker.batching import concatenate, take_apart
 from services.worker.expiry import Expiry
-from services.worker.receipts import members_sha256, queue_ns
+from services.worker.receipts import memberships, queue_ns
 from services.worker.settle import answer
 from shared.background import set_within
 from shared.errors import AiaasError, RepliesUnavailable, RequestCancelled, TooLarge
-from shared.events import BatchMembership, Timings
+from shared.events import Timings
 from shared.replies import Ran
 from shared.tensors import output_digest
 
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from services.worker.receipts import Receipts
     from services.worker.settings import WorkerSettings
     from services.worker.settle import Answer, Settlement
+    from shared.events import BatchMembership
     from shared.oip import InferenceRequest
     from shared.replies import Replies
     from shared.tensors import Array, Tensor
@@ -166,13 +166,12 @@ class Lane:
         pieces = take_apart(outputs, counts, signature)
         taken_ns = time.perf_counter_ns()
         self._count(jobs, ran_ns - fed_ns)
-        batch_id, members = uuid.uuid4().hex, members_sha256(jobs)
         return [
             self._succeeded(
                 batch,
                 job,
                 asked_outputs(_request(job), pieces[index], batch.processor.defaults if batch.processor else ()),
-                BatchMembership(id=batch_id, index=index, size=len(jobs), padding=0, members_sha256=members),
+                membership,
                 Timings(
                     queue=queued_ns[index],
                     compute_input=fed_ns - begun_ns + job.preparation_ns,
@@ -180,7 +179,7 @@ class Lane:
                     compute_output=taken_ns - ran_ns,
                 ),
             )
-            for index, job in enumerate(jobs)
+            for index, (job, membership) in enumerate(zip(jobs, memberships(jobs), strict=True))
         ]
 
     async def _finish(self, processor: Processor, outputs: list[Array], feeds: Mapping[str, Array]) -> list[Array]:
@@ -209,7 +208,7 @@ class Lane:
         return answer(job, receipt, outputs=outputs, to_store=to_store)
 
     def _failed(self, batch: Batch, job: Job, error: AiaasError) -> Answer:
-        alone = BatchMembership(id=uuid.uuid4().hex, index=0, size=1, padding=0, members_sha256=members_sha256([job]))
+        [alone] = memberships([job])
         timings = Timings(queue=queue_ns(job))
         receipt = self._receipts.failed_in_run(job, error.code, batch.engine.runtime, alone, timings)
         return answer(job, receipt, error=error)

@@ -7,23 +7,53 @@ from __future__ import annotations
 
 import hashlib
 import time
+import uuid
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from services.worker.batching import independent_rows
 from shared.codec import decode_event, rfc3339
-from shared.events import Coordinates, Receipt, Timings
+from shared.events import BatchMembership, Coordinates, Receipt, Timings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from services.worker.job import Job
-    from shared.events import BatchMembership, Runtime, Status
+    from shared.events import Runtime, Status
     from shared.replies import Claim
     from shared.results import Result
 
 
-def members_sha256(jobs: Sequence[Job]) -> str:
+def memberships(jobs: Sequence[Job]) -> list[BatchMembership]:
+    """The place of each job in the batch that they are together."""
+    rows = [_rows(job) for job in jobs]
+    told = [count for count in rows if count is not None]
+    total = sum(told) if len(told) == len(rows) else None
+    batch_id, members = uuid.uuid4().hex, _members_sha256(jobs)
+    return [
+        BatchMembership(
+            id=batch_id,
+            index=index,
+            size=len(jobs),
+            padding=0,
+            members_sha256=members,
+            rows=count,
+            total_rows=total,
+        )
+        for index, count in enumerate(rows)
+    ]
+
+
+def _rows(job: Job) -> int | None:
+    """Rows of a job that runs; one that runs alone has them too, though its plan does not."""
+    plan, request = job.plan, job.request
+    if plan is None or request is None:
+        return None
+    return independent_rows(request, plan.variant) if plan.rows is None else plan.rows
+
+
+def _members_sha256(jobs: Sequence[Job]) -> str:
     """The digest of a batch's membership and order."""
     digest = hashlib.sha256()
     for job in jobs:

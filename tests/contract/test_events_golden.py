@@ -60,7 +60,9 @@ RECEIPT = receipt(
         threads=1,
         isa="avx512",
     ),
-    batch=ev.BatchMembership(id="b-1", index=1, size=3, padding=0, members_sha256="ef" * 32),
+    batch=ev.BatchMembership(
+        id="b-1", index=1, size=3, padding=0, members_sha256="ef" * 32, rows=2, total_rows=5
+    ),
     timings_ns=ev.Timings(queue=1_000, compute_input=2_000, compute_infer=3_000_000_000, compute_output=4_000),
 )
 EXAMPLES: dict[str, ev.Event] = {
@@ -149,7 +151,7 @@ EXAMPLES: dict[str, ev.Event] = {
 }
 OLDER: dict[str, ev.Event] = {
     "ModelUploaded": replace(EXAMPLES["ModelUploaded"], processing=None),
-    "Receipt": replace(RECEIPT, processing_sha256=None),
+    "Receipt": replace(RECEIPT, processing_sha256=None, batch=replace(RECEIPT.batch, rows=None, total_rows=None)),
     "Heartbeat": replace(EXAMPLES["Heartbeat"], answered={}, positions={}),
 }
 """What the files before the newest are read as."""

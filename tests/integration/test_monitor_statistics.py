@@ -31,8 +31,8 @@ def monitor(settings):
     monitor.kill()
 
 
-def batch_of(settings, version, first, size):
-    """The receipts of one run, whose members lie in two request partitions, in turn."""
+def batch_of(settings, version, first, size, rows=1):
+    """The receipts of one run, whose members lie in two request partitions, in turn, with so many rows each."""
     members = range(first, first + size)
     topic = settings.topics.requests("m")
     return [
@@ -43,7 +43,15 @@ def batch_of(settings, version, first, size):
                 topic=topic,
                 partition=number % 2,
                 model_version=version,
-                batch=BatchMembership(id=f"b{first}", index=index, size=size, padding=0, members_sha256="0" * 64),
+                batch=BatchMembership(
+                    id=f"b{first}",
+                    index=index,
+                    size=size,
+                    padding=0,
+                    members_sha256="0" * 64,
+                    rows=rows,
+                    total_rows=rows * size,
+                ),
                 timings_ns=Timings(queue=10, compute_input=1, compute_infer=INFER_NS, compute_output=2),
             ),
         )
@@ -78,7 +86,7 @@ async def test_statistics_are_exact_and_survive_a_kill(settings, monitor):
         for number in range(40):
             await producer.send_and_wait(settings.topics.requests("m"), b"{}", partition=number % 2)
     early = [*batch_of(settings, 1, 0, 4), *batch_of(settings, 1, 4, 1), *batch_of(settings, 2, 5, 7)]
-    late = [*batch_of(settings, 1, 12, 8), *batch_of(settings, 1, 20, 4)]
+    late = [*batch_of(settings, 1, 12, 8), *batch_of(settings, 1, 20, 4, rows=3)]
 
     async with statistics.follow(settings) as followed:
         monitor.start()
@@ -89,14 +97,15 @@ async def test_statistics_are_exact_and_survive_a_kill(settings, monitor):
         await append(settings, early[-3:])  # a zombie's repeats
         await append(settings, late)
         monitor.start()
-        await eventually(lambda: _counts(followed) == {1: (17, 4), 2: (7, 1)}, within_s=30)
+        await eventually(lambda: _counts(followed) == {1: (25, 4), 2: (7, 1)}, within_s=30)
         first, second = followed.of("m", 1), followed.of("m", 2)
 
     assert first.success.ns == 17 * (10 + 1 + INFER_NS + 2)
     assert {run.batch_size: (run.compute_infer.count, run.compute_infer.ns) for run in first.runs} == {
         1: (1, INFER_NS),
-        4: (2, 2 * INFER_NS),
+        4: (1, INFER_NS),
         8: (1, INFER_NS),
+        12: (1, INFER_NS),
     }
     assert (second.success, second.runs) == (before.success, before.runs)
     assert sum(first.offsets.values()) == len(early) + 3 + len(late)

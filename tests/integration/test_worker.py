@@ -54,7 +54,7 @@ async def test_a_json_request_straight_from_kafka_is_answered_and_leaves_one_out
     assert receipt.runtime is not None
     assert receipt.runtime.provider == "CPUExecutionProvider"
     assert receipt.batch is not None
-    assert receipt.batch.size == 1
+    assert (receipt.batch.size, receipt.batch.rows, receipt.batch.total_rows) == (1, 2, 2)
 
 
 @pytest.mark.parametrize("datatype", list(DTYPES))
@@ -217,7 +217,7 @@ async def test_a_restarted_worker_goes_on_where_the_last_one_committed(backbone)
 
 async def test_a_receipt_can_be_recomputed_from_the_log(worker, backbone):
     name, model = backbone.model(), onnx_models.linear()
-    values = [body(np.full((1, 4), index, np.float32)) for index in range(12)]
+    values = [body(np.full((1 + index % 3, 4), index, np.float32)) for index in range(12)]
     at = [await worker.send(name, value, ce_id=f"c{index}") for index, value in enumerate(values)]
     await worker.upload(name, model)  # all are queued by now: batches of several
     receipts = await worker.outcomes(name, len(values))
@@ -225,6 +225,7 @@ async def test_a_receipt_can_be_recomputed_from_the_log(worker, backbone):
     batches = {}
     for place, receipt in receipts.items():
         assert receipt.input_sha256 == digests[place]
+        assert receipt.batch.rows == 1 + int(receipt.request_id.removeprefix("c")) % 3
         assert receipt.artifact_sha256 == hashlib.sha256(model.content).hexdigest()
         [result] = await worker.replies.get([(name, receipt.request_id)])
         assert receipt.output_sha256 == output_digest(result.outputs)
@@ -233,6 +234,7 @@ async def test_a_receipt_can_be_recomputed_from_the_log(worker, backbone):
     for members in batches.values():
         members.sort(key=lambda receipt: receipt.batch.index)
         assert [receipt.batch.index for receipt in members] == list(range(members[0].batch.size))
+        assert {m.batch.total_rows for m in members} == {sum(m.batch.rows for m in members)}
         lines = (
             f"{m.request.topic}-{m.request.partition}-{m.request.offset} {m.input_sha256}\n".encode() for m in members
         )

@@ -97,6 +97,29 @@ def counting_loop() -> OnnxModel:
     return OnnxModel(_bytes(graph), signature, batch_cap=1)
 
 
+def slow_rows(trips: int = 1_500_000) -> OnnxModel:
+    """`y = x + trips`, FP32, row by row, and every run takes seconds, however many rows it has."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["goes_on"]),
+            helper.make_node("Add", ["sum", "one"], ["next"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("trip", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["batch", 2]),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, ["batch", 2]),
+        ],
+        [numpy_helper.from_array(np.ones(1, np.float32), "one")],
+    )
+    loop = helper.make_node("Loop", ["trips", "", "x"], ["y"], body=body)
+    return _model([loop], "FP32", 2, [numpy_helper.from_array(np.array(trips, np.int64), "trips")])
+
+
 def _model(nodes, datatype, columns, initializers=(), output_datatype=None):
     output_datatype = output_datatype or datatype
     graph = helper.make_graph(

@@ -12,6 +12,7 @@ from services.monitor.fold import OutcomeFold
 from services.monitor.histogram import BOUNDS_NS, BOUNDS_S, Histogram
 from services.monitor.measurements import FORGET_NS, Measurements
 from services.monitor.snapshot import decode, encode
+from services.monitor.totals import MAX_BATCH_SIZE
 from shared.events import BatchesRan, BatchMembership, Coordinates, HttpAnswered, Timings
 from support.facts import receipt
 
@@ -150,7 +151,7 @@ def test_huge_and_negative_numbers_of_a_receipt_do_no_harm():
     fold, _ = decode(encode(LOG, fold, Measurements()), LOG)
     series = fold.series["m/"]
     assert series.phases["total"].sum_ns == 2**64
-    assert series.batch_sizes == {1: 1, folding.MAX_BATCH_SIZE: 1}
+    assert series.batch_sizes == {1: 1, MAX_BATCH_SIZE: 1}
 
 
 def test_duplicates_and_reexecutions_are_counted():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from types import SimpleNamespace
 
 from hypothesis import given
@@ -11,6 +12,7 @@ from services.monitor.fold import OutcomeFold
 from services.monitor.measurements import Measurements
 from services.monitor.publisher import Publisher
 from services.monitor.snapshot import decode, encode
+from services.monitor.totals import MAX_BATCH_SIZE
 from shared.codec import decode_event, encode_event
 from shared.events import BatchMembership, Coordinates, Duration, ModelStatistics, Timings
 from shared.topics import Topics
@@ -20,9 +22,9 @@ LOG = "cluster/aiaas.outcomes"
 SETTINGS = SimpleNamespace(topics=Topics("t."), instance="monitor-1")
 
 
-def ran(size, index, infer_ns=100):
+def ran(size, index, infer_ns=100, **rows):
     timings = Timings(queue=7, compute_input=1, compute_infer=infer_ns, compute_output=2)
-    batch = BatchMembership(id="b", index=index, size=size, padding=0, members_sha256="0" * 64)
+    batch = BatchMembership(id="b", index=index, size=size, padding=0, members_sha256="0" * 64, **rows)
     return {"batch": batch, "timings_ns": timings, "model_version": 1}
 
 
@@ -33,16 +35,20 @@ def event(fold, key="m/1"):
 
 @st.composite
 def runs(draw):
-    """Batches over three request partitions, whose outcomes lie in as many partitions of the log, some repeated."""
+    """Batches over three request partitions, whose outcomes lie in as many partitions of the log, some repeated.
+
+    Some receipts tell the rows, those of before do not. With the logs, the rows of the members of each batch.
+    """
     next_offset, logs, batches = [0, 0, 0], [[], [], []], []
     for _ in range(draw(st.integers(0, 8))):
-        size, infer_ns = draw(st.integers(1, 5)), draw(st.integers(0, 10**9))
-        succeeded = draw(st.integers(0, 9)) > 0
-        batches.append((size, infer_ns, succeeded))
-        for index in range(size):
+        members, infer_ns = draw(st.lists(st.integers(1, 4), min_size=1, max_size=5)), draw(st.integers(0, 10**9))
+        succeeded, told = draw(st.integers(0, 9)) > 0, draw(st.booleans())
+        batches.append((members if told else [1] * len(members), infer_ns, succeeded))
+        for index, rows in enumerate(members):
+            about_rows = {"rows": rows, "total_rows": sum(members)} if told else {}
             partition = draw(st.integers(0, 2))
             about = {"partition": partition, "status": "succeeded" if succeeded else "failed"}
-            outcome = receipt(next_offset[partition], **about, **ran(size, index, infer_ns))
+            outcome = receipt(next_offset[partition], **about, **ran(len(members), index, infer_ns, **about_rows))
             logs[partition] += [outcome] * draw(st.sampled_from([1, 1, 1, 2]))
             next_offset[partition] += 1
     return logs, batches
@@ -58,20 +64,25 @@ def test_every_run_counts_once_in_any_order_and_any_sittings(given_runs, random)
         position[partition] += 1
         if random.randrange(5) == 0:
             fold, _ = decode(encode(LOG, fold, Measurements()), LOG)
-    good = [(size, infer_ns) for size, infer_ns, succeeded in batches if succeeded]
-    failed = sum(size for size, _, succeeded in batches if not succeeded)
+    good = [(members, infer_ns) for members, infer_ns, succeeded in batches if succeeded]
+    requests = sum(len(members) for members, _ in good)
+    failed = sum(len(members) for members, _, succeeded in batches if not succeeded)
     if not batches:
         assert fold.series == {}
         return
     counted = event(fold)
     assert decode_event(ModelStatistics, encode_event(counted)) == counted
     assert counted.executions == len(good)
-    assert counted.inferences == counted.success.count == sum(size for size, _ in good)
+    assert counted.inferences == sum(sum(members) for members, _ in good)
+    assert counted.success.count == counted.compute_infer.count == requests
     assert counted.fail.count == failed
-    assert counted.queue == Duration(count=counted.inferences, ns=7 * counted.inferences)
-    assert counted.compute_infer.ns == sum(size * infer_ns for size, infer_ns in good)
+    assert counted.queue == Duration(count=requests, ns=7 * requests)
+    assert counted.compute_infer.ns == sum(len(members) * infer_ns for members, infer_ns in good)
+    by_rows = defaultdict(list)
+    for members, infer_ns in good:
+        by_rows[sum(members)].append(infer_ns)
     assert {run.batch_size: (run.compute_infer.count, run.compute_infer.ns) for run in counted.runs} == {
-        size: (len(of), sum(of)) for size in {size for size, _ in good} if (of := [ns for s, ns in good if s == size])
+        rows: (len(of), sum(of)) for rows, of in by_rows.items()
     }
     assert counted.offsets == {p: len(logs[p]) for p in range(3) if logs[p]}
 
@@ -101,6 +112,27 @@ def test_a_batch_of_which_a_member_was_cancelled_while_it_ran():
     fold.add(0, 3, receipt(3, status="cancelled", model_version=1))
     fold.add(0, 4, receipt(4, **ran(2, 1)))
     assert (event(fold).executions, event(fold).inferences) == (1, 3)
+
+
+def test_one_member_speaks_for_the_rows_of_the_run():
+    fold = OutcomeFold()
+    fold.add(0, 0, receipt(0, **ran(2, 0, rows=3, total_rows=8)))
+    fold.add(0, 1, receipt(1, **ran(2, 1, rows=5, total_rows=8)))
+    fold.add(0, 2, receipt(2, **ran(1, 0)))  # alone, of a model without independent rows
+    fold.add(0, 3, receipt(3, **ran(1, 0, rows=0, total_rows=0)))
+    counted = event(fold)
+    assert (counted.inferences, counted.executions, counted.success.count) == (10, 3, 4)
+    assert [(run.batch_size, run.compute_infer.count) for run in counted.runs] == [(1, 2), (8, 1)]
+
+
+def test_rows_that_no_run_can_have_do_no_harm():
+    fold = OutcomeFold()
+    fold.add(0, 0, receipt(0, **ran(1, 0, rows=2**64 - 1, total_rows=2**64 - 1)))
+    fold.add(0, 1, receipt(1, **ran(1, 0, rows=-(2**63), total_rows=-(2**63))))
+    fold, _ = decode(encode(LOG, fold, Measurements()), LOG)
+    counted = event(fold)
+    assert decode_event(ModelStatistics, encode_event(counted)).inferences == 2**63 - 1
+    assert [run.batch_size for run in counted.runs] == [1, MAX_BATCH_SIZE]
 
 
 def test_numbers_that_no_run_can_have_do_no_harm():

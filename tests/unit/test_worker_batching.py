@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from services.worker.batching import answer, concatenate, rows_alone, shape_key, take_apart
+from services.worker.batching import answer, concatenate, independent_rows, rows_alone, shape_key, take_apart
 from shared.artifacts import Artifact
 from shared.events import Measurements
 from shared.oip import InferenceRequest, RequestedOutput
@@ -89,6 +89,12 @@ def test_who_runs_alone():
     assert rows_alone(request(5), batched) is None
     assert rows_alone(request(0), batched) is None
     assert rows_alone(request(1), variant(batch_cap=1)) is None
+
+
+def test_rows_are_told_of_what_runs_alone_too_if_they_are_independent():
+    batched = variant(batch_cap=4)
+    assert [independent_rows(request(count), batched) for count in (0, 4, 5)] == [0, 4, 5]
+    assert independent_rows(request(3), variant(batch_cap=1)) is None
 
 
 def test_only_outputs_asked_for_in_the_signatures_order():

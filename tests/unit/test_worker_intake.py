@@ -32,6 +32,9 @@ class FakeConsumer:
     def paused(self):
         return set()
 
+    def highwater(self, _):
+        return 0
+
     def resume(self, *partitions):
         pass
 

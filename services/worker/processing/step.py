@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _LOOK_AGAIN_S: Final = 5.0
 """How long a job waits for its variant to be loaded before it is asked again which version answers it."""
+_MARKS_AT_ONCE: Final = 8
+"""Connections to Redis that may be busy with marks."""
 _GRACE_S: Final = 1.0
 """How much longer than it may one element is waited for."""
 
@@ -54,6 +56,7 @@ class Preprocessing:
         self._timeout_s = settings.max_preprocessing_s
         self._executor = ThreadPoolExecutor(settings.preprocessing_threads, "preprocessing")
         self._free = asyncio.Semaphore(settings.preprocessing_threads)
+        self._marking = asyncio.Semaphore(_MARKS_AT_ONCE)
         self._runs = 0
 
     def wanted(self, job: Job) -> bool:
@@ -98,12 +101,14 @@ class Preprocessing:
         """Marks the record as in a run that this process may die of."""
         self._runs += 1
         run = f"{self._owner}#p{self._runs}"
-        await persistently("redis", lambda: self._replies.screen(job.model, {job.request_id: job.claim}, run))
+        async with self._marking:
+            await persistently("redis", lambda: self._replies.screen(job.model, {job.request_id: job.claim}, run))
         try:
             yield
         finally:
             ran = Ran(job.model, run, (job.claim.where,))
-            await persistently("redis", lambda: self._replies.put([], ran=ran))
+            async with self._marking:
+                await persistently("redis", lambda: self._replies.put([], ran=ran))
 
     async def _in_thread(self, processor: Processor, request: InferenceRequest, job: Job) -> InferenceRequest:
         """The prepared request.

@@ -1,0 +1,388 @@
+"""What requests and answers look like: types that the document's schemas are made from, and nothing else.
+
+The maps themselves are made where they always were (`views`, `statistics`, `model_config`, …); tests hold each against
+its shape. A field with `UNSET` may be absent. More fields may come with time: who reads them ignores what it does not
+know.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from services.gateway.answers import STATUS_OF_CODE
+from shared.artifacts import Artifact
+from shared.events import Measurements, Status
+from shared.processing import Processing
+from shared.tensors import Datatype
+
+Parameter = str | int | float | bool
+Parameters = Annotated[dict[str, Parameter], Meta(extra_json_schema={"maxProperties": 64})]
+Size = Annotated[int, Meta(ge=0)]
+
+
+class Error(Struct):
+    """Any failure. `error` is for people and may change, `code` is for programs and does not."""
+
+    error: str
+    code: Annotated[str, Meta(extra_json_schema={"enum": [*STATUS_OF_CODE, "internal"]})]
+
+
+# --------------------------------------------------------------------------- Open Inference Protocol
+
+
+class Live(Struct):
+    """The process answers."""
+
+    live: bool
+
+
+class Ready(Struct):
+    """Whether requests are accepted, and what is waited for if not."""
+
+    ready: bool
+    waiting_for: list[str] | UnsetType = UNSET
+
+
+class Server(Struct):
+    """The server and which of Triton's extensions work here."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(Struct):
+    """A tensor that a model takes or gives; -1 is a free size."""
+
+    name: str
+    datatype: Datatype
+    shape: list[Annotated[int, Meta(ge=-1)]]
+
+
+class ModelMetadata(Struct):
+    """What a version takes and gives. `versions` can answer now."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ModelReady(Struct):
+    """A live worker holds it."""
+
+    name: str
+    ready: bool
+
+
+class InputTensor(Struct):
+    """A tensor of a request. `data` is flat or nested, row-major; or a claim check of raw bytes in the store."""
+
+    name: Annotated[str, Meta(max_length=1024)]
+    datatype: Datatype
+    shape: list[Size]
+    parameters: Parameters | UnsetType = UNSET
+    data: list[Any] | Artifact | UnsetType = UNSET
+
+
+class RequestedOutput(Struct):
+    """An output that is asked for. Parameters: `binary_data`, `store_outputs`."""
+
+    name: Annotated[str, Meta(max_length=1024)]
+    parameters: Parameters | UnsetType = UNSET
+
+
+class InferenceRequest(Struct):
+    """Parameters: `timeout` (µs), `priority` (1 goes first), `binary_data_output`, `store_outputs`."""
+
+    inputs: Annotated[list[InputTensor], Meta(max_length=256)]
+    id: Annotated[str, Meta(description="the caller's own; only echoed")] | UnsetType = UNSET
+    parameters: Parameters | UnsetType = UNSET
+    outputs: Annotated[list[RequestedOutput], Meta(max_length=256)] | UnsetType = UNSET
+
+
+class OutputTensor(Struct):
+    """A tensor of an answer; one in the artifact store has `uri`, `sha256` and `byte_size` among its parameters."""
+
+    name: str
+    datatype: Datatype
+    shape: list[Size]
+    parameters: Parameters | UnsetType = UNSET
+    data: list[Any] | UnsetType = UNSET
+
+
+class InferenceResponse(Struct):
+    """The outputs, and the version that computed them."""
+
+    model_name: str
+    model_version: str
+    outputs: list[OutputTensor]
+    id: str | UnsetType = UNSET
+
+
+# --------------------------------------------------------------------------- requests
+
+
+class Accepted(Struct):
+    """A request that is asked for later. `state` is queued, but for a repeat with an `Idempotency-Key`."""
+
+    id: str
+    state: Literal["queued"] | Status
+    status_url: str
+
+
+class Failure(Struct):
+    """Why a request ended without outputs."""
+
+    code: str
+    message: str
+
+
+class RequestState(Struct):
+    """Where a request is; `status` is null until it has ended, `queue_position` 0 is next and null is unknown."""
+
+    id: str
+    model_name: str
+    state: Literal["queued", "running"] | Status
+    queue_position: Size | None
+    status: Status | None
+    result: InferenceResponse | None
+    error: Failure | None
+
+
+# --------------------------------------------------------------------------- models
+
+
+class Uploaded(Struct):
+    """A version that is in the log; what the optimizer makes of it is told at `status_url`."""
+
+    name: str
+    version: int
+    sha256: str
+    state: str
+    status_url: str
+
+
+class Routing(Struct):
+    """Which versions answer requests that name none: the active one, or several by weight."""
+
+    name: str
+    unloaded: bool
+    active: int | None
+    previous: list[int]
+    weights: dict[str, Annotated[int, Meta(ge=0, le=1_000_000)]]
+
+
+class VariantState(Struct):
+    """A variant that passed the gate, with what was measured of it."""
+
+    name: str
+    chosen: bool
+    sha256: str
+    byte_size: Size
+    batch_cap: int
+    measurements: Measurements
+
+
+class RejectedVariant(Struct):
+    """A candidate that did not pass."""
+
+    variant: str
+    reason: str
+    measurements: Measurements | None
+
+
+class VersionState(Struct):
+    """A version: how far it is, what was measured, what was chosen and why others were not."""
+
+    name: str
+    version: int
+    state: Literal["uploaded", "optimizing", "ready", "rejected", "retired"]
+    active: bool
+    progress: float | None
+    attempt: int
+    sha256: str
+    byte_size: Size
+    format: str
+    processing: Processing | None
+    upload_id: str
+    uploaded_at: str
+    chosen: str | None
+    code: str | None
+    reason: str | None
+    variants: list[VariantState]
+    rejected: list[RejectedVariant]
+
+
+class ModelState(Routing):
+    """A model and its versions, the newest first."""
+
+    retired: bool
+    versions: list[VersionState]
+
+
+class Traffic(Struct):
+    """Shares of the requests that name no version; an empty map ends the split."""
+
+    weights: Annotated[
+        dict[str, Annotated[int, Meta(ge=0, le=1_000_000)]],
+        Meta(extra_json_schema={"maxProperties": 100, "propertyNames": {"pattern": "^[1-9][0-9]{0,8}$"}}),
+    ]
+
+
+# --------------------------------------------------------------------------- Triton's extensions
+
+
+class Spent(Struct):
+    """How often, and the nanoseconds altogether."""
+
+    count: Size
+    ns: Size
+
+
+class InferenceStatistics(Struct):
+    """Requests by their end, and where the time of those that succeeded went."""
+
+    success: Spent
+    fail: Spent
+    queue: Spent
+    compute_input: Spent
+    compute_infer: Spent
+    compute_output: Spent
+    cache_hit: Spent
+    cache_miss: Spent
+
+
+class BatchStatistics(Struct):
+    """Runs with one number of requests in the batch."""
+
+    batch_size: int
+    compute_input: Spent
+    compute_infer: Spent
+    compute_output: Spent
+
+
+class VersionStatistics(Struct):
+    """Exact for the outcomes below `exact_at`, by partition of the outcome log."""
+
+    name: str
+    version: str
+    last_inference: Size
+    inference_count: Size
+    execution_count: Size
+    inference_stats: InferenceStatistics
+    batch_stats: list[BatchStatistics]
+    exact_at: dict[str, int]
+
+
+class Statistics(Struct):
+    """Of every version that could answer or once did."""
+
+    model_stats: list[VersionStatistics]
+
+
+class IndexFilter(Struct):
+    """Which versions the index is to have."""
+
+    ready: bool | UnsetType = UNSET
+
+
+class IndexEntry(Struct):
+    """A version; `reason` is empty where it is ready."""
+
+    name: str
+    version: str
+    state: Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
+    reason: str
+
+
+class NoParameters(Struct):
+    """Loading takes none."""
+
+    parameters: Annotated[dict[str, Any], Meta(extra_json_schema={"maxProperties": 0})] | None | UnsetType = UNSET
+
+
+class UnloadParameters(Struct, forbid_unknown_fields=True):
+    """`unload_dependents` changes nothing: no model depends on another."""
+
+    unload_dependents: Any | UnsetType = UNSET
+
+
+class Unload(Struct):
+    """What Triton's clients send with an unload."""
+
+    parameters: UnloadParameters | None | UnsetType = UNSET
+
+
+class ConfigTensor(Struct):
+    """A tensor as Triton configures it; `dims` are without the batch where `max_batch_size` is above 0."""
+
+    name: str
+    data_type: str
+    dims: list[int]
+    is_shape_tensor: bool
+    format: str | UnsetType = UNSET
+    optional: bool | UnsetType = UNSET
+
+
+class InstanceGroup(Struct):
+    """Live workers that hold the version, by kind of device."""
+
+    name: str
+    kind: Literal["KIND_CPU", "KIND_GPU"]
+    count: int
+
+
+class DynamicBatching(Struct):
+    """Present where rows of several requests share a run."""
+
+    max_queue_delay_microseconds: int
+    priority_levels: int
+    default_priority_level: int
+
+
+class ModelConfig(Struct):
+    """A part of Triton's `ModelConfig`."""
+
+    name: str
+    platform: str
+    backend: str
+    version_policy: dict[str, dict[str, list[int]]]
+    max_batch_size: Size
+    input: list[ConfigTensor]
+    output: list[ConfigTensor]
+    instance_group: list[InstanceGroup]
+    default_model_filename: str
+    model_transaction_policy: dict[str, bool]
+    dynamic_batching: DynamicBatching | UnsetType = UNSET
+
+
+class NoRegions(Struct):
+    """No shared memory is registered."""
+
+    registered: Annotated[list[Any], Meta(max_length=0)]
+
+
+class NoRegion(Struct):
+    """The region is not registered."""
+
+    name: str
+    registered: bool
+
+
+class TraceSettings(Struct):
+    """Off."""
+
+    trace_level: list[str]
+
+
+class LogSettings(Struct):
+    """Those that the gateway started with, in Triton's words."""
+
+    log_file: str
+    log_info: bool
+    log_warning: bool
+    log_error: bool
+    log_verbose_level: int
+    log_format: str
