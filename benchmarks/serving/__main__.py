@@ -52,6 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup-s", type=float)
     parser.add_argument("--window-s", type=float)
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads of every system")
+    parser.add_argument("--gateways", type=int, default=2, help="gateway processes of our stacks, on one port")
     parser.add_argument("--quick", action="store_true", help=f"instead of the defaults: {QUICK}")
     parser.add_argument("--running", type=Path, metavar="DATA_DIR", help="measure the stack that `aiaas up` runs there")
     parser.add_argument("--data-dir", type=Path, help="where our stacks keep data and logs, kept afterwards")
@@ -69,7 +70,9 @@ def build(names: list[str], asked: argparse.Namespace, directory: Path, undo: Ex
 
     def platform(workers: int) -> Platform:
         if workers not in platforms:
-            own = Platform(directory / f"stack-{workers}", workers=workers, threads=asked.threads)
+            own = Platform(
+                directory / f"stack-{workers}", workers=workers, gateways=asked.gateways, threads=asked.threads
+            )
             platforms[workers] = Platform.running(asked.running) if asked.running else own
         return platforms[workers]
 

@@ -46,7 +46,7 @@ def up(
         return
     out = console()
     out.print(f"aiaas: starting Kafka, Redis and the services; data and logs in {settings.root}", soft_wrap=True)
-    stack = LocalStack(settings, standard_services(count), on_event=EventLines(out))
+    stack = LocalStack(settings, standard_services(count, settings.gateways), on_event=EventLines(out))
     asyncio.run(hold(stack, lambda ready: _announce(out, ready.urls, "Ctrl-C stops it.")))
 
 

@@ -47,7 +47,9 @@ def listen(settings: GatewaySettings) -> socket.socket:
     host, port = settings.gateway_host, settings.gateway_port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server(
+            (host, port), family=family, backlog=_BACKLOG, reuse_port=settings.gateway_shares_port
+        )
     except OSError as err:
         raise OSError(f"AIAAS_GATEWAY_HOST={host} AIAAS_GATEWAY_PORT={port}: {err}") from err
 

@@ -1,20 +1,17 @@
 """`/v2/repository/models…`: the catalogue, uploads, versions and which of them answer."""
 
 import re
-import time
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
 from services.gateway import assets, bodies, repository, uploads, views
-from services.gateway.answers import CLIENT_GONE, JsonResponse, of_error
-from services.gateway.bodies import ClientGone
+from services.gateway.answers import JsonResponse
 from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant
 from services.gateway.gateway import Gateway
 from services.gateway.paths import version_of, version_url
-from shared import logs
-from shared.errors import AiaasError, InvalidInput
+from shared.errors import InvalidInput
 from shared.events import MAX_VERSION
 from shared.registry import Version
 
@@ -54,27 +51,16 @@ async def upload(
     `processing` is the SHA-256 of an asset: the JSON declaration of the steps before and after the model, for good.
     202 when the upload is in the log: `status_url` then tells what the optimizer makes of it.
     """
-    started_s = time.perf_counter()
-    line: dict[str, Any] = {"model": model[:100], "tenant": tenant}
-    try:
+
+    async def storing() -> tuple[Response, dict[str, Any]]:
         declared = None if processing is None else await assets.processing_of(gateway.backbone.store, processing)
         asked = repository.Upload(model, version, bodies.content_sha256(request.headers), tenant, declared)
         uploaded = await _upload(gateway, request, asked, format)
-        line |= {
-            "version": uploaded.number,
-            "sha256": uploaded.artifact.sha256,
-            "byte_size": uploaded.artifact.byte_size,
-        }
-        response = _accepted(uploaded)
-    except AiaasError as err:
-        line["code"] = err.code
-        response = of_error(err)
-    except ClientGone:
-        line["code"] = "client_gone"
-        response = Response(status_code=CLIENT_GONE)
-    duration_ms = round((time.perf_counter() - started_s) * 1000, 3)
-    logs.get().info("upload", status=response.status_code, duration_ms=duration_ms, **line)
-    return response
+        artifact = uploaded.artifact
+        told = {"version": uploaded.number, "sha256": artifact.sha256, "byte_size": artifact.byte_size}
+        return _accepted(uploaded), told
+
+    return await uploads.answered("upload", storing(), model=model[:100], tenant=tenant)
 
 
 async def _upload(gateway: Gateway, request: Request, asked: repository.Upload, file_format: str) -> Version:

@@ -48,7 +48,7 @@ async def config(model: str, backbone: TheBackbone, _tenant: TheTenant, version:
 
 @router.post("/v2/repository/index", summary="All versions and their states")
 async def repository_index(
-    request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant, TheVersion
+    request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant
 ) -> Response:
     """READY, LOADING, UNLOADING or UNAVAILABLE, with the reason; `{"ready": true}` leaves only what is READY."""
     only_ready = (await _body(request, gateway)).get("ready", False)
@@ -59,7 +59,7 @@ async def repository_index(
 
 @router.post("/v2/repository/models/{model}/load", summary="Let a model answer")
 async def load(
-    model: str, request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant, TheVersion
+    model: str, request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant
 ) -> Response:
     """200 when live workers hold it; 503 if they did not in time. Loading what is loaded only waits for that."""
     if refused := sorted(await _parameters(request, gateway)):
@@ -69,7 +69,7 @@ async def load(
 
 @router.post("/v2/repository/models/{model}/unload", summary="Let go of a model")
 async def unload(
-    model: str, request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant, TheVersion
+    model: str, request: Request, gateway: TheGateway, backbone: TheBackbone, _tenant: TheTenant
 ) -> Response:
     """200 when no live worker holds it any more; 503 if some did not say so in time. No model depends on another."""
     if refused := sorted((await _parameters(request, gateway)).keys() - {"unload_dependents"}):

@@ -35,6 +35,8 @@ class GatewaySettings(PlatformSettings):
     """JSON map of API key to tenant. Without keys everyone is let in, and only loopback is bound."""
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(default=8080, ge=1, le=65535)
+    gateway_shares_port: bool = False
+    """Whether other gateways on this host listen on the same address: the kernel spreads connections over them."""
     gateway_tls_certfile: CertFile | None = None
     """With it the gateway speaks HTTPS, and nothing else."""
     gateway_tls_keyfile: KeyFile = Field(default=None, validate_default=True)

@@ -127,7 +127,7 @@ class Settlement:
         return remaining
 
     async def _answered(self, job: Job, result: Result) -> None:
-        """A job whose id has an answer: its own, redelivered, or, since ids outlive their claims a little, another's."""
+        """A job whose id has an answer: its own, redelivered, or, as ids outlive their claims a little, another's."""
         receipt = self._receipt_of(job, result)
         first = receipt.request
         if (first.topic, first.partition, first.offset) == (job.claim.topic, job.claim.partition, job.claim.offset):

@@ -95,11 +95,12 @@ async def test_a_deadline_of_100_ms_behind_five_seconds_of_work(there, backbone,
         at = await there.door.send(name, body(counting(1)), partition=partition, **headers)
         return at, deadline_ms
 
-    answered = await asyncio.gather(*(over_http() for _ in range(8)))
+    alone, alone_s = await over_http()
+    answered = [(alone, alone_s), *await asyncio.gather(*(over_http() for _ in range(8)))]
     sent = [await over_kafka(partition) for partition in range(4)]
     told = await asyncio.gather(*(there.rig.result(name, f"late-{partition}") for partition in range(4)))
     told_ms = now_ms()
-    assert [answer.status for answer, _ in answered] == [504] * 8
+    assert [answer.status for answer, _ in answered] == [504] * 9
     assert {answer.code for answer, _ in answered} == {"deadline_exceeded"}
     slowest_s = max(took_s for _, took_s in answered)
     assert slowest_s < DEADLINE_S + 0.05 + BUSY_MACHINE_S
@@ -113,7 +114,8 @@ async def test_a_deadline_of_100_ms_behind_five_seconds_of_work(there, backbone,
     assert long.status == "succeeded"
     for receipt in (behind, *others, *(outcomes.by_id[name, answer.id][0] for answer, _ in answered)):
         assert (receipt.status, receipt.runtime, receipt.batch) == ("expired", None, None)
-    record_property("http_slowest_ms", round(slowest_s * 1000))
+    record_property("http_alone_ms", round(alone_s * 1000))
+    record_property("http_slowest_of_8_ms", round(slowest_s * 1000))
     record_property("kafka_outcome_after_deadline_ms", late_ms)
 
 

@@ -19,7 +19,8 @@ from services.gateway.settings import GatewaySettings
 from shared import topics
 from shared.codec import cloud_event_headers, encode_event
 from shared.events import Heartbeat, MachineClass
-from support.gateway import Gateway, echo_signature, free_port, json_input, worker, writer
+from support.gateway import Gateway, echo_signature, json_input, worker, writer
+from support.ports import free_port
 from support.waiting import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="module")]

@@ -16,7 +16,8 @@ from redis.asyncio import Redis
 from services.gateway.settings import GatewaySettings
 from shared.replies import Ran, connect
 from shared.results import Result
-from support.gateway import Gateway, echo_signature, free_port, json_input, worker, writer
+from support.gateway import Gateway, echo_signature, json_input, worker, writer
+from support.ports import free_port
 from support.waiting import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="module")]

@@ -22,7 +22,8 @@ import tritonclient.http as triton
 from services.gateway.settings import GatewaySettings
 from shared.signature import Signature, TensorSpec
 from shared.topics import MAX_RECORD_BYTES
-from support.gateway import Gateway, free_port, worker, writer
+from support.gateway import Gateway, worker, writer
+from support.ports import free_port
 from support.waiting import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="module")]

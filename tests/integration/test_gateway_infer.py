@@ -15,7 +15,8 @@ from tritonclient.utils import InferenceServerException
 from services.gateway.settings import GatewaySettings
 from shared.replies import Claim, connect
 from shared.tensors import DTYPES
-from support.gateway import Gateway, echo_signature, example, free_port, json_input, tensor, worker, writer
+from support.gateway import Gateway, echo_signature, example, json_input, tensor, worker, writer
+from support.ports import free_port
 from support.waiting import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="module")]

@@ -12,7 +12,8 @@ from services.gateway.settings import GatewaySettings
 from shared import kafka, topics
 from shared.codec import decode_event
 from shared.events import HttpAnswered
-from support.gateway import Gateway, echo_signature, free_port, json_input, worker, writer
+from support.gateway import Gateway, echo_signature, json_input, worker, writer
+from support.ports import free_port
 
 pytestmark = pytest.mark.stack
 BODY = {"inputs": [json_input("FP32")]}

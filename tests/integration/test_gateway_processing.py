@@ -12,7 +12,8 @@ import pytest_asyncio
 from services.gateway.settings import GatewaySettings
 from shared.processing import parse
 from support.facts import PROCESSING, SIGNATURE
-from support.gateway import Gateway, free_port, worker, writer
+from support.gateway import Gateway, worker, writer
+from support.ports import free_port
 from support.processing import tokenizer_json
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="module")]

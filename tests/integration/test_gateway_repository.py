@@ -12,7 +12,8 @@ import pytest_asyncio
 
 from services.gateway.settings import GatewaySettings
 from shared.events import VariantRejected
-from support.gateway import Gateway, echo_signature, free_port, writer
+from support.gateway import Gateway, echo_signature, writer
+from support.ports import free_port
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="module")]
 LIMIT_BYTES = 3 * 1024 * 1024

@@ -15,9 +15,10 @@ import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from services.gateway.settings import GatewaySettings
-from shared import kafka, registry_log
 from shared.events import Duration, ModelStatistics, RunStatistics
-from support.gateway import Gateway, echo_signature, example, free_port, worker, writer
+from support.fleet import Fleet
+from support.gateway import Gateway, echo_signature, example, worker, writer
+from support.ports import free_port
 from support.waiting import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="module")]
@@ -64,40 +65,6 @@ class Stack:
         with pytest.raises(InferenceServerException) as raised:
             await self.ask(call, *args, **options)
         return raised.value.status(), raised.value.message()
-
-
-class Fleet:
-    """One worker's heartbeats: it holds every ready version of what is loaded, when it is willing."""
-
-    def __init__(self, log, writer_):
-        self._log = log
-        self._writer = writer_
-        self.willing = asyncio.Event()
-        self.willing.set()
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def of(cls, settings, writer_):
-        async with (
-            kafka.started(lambda: kafka.producer(settings), "fleet") as producer,
-            registry_log.follow(settings, producer) as log,
-        ):
-            fleet = cls(log, writer_)
-            running = asyncio.create_task(fleet._run())
-            yield fleet
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-
-    async def _run(self):
-        async for registry in self._log.changes():
-            await self.willing.wait()
-            loaded = [
-                (model.name, version.number)
-                for model in registry.models.values()
-                for version in model.versions.values()
-                if version.state == "ready" and not model.unloaded
-            ]
-            await self._writer.heartbeat(*loaded, registry_offset=registry.offset)
 
 
 def tensors(*, binary=(True, True, True)):

@@ -10,7 +10,8 @@ from shared import kafka, topics
 from shared.codec import cloud_event_headers, encode_event, pack
 from shared.events import BatchesRan, Heartbeat, HttpAnswered, JobProgressed, MachineClass
 from shared.telemetry import Telemetry
-from support.monitor_process import Monitor, free_port
+from support.monitor_process import Monitor
+from support.ports import free_port
 from support.raw_batches import malformed, produce
 from support.waiting import eventually
 

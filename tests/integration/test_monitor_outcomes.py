@@ -17,7 +17,8 @@ from shared.codec import cloud_event_headers, encode_event, pack
 from shared.events import BatchMembership, Timings
 from shared.outcomes import OutcomeWriter
 from support.facts import receipt
-from support.monitor_process import Monitor, free_port
+from support.monitor_process import Monitor
+from support.ports import free_port
 from support.raw_batches import malformed, produce
 from support.waiting import eventually
 

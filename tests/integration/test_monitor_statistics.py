@@ -11,7 +11,8 @@ from shared.codec import decode_event
 from shared.events import BatchMembership, ModelStatistics, Timings
 from shared.outcomes import OutcomeWriter
 from support.facts import receipt
-from support.monitor_process import Monitor, free_port
+from support.monitor_process import Monitor
+from support.ports import free_port
 from support.waiting import eventually
 
 pytestmark = pytest.mark.stack

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import socket
 
 import httpx
 import numpy as np
@@ -33,11 +32,6 @@ from shared.signature import Signature, TensorSpec
 from shared.tensors import DTYPES, from_numpy
 
 VARIANT = Artifact(uri="file:///variant", sha256="ab" * 32, byte_size=7)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def example(datatype):
@@ -238,14 +232,14 @@ async def writer(settings):
 
 
 @contextlib.asynccontextmanager
-async def worker(settings, model):
+async def worker(settings, model, kind=Worker):
     """A worker on the model's two topics, which must be there."""
     urgent_too = [settings.topics.requests(model, high=high) for high in (False, True)]
     async with (
         kafka.started(lambda: kafka.consumer(settings, *urgent_too), "test worker") as consumer,
         connect(settings) as replies,
     ):
-        worker = Worker(model, consumer, replies)
+        worker = kind(model, consumer, replies)
         running = asyncio.create_task(worker.run())
         try:
             yield worker

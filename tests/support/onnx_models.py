@@ -27,6 +27,12 @@ ONNX_TYPES = {
 }
 
 
+DIGITS = Signature(
+    inputs=(TensorSpec(name="image", datatype="FP32", shape=("rows", 4), batch_axis=0),),
+    outputs=(TensorSpec(name="class", datatype="INT64", shape=("rows",), batch_axis=0),),
+)
+
+
 @dataclass(frozen=True)
 class OnnxModel:
     """A model file and what it takes and gives."""
@@ -54,6 +60,16 @@ def gather(rows: int = 8) -> OnnxModel:
     table = np.arange(rows, dtype=np.float32)
     node = helper.make_node("Gather", ["table", "x"], ["y"])
     return _model([node], "INT64", 1, [numpy_helper.from_array(table, "table")], "FP32")
+
+
+def digits() -> OnnxModel:
+    """The model of the documents' examples: `class` is the index of the largest of each `image`'s four numbers."""
+    node = helper.make_node("ArgMax", ["image"], ["class"], axis=1, keepdims=0)
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["rows", 4])
+    graph = helper.make_graph(
+        [node], "digits", [image], [helper.make_tensor_value_info("class", TensorProto.INT64, ["rows"])]
+    )
+    return OnnxModel(_bytes(graph), DIGITS)
 
 
 def counting_loop() -> OnnxModel:

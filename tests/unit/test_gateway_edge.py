@@ -12,7 +12,8 @@ from services.gateway.edge import Edge
 from services.gateway.gateway import Gateway
 from services.gateway.settings import GatewaySettings
 from shared.errors import Stalled, TooLarge
-from support.gateway import free_port
+from support.http_port import hello, served
+from support.ports import free_port
 
 
 def receiving(*messages):
@@ -126,14 +127,7 @@ async def test_a_client_that_takes_nothing_is_let_go():
 async def test_a_request_head_that_does_not_come_closes_the_connection(monkeypatch):
     monkeypatch.setattr(http_server, "_HEAD_TIMEOUT_S", 0.2)
     settings = GatewaySettings(gateway_port=free_port(), drain_timeout_s=0)
-
-    async def hello(_scope, _receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"hi"})
-
-    server = http_server.server(hello, settings)
-    with http_server.listen(settings) as listener:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+    async with served(hello, settings):
         for begun in (b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\nx-slow"):
             reader, writer = await asyncio.open_connection("127.0.0.1", settings.gateway_port)
             writer.write(begun)
@@ -142,8 +136,6 @@ async def test_a_request_head_that_does_not_come_closes_the_connection(monkeypat
         reader, writer = await asyncio.open_connection("127.0.0.1", settings.gateway_port)
         for _ in range(2):  # a connection that asks again is not cut by the first request's clock
             writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert (await reader.readuntil(b"hi")).startswith(b"HTTP/1.1 200")
+            assert (await asyncio.wait_for(reader.readuntil(b"hi"), 5)).startswith(b"HTTP/1.1 200")
             await asyncio.sleep(0.3)
         writer.close()
-        server.should_exit = True
-        await serving

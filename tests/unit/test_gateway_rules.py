@@ -16,6 +16,7 @@ from services.gateway.auth import tenant_of
 from services.gateway.bodies import content_sha256
 from services.gateway.infer import timeout_of
 from services.gateway.paths import requests_url, version_of, version_url
+from services.gateway.request_state import RequestState
 from services.gateway.routes_models import VERSION
 from services.gateway.settings import GatewaySettings
 from shared import errors
@@ -127,13 +128,14 @@ def test_bytes_that_json_cannot_carry_are_told():
         of_result(raw, InferenceRequest(()))
     in_binary = of_result(raw, InferenceRequest((), parameters={"binary_data_output": True}))
     assert in_binary.status_code == 200
-    state = state_of("m", "1", raw)
+    state = state_of("m", "1", RequestState("succeeded", result=raw))
     assert (state["state"], state["result"], state["error"]["code"]) == ("succeeded", None, "invalid_input")
 
 
 def test_a_failure_without_a_word_still_has_code_and_sentence():
     assert of_result(Result(id="1", status="expired", model_name="m"), InferenceRequest(())).status_code == 504
-    assert state_of("m", "1", Result(id="1", status="cancelled", model_name="m"))["error"]["code"] == "cancelled"
+    cancelled = RequestState("cancelled", result=Result(id="1", status="cancelled", model_name="m"))
+    assert state_of("m", "1", cancelled)["error"]["code"] == "cancelled"
 
 
 # ------------------------------------------------------------------ what a request says

@@ -14,7 +14,8 @@ from services.gateway.admission import Admission
 from services.gateway.at_the_door import AtTheDoor
 from services.gateway.settings import GatewaySettings
 from shared.errors import Overloaded
-from support.gateway import free_port
+from support.http_port import served
+from support.ports import free_port
 
 REFUSAL = answers.raw(answers.of_error(Overloaded("full", 2.5)))
 
@@ -30,7 +31,7 @@ class Full:
 
 
 @contextlib.asynccontextmanager
-async def served():
+async def talking():
     """A server whose application says how long the body was: a function to talk to it, and the bodies it saw."""
     settings = GatewaySettings(gateway_port=free_port(), drain_timeout_s=0)
     seen = []
@@ -55,15 +56,8 @@ async def served():
         writer.close()
         return heard
 
-    server = http_server.server(app, settings, Full())
-    with http_server.listen(settings) as listener:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await asyncio.sleep(0.05)
-        try:
-            yield talk, seen
-        finally:
-            server.should_exit = True
-            await serving
+    async with served(app, settings, Full()):
+        yield talk, seen
 
 
 def post(model, body=b"{}", *, length=None, path="infer", headers=b""):
@@ -78,7 +72,7 @@ def statuses(heard):
 
 
 async def test_a_full_model_is_refused_and_the_connection_goes_on():
-    async with served() as (talk, seen):
+    async with talking() as (talk, seen):
         heard = await talk(post(b"full"), post(b"full", b""), post(b"free"), post(b"full"))
     assert statuses(heard) == [503, 503, 200, 503]
     assert heard.count(b"retry-after: 3\r\n") == 3
@@ -88,7 +82,7 @@ async def test_a_full_model_is_refused_and_the_connection_goes_on():
 
 async def test_a_body_that_names_a_priority_is_let_in_whole():
     body = b'{"parameters": {"priority": 1}}' + b" " * 5000
-    async with served() as (talk, seen):
+    async with talking() as (talk, seen):
         whole = post(b"full", body)
         assert (await talk(whole)).startswith(b"HTTP/1.1 200")
         assert (await talk(whole[:200], whole[200:3000], whole[3000:])).startswith(b"HTTP/1.1 200")
@@ -109,20 +103,20 @@ async def test_a_body_that_names_a_priority_is_let_in_whole():
     ids=["long", "other path", "close", "1.0", "GET", "expect", "chunked"],
 )
 async def test_what_is_not_plain_goes_the_usual_way(said):
-    async with served() as (talk, seen):
+    async with talking() as (talk, seen):
         assert b" 200 " in await talk(said, wait_s=0.2)
     assert len(seen) == 1
 
 
 async def test_pipelined_requests_are_answered_in_order():
-    async with served() as (talk, seen):
+    async with talking() as (talk, seen):
         heard = await talk(post(b"free") + post(b"full") + post(b"full") + post(b"free"), wait_s=0.2)
     assert statuses(heard) == [200, 200, 200, 200]  # behind another they go the usual way
     assert len(seen) == 4
 
 
 async def test_who_asks_again_and_again_is_answered_a_little_later_and_in_order():
-    async with served() as (talk, seen):
+    async with talking() as (talk, seen):
         heard = await talk(post(b"full") * 8 + post(b"free"), wait_s=0.02)  # the next request sends what is due
         assert statuses(heard) == [503] * 8 + [200]
         assert statuses(await talk(*[post(b"full")] * 8, wait_s=0.05)) == [503] * 8
@@ -131,7 +125,7 @@ async def test_who_asks_again_and_again_is_answered_a_little_later_and_in_order(
 
 async def test_a_held_body_may_be_as_long_as_it_says_and_come_in_pieces():
     body = b"x" * 60_000
-    async with served() as (talk, seen):
+    async with talking() as (talk, seen):
         whole = post(b"full", body, headers=b"x-more: " + b"y" * 10_000 + b"\r\n")
         assert (await talk(whole[:5_000], whole[5_000:40_000], whole[40_000:])).startswith(b"HTTP/1.1 503")
     assert not seen
@@ -139,7 +133,7 @@ async def test_a_held_body_may_be_as_long_as_it_says_and_come_in_pieces():
 
 async def test_a_held_body_that_does_not_come_closes_the_connection(monkeypatch):
     monkeypatch.setattr(http_server, "_HEAD_TIMEOUT_S", 0.2)
-    async with served() as (talk, seen):
+    async with talking() as (talk, seen):
         async with asyncio.timeout(5):
             assert await talk(post(b"full", b"{", length=100)) == b""
     assert not seen

@@ -25,7 +25,6 @@ from cryptography.hazmat.primitives.serialization import (
 
 from services.cli.errors import NotTried
 from services.cli.trust import trust
-from services.gateway import http_server
 from services.gateway.settings import GatewaySettings
 from services.monitor.settings import MonitorSettings
 from services.worker.settings import WorkerSettings
@@ -33,6 +32,7 @@ from shared import http_server as shared_http_server
 from shared import tls
 from shared.settings import PlatformSettings, read
 from support.certificates import Certificates
+from support.http_port import hello, served
 from support.ports import free_port
 
 PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
@@ -190,19 +190,8 @@ def test_with_an_authority_of_ones_own_the_systems_are_not_trusted(certificates)
 async def gateway(**fields):
     """A gateway's server that answers everything with `hi`; yields its port."""
     settings = GatewaySettings(gateway_port=free_port(), drain_timeout_s=0, **fields)
-
-    async def hello(_scope, _receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"hi"})
-
-    server = http_server.server(hello, settings)
-    with http_server.listen(settings) as listener:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            yield settings.gateway_port
-        finally:
-            server.should_exit = True
-            await serving
+    async with served(hello, settings):
+        yield settings.gateway_port
 
 
 @pytest.fixture

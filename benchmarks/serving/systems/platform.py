@@ -40,8 +40,9 @@ _ANSWERS_IN_A_ROW = 20
 class Platform:
     """One stack. `start` and `stop` may be called by each way that uses it: the first starts, the last stops."""
 
-    def __init__(self, directory: Path, *, workers: int, threads: int) -> None:
+    def __init__(self, directory: Path, *, workers: int, gateways: int, threads: int) -> None:
         self.workers = workers
+        self._gateways = gateways
         self._directory = directory
         self._threads = threads
         self._users = 0
@@ -61,7 +62,8 @@ class Platform:
         stack = RunningStack.find(root)
         if stack is None:
             raise NotHere(f"no stack runs on {root}")
-        platform = cls(root, workers=sum(name.startswith("worker") for name in stack.children), threads=0)
+        workers, gateways = (sum(name.startswith(kind) for name in stack.children) for kind in ("worker", "gateway"))
+        platform = cls(root, workers=workers, gateways=gateways, threads=0)
         platform.environment, platform._owned = dict(stack.environment), False
         platform.trees = {name: Tree(child.pid) for name, child in stack.children.items() if child.pid}
         return platform
@@ -75,16 +77,19 @@ class Platform:
         self._users += 1
         if self._users > 1 or not self._owned:
             return
-        given = {"AIAAS_MIN_SPEEDUP": "1e9", "AIAAS_THREADS": str(self._threads)}
+        # fp32 serves; as many callers as are asked for are let in, however long that makes the queue.
+        given = {"AIAAS_MIN_SPEEDUP": "1e9", "AIAAS_THREADS": str(self._threads), "AIAAS_MAX_QUEUE_S": "10"}
         os.environ.setdefault("AIAAS_LOCAL_KAFKA", "apache")
-        context = local_stack(self._directory, standard_services(self.workers), service_env=given)
+        context = local_stack(self._directory, standard_services(self.workers, self._gateways), service_env=given)
         try:
             stack = self._undo.enter_context(context)
         except LocalStackError as err:
             raise NotHere(f"the local stack did not start: {err}") from err
         self.environment = stack.environment
         children = [name for name in SERVICES_FIRST if not name.startswith("worker")]
-        for name in children + [f"worker-{number + 1}" for number in range(self.workers)]:
+        children += [f"worker-{number + 1}" for number in range(self.workers)]
+        children += [f"gateway-{number + 1}" for number in range(1, self._gateways)]
+        for name in children:
             pid = stack.child(name).pid
             if pid is not None:
                 self.trees[name] = Tree(pid)

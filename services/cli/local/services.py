@@ -36,6 +36,8 @@ class Service:
     ready_path: str = "/ready"
     host_variable: str | None = None
     tls_variable: str | None = None
+    shares_port_of: str | None = None
+    """An earlier service whose port this one listens on as well; the kernel spreads connections over them."""
     env: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -66,17 +68,22 @@ class Service:
         )
 
 
-def standard_services(workers: int = 1) -> list[Service]:
-    """Gateway, workers, optimizer and monitor."""
+def standard_services(workers: int = 1, gateways: int = 1) -> list[Service]:
+    """Gateways (on one port), workers, optimizer and monitor."""
     return [
-        Service(
-            "gateway",
-            _module("gateway"),
-            8080,
-            "AIAAS_GATEWAY_PORT",
-            "/v2/health/ready",
-            host_variable="AIAAS_GATEWAY_HOST",
-            tls_variable="AIAAS_GATEWAY_TLS_CERTFILE",
+        *(
+            Service(
+                "gateway" if number == 1 else f"gateway-{number}",
+                _module("gateway"),
+                8080,
+                "AIAAS_GATEWAY_PORT",
+                "/v2/health/ready",
+                host_variable="AIAAS_GATEWAY_HOST",
+                tls_variable="AIAAS_GATEWAY_TLS_CERTFILE",
+                shares_port_of=None if number == 1 else "gateway",
+                env={"AIAAS_GATEWAY_SHARES_PORT": "true"} if gateways > 1 else {},
+            )
+            for number in range(1, gateways + 1)
         ),
         *(
             Service(

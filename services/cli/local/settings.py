@@ -34,6 +34,8 @@ class LocalStackSettings(PlatformSettings):
     """What is downloaded or prepared once for all stacks of this user."""
 
     workers: int = Field(default=1, ge=0, le=64)
+    gateways: int = Field(default=1, ge=1, le=16)
+    """How many gateway processes share one port."""
     ready_timeout_s: float = Field(default=90.0, gt=0)
     """From the start of a child to its first passed health check."""
     stop_timeout_s: float = Field(default=15.0, gt=0)

@@ -41,6 +41,7 @@ class LocalStack:
     ) -> None:
         self.settings = settings
         self.urls: dict[str, str] = {}
+        self._claimed: dict[str, int] = {}
         self._services = services
         self._tell = on_event
         self._ports = Ports()
@@ -114,7 +115,9 @@ class LocalStack:
             await self._bring_up([server.child])
 
     def _claim(self, service: Service) -> int:
-        port = self._ports.claim(service.usual_port)
+        if service.shares_port_of is not None:
+            return self._claimed[service.shares_port_of]
+        port = self._claimed[service.name] = self._ports.claim(service.usual_port)
         self.urls[service.name] = f"{service.scheme}://{LOOPBACK}:{port}"
         return port
 

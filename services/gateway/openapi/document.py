@@ -61,6 +61,7 @@ _GIVEN: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "x-request-id": ("the platform's id of the request", _TEXT),
 }
 _IN_PATH: Final = re.compile(r"{(\w+)}")
+_NO_WORD: Final = re.compile(r"\W+")
 _Schemas = dict[str, Any]
 
 
@@ -97,6 +98,7 @@ def _operation(
 ) -> dict[str, Any]:
     """The operation, `told` of it by FastAPI so far."""
     completed: dict[str, Any] = {
+        "operationId": told.get("operationId") or _NO_WORD.sub("_", path).strip("_"),
         "parameters": _parameters(told.get("parameters", []), path, operation),
         "responses": _responses(operation, shape_of, path, public=public),
     }
@@ -114,8 +116,9 @@ def _parameters(queries: list[dict[str, Any]], path: str, operation: Operation) 
         {"name": name, "in": "path", "required": True, "schema": _TEXT, "example": IN_PATH[name]}
         for name in _IN_PATH.findall(path)
     ]
-    for query in (query for query in queries if query["in"] == "query"):
-        parameters.append(query | _examples_of("query", query["name"], operation))
+    parameters += [
+        query | _examples_of("query", query["name"], operation) for query in queries if query["in"] == "query"
+    ]
     for name in operation.headers:
         description, schema = _SENT[name]
         header = {"name": name, "in": "header", "description": description, "schema": schema}

@@ -8,7 +8,7 @@ Tests send each of them and hold the answer against it. Raw bytes are written as
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Example:
 
 
 _ROW: Final = [0.0, 2.0, 0.5, 8.0]
-_ROW_BYTES: Final = "\0\0\0\0" "\0\0\0@" "\0\0\0?" "\0\0\0A"
+_ROW_BYTES: Final = "\0\0\0\0\0\0\0@\0\0\0?\0\0\0A"
 _IMAGE: Final = {"name": "image", "datatype": "FP32", "shape": [1, 4]}
 _CLASS: Final = {"name": "class", "datatype": "INT64", "shape": [1]}
 _ASKED: Final = {"inputs": [_IMAGE | {"data": _ROW}]}
@@ -80,6 +80,8 @@ INFER: Final = {
         body={"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 2], "data": [0.0, 2.0]}]},
     ),
 }
+INFER_VERSION: Final = INFER | {"later": replace(INFER["later"], headers={"prefer": "respond-async, wait=0"})}
+"""A key stands for one request: that to the version is another one."""
 _QUEUED: Final = {
     "id": REQUEST_ID,
     "model_name": MODEL,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from services.gateway.answers import STATUS_OF_CODE
 from services.gateway.openapi import examples, shapes
-from services.gateway.openapi.examples import BINARY, EVENTS, JSON
+from services.gateway.openapi.examples import BINARY, EVENTS
 from shared.artifacts import Artifact
+from shared.oip_shapes import InferenceRequest, InferenceResponse
 from shared.processing import Processing
 
 if TYPE_CHECKING:
@@ -74,19 +75,19 @@ def _json(shape: Any, shown: Mapping[str, Example], *codes: str, body: Body | No
     return Operation({200: Answer("done", shape)}, shown, codes, body)
 
 
-def _infer(summary: str) -> Operation:
+def _infer(summary: str, shown: Mapping[str, Example]) -> Operation:
     outputs = Answer(
         "the outputs, in binary where the request asked for it",
-        shapes.InferenceResponse,
+        InferenceResponse,
         (BINARY,),
         ("Inference-Header-Content-Length", "Content-Encoding"),
     )
     later = Answer("accepted, as `Prefer` asked", shapes.Accepted, headers=("Location", "Preference-Applied"))
     return Operation(
         {200: outputs, 202: later},
-        examples.INFER,
+        shown,
         _BY_INFER,
-        Body(shapes.InferenceRequest, (BINARY,)),
+        Body(InferenceRequest, (BINARY,)),
         (
             "Prefer",
             "Idempotency-Key",
@@ -108,7 +109,7 @@ def _request(answers: Mapping[int, Answer], shown: Mapping[str, Example], *codes
 
 _STATE: Final = {200: Answer("its state, and its result or error once it has ended", shapes.RequestState)}
 _STREAM: Final = {
-    200: Answer("`state` at once and at each change, then `outcome`; their data are states as `GET` has them", raw=(EVENTS,)),
+    200: Answer("`state` at once and at each change, then `outcome`, with what `GET` shows", raw=(EVENTS,)),
     204: Answer("`Last-Event-ID` says that the outcome was received: don't come back"),
 }
 _OPTIONAL_LOAD: Final = Body(shapes.NoParameters, required=False)
@@ -122,8 +123,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v2/health/live": _json(shapes.Live, examples.LIVE),
     "GET /v2/health/ready": _json(shapes.Ready, examples.READY),
     "GET /v2": _json(shapes.Server, examples.SERVER),
-    f"POST {_M}/infer": _infer("Run the version that answers"),
-    f"POST {_M}/versions/{{version}}/infer": _infer("Run a version"),
+    f"POST {_M}/infer": _infer("Run the version that answers", examples.INFER),
+    f"POST {_M}/versions/{{version}}/infer": _infer("Run a version", examples.INFER_VERSION),
     f"GET {_M}/requests/{{request_id}}": _request(_STATE, examples.STATE),
     f"DELETE {_M}/requests/{{request_id}}": _request(_STATE, examples.CANCEL, "conflict"),
     f"GET {_M}/requests/{{request_id}}/events": _request(_STREAM, examples.STATE_EVENTS, headers=("Last-Event-ID",)),
@@ -138,13 +139,17 @@ OPERATIONS: Final[dict[str, Operation]] = {
         ("Content-Digest",),
     ),
     "POST /v2/repository/assets": Operation(
-        {201: Answer("it is in the store", Artifact)}, examples.STORE, _FILE, Body(Processing, (BINARY,)), ("Content-Digest",)
+        {201: Answer("it is in the store", Artifact)},
+        examples.STORE,
+        _FILE,
+        Body(Processing, (BINARY,)),
+        ("Content-Digest",),
     ),
     f"POST {_R}/versions/{{version}}/promote": _json(shapes.Routing, examples.ROUTING, *_CHANGED),
     f"POST {_R}/versions/{{version}}/retire": _json(shapes.Routing, examples.RETIRE, *_CHANGED),
     f"POST {_R}/rollback": _json(shapes.Routing, examples.ROLL_BACK, *_CHANGED),
     f"POST {_R}/retire": _json(shapes.Routing, examples.RETIRE, *_CHANGED),
-    f"POST {_R}/traffic": _json(shapes.Routing, examples.SPLIT, *_CHANGED, *_BODY, "unknown_version", body=Body(shapes.Traffic)),
+    f"POST {_R}/traffic": _json(shapes.Routing, examples.SPLIT, *_CHANGED, *_BODY, body=Body(shapes.Traffic)),
     f"POST {_R}/load": _json(
         shapes.Routing,
         examples.LOAD,
@@ -186,4 +191,3 @@ for _kind in ("system", "cuda"):
 
 NOT_READY: Final = Answer("not ready; `waiting_for` says what is missing", shapes.Ready)
 """The 503 of readiness, which is no error."""
-CONTENT_TYPES: Final = (JSON, BINARY, EVENTS)

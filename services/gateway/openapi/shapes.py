@@ -10,13 +10,11 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from services.gateway.answers import STATUS_OF_CODE
-from shared.artifacts import Artifact
 from shared.events import Measurements, Status
+from shared.oip_shapes import InferenceResponse
 from shared.processing import Processing
 from shared.tensors import Datatype
 
-Parameter = str | int | float | bool
-Parameters = Annotated[dict[str, Parameter], Meta(extra_json_schema={"maxProperties": 64})]
 Size = Annotated[int, Meta(ge=0)]
 
 
@@ -74,51 +72,6 @@ class ModelReady(Struct):
 
     name: str
     ready: bool
-
-
-class InputTensor(Struct):
-    """A tensor of a request. `data` is flat or nested, row-major; or a claim check of raw bytes in the store."""
-
-    name: Annotated[str, Meta(max_length=1024)]
-    datatype: Datatype
-    shape: list[Size]
-    parameters: Parameters | UnsetType = UNSET
-    data: list[Any] | Artifact | UnsetType = UNSET
-
-
-class RequestedOutput(Struct):
-    """An output that is asked for. Parameters: `binary_data`, `store_outputs`."""
-
-    name: Annotated[str, Meta(max_length=1024)]
-    parameters: Parameters | UnsetType = UNSET
-
-
-class InferenceRequest(Struct):
-    """Parameters: `timeout` (µs), `priority` (1 goes first), `binary_data_output`, `store_outputs`."""
-
-    inputs: Annotated[list[InputTensor], Meta(max_length=256)]
-    id: Annotated[str, Meta(description="the caller's own; only echoed")] | UnsetType = UNSET
-    parameters: Parameters | UnsetType = UNSET
-    outputs: Annotated[list[RequestedOutput], Meta(max_length=256)] | UnsetType = UNSET
-
-
-class OutputTensor(Struct):
-    """A tensor of an answer; one in the artifact store has `uri`, `sha256` and `byte_size` among its parameters."""
-
-    name: str
-    datatype: Datatype
-    shape: list[Size]
-    parameters: Parameters | UnsetType = UNSET
-    data: list[Any] | UnsetType = UNSET
-
-
-class InferenceResponse(Struct):
-    """The outputs, and the version that computed them."""
-
-    model_name: str
-    model_version: str
-    outputs: list[OutputTensor]
-    id: str | UnsetType = UNSET
 
 
 # --------------------------------------------------------------------------- requests
@@ -300,7 +253,7 @@ class IndexEntry(Struct):
 class NoParameters(Struct):
     """Loading takes none."""
 
-    parameters: Annotated[dict[str, Any], Meta(extra_json_schema={"maxProperties": 0})] | None | UnsetType = UNSET
+    parameters: Annotated[dict[str, Any], Meta(extra_json_schema={"maxProperties": 0})] | UnsetType | None = UNSET
 
 
 class UnloadParameters(Struct, forbid_unknown_fields=True):
@@ -312,7 +265,7 @@ class UnloadParameters(Struct, forbid_unknown_fields=True):
 class Unload(Struct):
     """What Triton's clients send with an unload."""
 
-    parameters: UnloadParameters | None | UnsetType = UNSET
+    parameters: UnloadParameters | UnsetType | None = UNSET
 
 
 class ConfigTensor(Struct):

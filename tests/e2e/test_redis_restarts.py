@@ -1,0 +1,153 @@
+"""Redis that is restarted under a worker and a gateway: used again at once, by connections that it knows nothing of and
+with scripts that it has never seen, and no answer is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from shared import replies
+from shared.errors import RepliesUnavailable
+from shared.replies import Claim
+from shared.tensors import to_numpy
+from support import onnx_models
+from support.front_door import body
+from support.local import local_stack
+from support.small_stack import small_stack
+from support.waiting import eventually
+
+pytestmark = [pytest.mark.stack, pytest.mark.chaos]
+MODEL = onnx_models.linear()
+BACK_S = 3.0
+"""How long after Redis is back the first answer may come: clients try again every second or two."""
+RESTARTS = 3
+CALLERS = 8
+
+
+@pytest.fixture
+def own_redis(backbone, tmp_path, monkeypatch):
+    """A server of its own: others would not like it killed."""
+    monkeypatch.delenv("AIAAS_REDIS_URL", raising=False)
+    with local_stack(tmp_path / "servers", kafka_bootstrap_servers=backbone.bootstrap_servers) as running:
+        yield running
+
+
+@pytest.fixture
+async def there(backbone, own_redis, tmp_path):
+    url = own_redis.environment["AIAAS_REDIS_URL"]
+    async with small_stack(backbone, tmp_path, redis_url=url) as stack:
+        yield stack
+
+
+def row(number):
+    return {"x": np.random.default_rng(number).standard_normal((1, 4)).astype(np.float32)}
+
+
+async def restarted(own_redis):
+    child = own_redis.child("redis")
+    await child.kill()
+    await child.wait_ready()
+    return time.monotonic()
+
+
+async def test_a_restarted_redis_is_used_again_at_once_and_no_answer_is_lost(
+    there, own_redis, backbone, record_property
+):
+    """Callers ask all the time: each is answered right, or told 503. Records that nobody waits for are all answered."""
+    name = backbone.model()
+    await there.serve(name, MODEL)
+    session = onnxruntime.InferenceSession(MODEL.content)
+    answered, stop, sent = [], asyncio.Event(), []
+
+    async def caller(number):
+        while not stop.is_set():
+            inputs = row(number)
+            answer = await there.door.infer(name, inputs)
+            answered.append((time.monotonic(), inputs, answer))
+            await asyncio.sleep(0.01 if answer.status == 200 else 0.1)
+
+    async def upstream():
+        while not stop.is_set():
+            request_id = f"u{len(sent)}"
+            sent.append(request_id)
+            await there.door.send(name, body(row(len(sent) - 1)), ce_id=request_id)
+            await asyncio.sleep(0.02)
+
+    async with asyncio.TaskGroup() as load:
+        for number in range(CALLERS):
+            load.create_task(caller(number))
+        load.create_task(upstream())
+        waits_s = []
+        for _ in range(RESTARTS):
+            await asyncio.sleep(1.5)
+            back_s = await restarted(own_redis)
+            await eventually(
+                lambda since=back_s: any(at > since and a.status == 200 for at, _, a in answered),
+                within_s=30,
+                what="an answer by HTTP after the restart",
+            )
+            waits_s.append(min(at for at, _, a in answered if at > back_s and a.status == 200) - back_s)
+        await asyncio.sleep(1.5)
+        stop.set()
+    statuses = {answer.status for _, _, answer in answered}
+    assert statuses <= {200, 503}, statuses
+    for _, inputs, answer in answered:
+        if answer.status == 200:
+            assert np.allclose(to_numpy(answer.outputs[0]), session.run(None, inputs)[0], rtol=1e-4, atol=1e-5)
+    outcomes = there.door.outcomes()
+
+    async def settled():
+        await asyncio.to_thread(outcomes.poll)
+        missing = [request_id for request_id in sent if (name, request_id) not in outcomes.by_id]
+        assert not missing, missing[:5]
+        return True
+
+    await eventually(settled, within_s=30, what="an outcome of every record")
+    assert {outcomes.by_id[name, request_id][0].status for request_id in sent} == {"succeeded"}
+    assert max(waits_s) < BACK_S, waits_s
+    record_property("back_after_ms", str([round(wait_s * 1000) for wait_s in waits_s]))
+    record_property("answers", str({status: sum(a.status == status for _, _, a in answered) for status in statuses}))
+
+
+async def test_kept_connections_and_known_scripts_do_not_outlive_a_restart(own_redis, backbone):
+    """The very first script after a restart works: idle connections are dead then, and the script cache is empty."""
+    name = backbone.model()
+    async with replies.connect(backbone.settings(redis_url=own_redis.environment["AIAAS_REDIS_URL"])) as there:
+
+        async def claim(number):
+            mine = Claim("t", 0, number, None, "ab")
+            return await there.claim(name, f"c{number}", mine) == mine
+
+        assert all(await asyncio.gather(*map(claim, range(100))))
+        for restart in range(2):
+            await restarted(own_redis)
+            first = range(1000 * (restart + 1), 1000 * (restart + 1) + 20)
+            assert all(await asyncio.gather(*map(claim, first))), "not even one try is lost"
+        await there.ping()  # a burst of scripts has not kept all connections to itself
+
+
+async def test_a_hung_redis_is_an_error_in_time_and_no_answer_of_then_is_given_to_another(own_redis, backbone):
+    """Commands that time out leave their answers on the way: their connections must not be used again."""
+    name, child = backbone.model(), own_redis.child("redis")
+    settings = backbone.settings(redis_url=own_redis.environment["AIAAS_REDIS_URL"], redis_timeout_s=0.5)
+    async with replies.connect(settings) as there:
+
+        async def owner(number):
+            return (await there.claim(name, f"h{number}", Claim("t", 0, number, None, "ab"))).offset
+
+        assert await owner(1) == 1
+        child.signal(signal.SIGSTOP)
+        try:
+            began_s = time.monotonic()
+            told = await asyncio.gather(*(owner(number) for number in range(2, 50)), return_exceptions=True)
+            assert {type(err) for err in told} == {RepliesUnavailable}
+            assert time.monotonic() - began_s < 5
+        finally:
+            child.signal(signal.SIGCONT)
+        found = await asyncio.gather(*(owner(number) for number in range(1, 80)))
+        assert found == list(range(1, 80))
