@@ -71,7 +71,11 @@ def build(names: list[str], asked: argparse.Namespace, directory: Path, undo: Ex
     def platform(workers: int) -> Platform:
         if workers not in platforms:
             own = Platform(
-                directory / f"stack-{workers}", workers=workers, gateways=asked.gateways, threads=asked.threads
+                directory / f"stack-{workers}",
+                workers=workers,
+                gateways=asked.gateways,
+                threads=asked.threads,
+                patient=True,
             )
             platforms[workers] = Platform.running(asked.running) if asked.running else own
         return platforms[workers]

@@ -17,7 +17,7 @@ from shared import oip, oip_response
 from shared.errors import LEAST_RETRY_AFTER_S, AiaasError, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from services.gateway.request_state import RequestState
     from shared.oip import InferenceRequest
@@ -86,6 +86,13 @@ def error(code: str, message: str, retry_after_s: int = LEAST_RETRY_AFTER_S) -> 
     if code == "unauthorized":
         headers["www-authenticate"] = "Bearer"
     return JsonResponse({"error": message, "code": code}, status_code=status, headers=headers)
+
+
+def method_not_allowed(message: str, methods: Iterable[str]) -> Response:
+    """405, with the methods that the path has."""
+    response = error("method_not_allowed", message)
+    response.headers["allow"] = ", ".join(methods)
+    return response
 
 
 def raw(response: Response, more_headers: bytes = b"") -> bytes:

@@ -5,7 +5,7 @@ Every failure has the same body, whoever raised it: our errors, FastAPI's valida
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +23,7 @@ from services.gateway import (
 )
 from services.gateway.edge import Edge
 from services.gateway.openapi import document
+from services.gateway.openapi.operations import methods_of
 from services.gateway.routes_infer import PATH, InferRoute
 from shared.errors import AiaasError, InvalidInput
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from services.gateway.gateway import Gateway
+
+_NOT_FOUND: Final = 404
+_METHOD_NOT_ALLOWED: Final = 405
 
 
 def application(gateway: Gateway) -> ASGIApp:
@@ -88,13 +92,12 @@ async def _invalid(_request: Request, err: Exception) -> Response:
     return answers.of_error(InvalidInput(told or "the request is not valid"))
 
 
-async def _http(_request: Request, err: Exception) -> Response:
+async def _http(request: Request, err: Exception) -> Response:
     """An unknown path, or a method that it does not have."""
-    status = err.status_code if isinstance(err, HTTPException) else 500
-    code = {404: "not_found", 405: "method_not_allowed"}.get(status, AiaasError.code)
-    response = answers.error(code, str(getattr(err, "detail", err)))
-    response.headers.update(getattr(err, "headers", None) or {})  # `Allow`, of a method that the path does not have
-    return response
+    status, detail = (err.status_code, err.detail) if isinstance(err, HTTPException) else (500, str(err))
+    if status == _METHOD_NOT_ALLOWED:  # Starlette knows the methods of one of the path's routes
+        return answers.method_not_allowed(detail, methods_of(request.url.path) or ["GET"])
+    return answers.error("not_found" if status == _NOT_FOUND else AiaasError.code, detail)
 
 
 async def _bug(_request: Request, _err: Exception) -> Response:

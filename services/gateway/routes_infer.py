@@ -70,7 +70,7 @@ class InferRoute:
     async def _answer(self, scope: Scope, receive: Receive, line: dict[str, Any]) -> Response:
         """The answer; `line` collects what the log should say."""
         if scope["method"] != "POST":
-            return answers.error("method_not_allowed", "infer is a POST")
+            return answers.method_not_allowed("infer is a POST", ["POST"])
         client = Client(scope, receive)
         headers = client.headers
         tenant = tenant_of(headers, self._gateway.settings.api_keys)

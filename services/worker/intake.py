@@ -188,7 +188,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._consumer.resume(*self._consumer.paused())
         # Without names it is all partitions, those too that are assigned while it waits.
         named, wait_ms = ((), _POLL_MS) if len(some) == len(assigned) else (some, _HALF_FULL_POLL_MS)
-        most = min(_AT_ONCE, *(records for records in room.values() if records > 0))
+        most = min((_AT_ONCE, *(records for records in room.values() if records > 0)))  # without partitions, maybe none
         try:
             fetched = await self._consumer.getmany(*named, timeout_ms=wait_ms, max_records=most)
         except KafkaError as err:

@@ -60,9 +60,7 @@ RECEIPT = receipt(
         threads=1,
         isa="avx512",
     ),
-    batch=ev.BatchMembership(
-        id="b-1", index=1, size=3, padding=0, members_sha256="ef" * 32, rows=2, total_rows=5
-    ),
+    batch=ev.BatchMembership(id="b-1", index=1, size=3, padding=0, members_sha256="ef" * 32, rows=2, total_rows=5),
     timings_ns=ev.Timings(queue=1_000, compute_input=2_000, compute_infer=3_000_000_000, compute_output=4_000),
 )
 EXAMPLES: dict[str, ev.Event] = {

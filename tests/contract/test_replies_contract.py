@@ -285,6 +285,42 @@ async def test_forgotten_deaths_are_not_counted_again(replies, model):
     assert await replies.count_deaths(model, "w/2", {"t/0": 0}) == {("t/0", 6): 1}
 
 
+# ------------------------------------------------------------------ tenants' quotas
+
+SLOW = {"rate": 0.001, "burst": 5}
+"""A bucket that hardly fills while a test looks at it."""
+
+
+async def test_a_bucket_begins_full_and_gives_what_it_has(replies, model):
+    assert await replies.lease(model, **SLOW, wanted=3, back=0) == (3, 0)
+    leased, after_s = await replies.lease(model, **SLOW, wanted=3, back=0)
+    assert leased == 2
+    assert 900 < after_s <= 1000
+
+
+async def test_what_a_lease_did_not_use_can_be_had_by_the_next(replies, model):
+    await replies.lease(model, **SLOW, wanted=5, back=0)
+    assert (await replies.lease(model, **SLOW, wanted=1, back=0))[0] == 0
+    assert (await replies.lease(model, **SLOW, wanted=2, back=3))[0] == 2
+    assert (await replies.lease(model, **SLOW, wanted=5, back=0))[0] == 1
+
+
+async def test_a_bucket_holds_its_burst_and_no_more(replies, model):
+    assert (await replies.lease(model, **SLOW, wanted=9, back=100))[0] == 5
+
+
+async def test_a_bucket_fills_with_time(harness):
+    full = {"rate": 20, "burst": 4}
+    assert (await harness.replies.lease(harness.model, **full, wanted=4, back=0))[0] == 4
+    await harness.pass_time(0.11)
+    assert (await harness.replies.lease(harness.model, **full, wanted=2, back=0))[0] == 2
+
+
+async def test_tenants_have_buckets_of_their_own(replies, model):
+    await replies.lease(model, **SLOW, wanted=5, back=0)
+    assert (await replies.lease(f"{model}-other", **SLOW, wanted=5, back=0))[0] == 5
+
+
 COMMANDS = {
     "ping": lambda r: r.ping(),
     "put": lambda r: r.put([answer("m")]),
@@ -299,6 +335,7 @@ COMMANDS = {
     "forget_deaths": lambda r: r.forget_deaths("m", [("t/0", 1)]),
     "remember": lambda r: r.remember("m", "r"),
     "reserve": lambda r: r.reserve("m", "r", "digest", 1),
+    "lease": lambda r: r.lease("acme", rate=1, burst=1, wanted=1, back=0),
 }
 
 

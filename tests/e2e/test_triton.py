@@ -19,6 +19,7 @@ from support.waiting import eventually
 
 pytestmark = pytest.mark.stack
 REQUESTS = 60
+ROWS = 3
 
 
 async def statistics_of(door, model):
@@ -41,8 +42,8 @@ async def test_statistics_count_every_request_and_every_run(door, stack, backbon
 
     def ask():
         client = triton.InferenceServerClient(stack.gateway_url.removeprefix("http://"), concurrency=16)
-        x = triton.InferInput("x", [1, 8], "FP32")
-        x.set_data_from_numpy(np.ones((1, 8), np.float32))
+        x = triton.InferInput("x", [ROWS, 8], "FP32")
+        x.set_data_from_numpy(np.ones((ROWS, 8), np.float32))
         pending = [client.async_infer(name, [x]) for _ in range(REQUESTS)]
         for request in pending:
             request.get_result(timeout=30)
@@ -51,7 +52,7 @@ async def test_statistics_count_every_request_and_every_run(door, stack, backbon
     await asyncio.to_thread(ask)
     row = await counted(door, name, REQUESTS)
     sizes = {each["batch_size"]: each["compute_infer"]["count"] for each in row["batch_stats"]}
-    assert sum(size * runs for size, runs in sizes.items()) == row["inference_count"] == REQUESTS
+    assert sum(size * runs for size, runs in sizes.items()) == row["inference_count"] == ROWS * REQUESTS
     assert row["execution_count"] == sum(sizes.values())
     assert row["inference_stats"]["fail"] == {"count": 0, "ns": 0}
     assert row["inference_stats"]["compute_infer"]["ns"] > 0

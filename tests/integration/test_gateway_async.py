@@ -480,6 +480,6 @@ async def test_the_document_describes_all_of_it(pair):
     fields = {*await pair.state(await pair.submit())}
     assert all(set(example["value"]) == fields for example in examples.values())
     events = paths[f"{requests}/events"]["get"]["responses"]
-    assert events["200"]["content"]["text/event-stream"]["example"].startswith("retry: ")
+    assert "text/event-stream" in events["200"]["content"]
     assert {"200", "204", "401", "404", "503"} == events.keys()
     assert {"200", "401", "404", "409", "503"} == paths[requests]["delete"]["responses"].keys()

@@ -23,7 +23,12 @@ from services.gateway.settings import GatewaySettings
 from support.digits import served
 from support.ports import free_port
 
-pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.asyncio(loop_scope="module"),
+    # Hypothesis sees the generator change, and blames the strategy: it was the gateway, on its thread.
+    pytest.mark.filterwarnings("ignore:Do not use the `random` module"),
+]
 CHANGES = ("POST /v2/repository/models/{model}", "DELETE")
 HONEST = {503, 504}
 CHECKS = [
@@ -33,6 +38,8 @@ CHECKS = [
     checks.response_schema_conformance,
 ]
 OF_BODIES = [checks.negative_data_rejection]
+TAKES_ANY_BYTES = "POST /v2/repository/assets"
+"""A declaration is a file like any other until an upload names it."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -45,6 +52,7 @@ async def fuzzed(backbone):
         max_request_timeout_s=2,
         load_timeout_s=0.5,
         stall_timeout_s=2,
+        event_stream_s=0.1,
         max_upload_bytes=1024 * 1024,
     )
     async with served(backbone, settings) as digits:
@@ -83,7 +91,8 @@ async def test_a_route_answers_as_documented(fuzzed, route):
         response = case.call(base_url=fuzzed.gateway.url, timeout=20)
         assert response.status_code < 500 or response.status_code in HONEST, response.text
         assert response.status_code not in {429, 503} or int(response.headers["retry-after"][0]) >= 1
-        told = OF_BODIES if case.meta.generation.mode is GenerationMode.NEGATIVE else []
+        judged = case.meta.generation.mode is GenerationMode.NEGATIVE and route != TAKES_ANY_BYTES
+        told = OF_BODIES if judged else []
         case.validate_response(response, checks=CHECKS + told)
 
     await asyncio.to_thread(send)

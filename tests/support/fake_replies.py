@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ class FakeReplies:
         self._channels: dict[str, list[asyncio.Queue[Announced]]] = defaultdict(list)
         self._running: dict[tuple[str, str, str], list[int]] = {}
         self._deaths: dict[tuple[str, str, int], int] = {}
+        self._buckets: dict[str, tuple[float, float]] = {}
+        """A tenant's tokens, and when that was."""
 
     def pass_time(self, seconds_s: float) -> None:
         self._now_s += seconds_s
@@ -143,6 +146,14 @@ class FakeReplies:
         first: str = self._first("once", model, request_id, digest, self._ttl_s + longer_s)
         [result] = await self.get([(model, request_id)])
         return Reserved(first, await self.claimed(model, request_id), result)
+
+    async def lease(self, tenant: str, *, rate: float, burst: int, wanted: int, back: int) -> tuple[int, float]:
+        self._check()
+        left, at_s = self._buckets.get(tenant, (burst, self._now_s))
+        tokens = min(burst, left + back + (self._now_s - at_s) * rate)
+        leased = min(wanted, math.floor(tokens))
+        self._buckets[tenant] = tokens - leased, self._now_s
+        return leased, math.ceil(max(0, 1 - tokens + leased) / rate * 1000) / 1000
 
     def _check(self) -> None:
         if self.down:

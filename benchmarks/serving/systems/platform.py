@@ -40,9 +40,13 @@ _ANSWERS_IN_A_ROW = 20
 class Platform:
     """One stack. `start` and `stop` may be called by each way that uses it: the first starts, the last stops."""
 
-    def __init__(self, directory: Path, *, workers: int, gateways: int, threads: int) -> None:
+    def __init__(
+        self, directory: Path, *, workers: int = 1, gateways: int = 1, threads: int = 1, patient: bool = False
+    ) -> None:
+        """`patient` gateways let in as many callers as come, however long that makes the queue."""
         self.workers = workers
         self._gateways = gateways
+        self._patient = patient
         self._directory = directory
         self._threads = threads
         self._users = 0
@@ -77,8 +81,9 @@ class Platform:
         self._users += 1
         if self._users > 1 or not self._owned:
             return
-        # fp32 serves; as many callers as are asked for are let in, however long that makes the queue.
-        given = {"AIAAS_MIN_SPEEDUP": "1e9", "AIAAS_THREADS": str(self._threads), "AIAAS_MAX_QUEUE_S": "10"}
+        given = {"AIAAS_MIN_SPEEDUP": "1e9", "AIAAS_THREADS": str(self._threads)}  # fp32 serves
+        if self._patient:
+            given["AIAAS_MAX_QUEUE_S"] = "10"
         os.environ.setdefault("AIAAS_LOCAL_KAFKA", "apache")
         context = local_stack(self._directory, standard_services(self.workers, self._gateways), service_env=given)
         try:

@@ -161,7 +161,7 @@ def _responses(operation: Operation, shape_of: _Shapes, path: str, *, public: bo
 
 
 def _answer(answer: Answer, shape_of: _Shapes) -> dict[str, Any]:
-    content = {} if answer.shape is None else {JSON: {"schema": shape_of[answer.shape]}}
+    content = {} if answer.shape is None else {answer.content_type: {"schema": shape_of[answer.shape]}}
     content |= {raw: {"schema": {"type": "string"}} for raw in answer.raw}
     told: dict[str, Any] = {"description": answer.description, "headers": _headers(answer.headers)}
     return told | ({"content": content} if content else {})

@@ -24,7 +24,7 @@ EVENTS: Final = "text/event-stream"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What is sent beside the path, and the answer: a JSON value, or the text of another content type."""
+    """What is sent beside the path, and the answer: a JSON value, bytes as text, or the fields of an event."""
 
     answer: Any = None
     status: int = 200
@@ -102,7 +102,7 @@ STATE: Final = {"queued": Example(_QUEUED), "succeeded": Example(_SUCCEEDED)}
 CANCEL: Final = {"cancelled": Example(_CANCELLED)}
 STATE_EVENTS: Final = {
     "succeeded": Example(
-        f"retry: 1000\nevent: outcome\nid: succeeded\ndata: {_compact(_SUCCEEDED)}\n\n", answer_type=EVENTS
+        {"retry": 1000, "event": "outcome", "id": "succeeded", "data": _compact(_SUCCEEDED)}, answer_type=EVENTS
     ),
     "received": Example(status=204, headers={"last-event-id": "succeeded"}),
 }

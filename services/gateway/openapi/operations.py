@@ -5,12 +5,13 @@ Every route can also answer 503 (all connections are taken, or Kafka is not ther
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from services.gateway.answers import STATUS_OF_CODE
 from services.gateway.openapi import examples, shapes
-from services.gateway.openapi.examples import BINARY, EVENTS
+from services.gateway.openapi.examples import BINARY, EVENTS, JSON
 from shared.artifacts import Artifact
 from shared.oip_shapes import InferenceRequest, InferenceResponse
 from shared.processing import Processing
@@ -36,12 +37,13 @@ _BY_INFER: Final = (*(code for code in STATUS_OF_CODE if code not in _NEVER_BY_I
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer that is no error. `shape` is that of JSON; `raw` content types have bytes or text instead."""
+    """An answer that is no error. `shape` is that of its JSON, or of each event; `raw` ones are bytes."""
 
     description: str
     shape: Any = None
     raw: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
+    content_type: str = JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +111,18 @@ def _request(answers: Mapping[int, Answer], shown: Mapping[str, Example], *codes
 
 _STATE: Final = {200: Answer("its state, and its result or error once it has ended", shapes.RequestState)}
 _STREAM: Final = {
-    200: Answer("`state` at once and at each change, then `outcome`, with what `GET` shows", raw=(EVENTS,)),
+    200: Answer(
+        "`state` at once and at each change, then `outcome`, with what `GET` shows",
+        shapes.StateEvent,
+        content_type=EVENTS,
+    ),
     204: Answer("`Last-Event-ID` says that the outcome was received: don't come back"),
 }
 _OPTIONAL_LOAD: Final = Body(shapes.NoParameters, required=False)
 _OPTIONAL_UNLOAD: Final = Body(shapes.Unload, required=False)
 _OPTIONAL_FILTER: Final = Body(shapes.IndexFilter, required=False)
 _REFUSED: Final = Operation({}, examples.REFUSED, ("unsupported",))
+_IN_PATH: Final = re.compile(r"{\w+}")
 _M: Final = "/v2/models/{model}"
 _R: Final = "/v2/repository/models/{model}"
 
@@ -191,3 +198,9 @@ for _kind in ("system", "cuda"):
 
 NOT_READY: Final = Answer("not ready; `waiting_for` says what is missing", shapes.Ready)
 """The 503 of readiness, which is no error."""
+
+
+def methods_of(path: str) -> list[str]:
+    """The methods that a path of a URL has here; none for the documents for people."""
+    routes = (route.split(" ") for route in OPERATIONS)
+    return [method for method, template in routes if re.fullmatch(_IN_PATH.sub("[^/]+", template), path)]

@@ -104,6 +104,17 @@ class RequestState(Struct):
     error: Failure | None
 
 
+class StateEvent(Struct):
+    """A server-sent event: `state` at once and at each change, `outcome` at the end."""
+
+    event: Literal["state", "outcome"]
+    id: str
+    data: Annotated[
+        str, Meta(description="a `RequestState`", extra_json_schema={"contentMediaType": "application/json"})
+    ]
+    retry: Annotated[int, Meta(description="ms until a client that lost the stream comes back")] | UnsetType = UNSET
+
+
 # --------------------------------------------------------------------------- models
 
 
