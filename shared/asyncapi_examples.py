@@ -196,15 +196,13 @@ REQUESTS: Final[dict[str, dict[str, Any]]] = {
 }
 """One request in each form. Bytes are in base64."""
 
-_ANSWERED: Final = {
+_ENVELOPE: Final = {
     "ce_specversion": "1.0",
-    "ce_type": "InferenceAnswered",
     "ce_source": "worker-1",
-    "ce_id": "row-1",
     "ce_time": "2026-11-23T21:00:00.000000000Z",
     "content-type": JSON,
-    "x-order": "4711",
 }
+_ANSWERED: Final = _ENVELOPE | {"ce_type": "InferenceAnswered", "ce_id": "row-1", "x-order": "4711"}
 REPLY: Final[dict[str, dict[str, Any]]] = {
     "answered": {
         "headers": _ANSWERED,
@@ -221,7 +219,7 @@ REPLY: Final[dict[str, dict[str, Any]]] = {
 }
 DEAD_LETTER: Final[dict[str, dict[str, Any]]] = {
     "not_json": {
-        "headers": _ANSWERED
+        "headers": _ENVELOPE
         | {
             "ce_type": "DeadLettered",
             "ce_id": "6f1c1f0e-63c5-4d3f-9a52-3a8a58c1d1b7",

@@ -16,6 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from shared import tls
 from shared.errors import RepliesUnavailable
@@ -96,8 +97,8 @@ class Scripts:
             await self._pool.release(connection)
 
     async def _forget_idle(self) -> None:
-        while self._idle:
-            connection = self._idle.pop()
+        closed, self._idle = self._idle, []  # what comes back meanwhile is fresh
+        for connection in closed:
             await connection.disconnect(nowait=True)
             await self._pool.release(connection)
 
@@ -112,6 +113,8 @@ async def connect(settings: PlatformSettings) -> AsyncIterator[Redis]:
         socket_timeout=settings.redis_timeout_s,
         socket_connect_timeout=settings.redis_timeout_s,
         retry=Retry(NoBackoff(), 0),  # whoever calls knows whether and how long to retry
+        # While it listens for a managed service's notices, the pool gives out connections that the server has closed.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
     if settings.redis_url.startswith("rediss:"):
         pool.connection_class = _TlsConnection

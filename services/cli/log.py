@@ -19,6 +19,7 @@ from services.cli.printing import Json, as_json, console, table
 from services.cli.where import platform_settings
 from shared import kafka
 from shared import topics as the_map
+from shared.asyncapi import document
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaConsumer, ConsumerRecord
@@ -31,13 +32,20 @@ _TIMEOUT_S = 15.0
 _SHOWN_BYTES = 200
 
 
-def topics(*, json: Json = False) -> None:
+AsyncApi = Annotated[bool, typer.Option("--asyncapi", help="Print the AsyncAPI document, with every record's schema.")]
+
+
+def topics(*, json: Json = False, asyncapi: AsyncApi = False) -> None:
     """The map: which topic carries what, by which key, who writes it and who reads it."""
-    prefix = platform_settings().topic_prefix
+    names = platform_settings().topics
     rows = {
-        prefix + (topic.name + "{model}" if topic is the_map.REQUESTS else topic.name): topic
-        for topic in (the_map.REQUESTS, *the_map.FIXED)
+        names.requests("{model}"): the_map.REQUESTS,
+        names.requests("{model}", high=True): the_map.REQUESTS,
+        **{names.name(topic): topic for topic in the_map.FIXED},
     }
+    if asyncapi:
+        as_json(document(names))
+        return
     if json:
         as_json([{"topic": name, **_row(topic)} for name, topic in rows.items()])
         return

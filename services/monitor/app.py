@@ -12,10 +12,8 @@ import socket
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import uvicorn
 from aiokafka.admin import AIOKafkaAdminClient
-from faststream.specification import AsyncAPI
 
 from services.monitor import outcome_log, snapshot, subscribers
 from services.monitor.fold import OutcomeFold
@@ -24,11 +22,11 @@ from services.monitor.publisher import Publisher
 from services.monitor.request_ends import RequestEnds
 from services.monitor.routes import application
 from services.monitor.state import State
-from shared import broker, heartbeats, kafka, logs, tls
+from shared import asyncapi, broker, heartbeats, kafka, logs, tls
 from shared.dead_letters import DeadLetters
 from shared.http_server import Server
 from shared.telemetry import Telemetry
-from shared.topics import METRICS, REQUESTS
+from shared.topics import REQUESTS
 
 if TYPE_CHECKING:
     import ssl
@@ -51,7 +49,7 @@ async def serve(settings: MonitorSettings, stop: asyncio.Event) -> None:
     subscribers.subscribe(events, settings, state)
     server = Server(
         uvicorn.Config(
-            application(state, lambda: _asyncapi(events)),
+            application(state, asyncapi.document(settings.topics)),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -145,15 +143,6 @@ async def _every(interval_s: float, save: Callable[[], Awaitable[None]]) -> None
     while True:
         await asyncio.sleep(interval_s)
         await save()
-
-
-def _asyncapi(events: KafkaBroker) -> str:
-    """The AsyncAPI document of the subscribers, made from their code; what FastStream does not know are our events."""
-    document = AsyncAPI(events, title="aiaas monitor", version="1").to_specification().to_jsonable()
-    kinds, schemas = msgspec.json.schema_components(METRICS.events, ref_template="#/components/schemas/{name}")
-    payloads = document["components"]["schemas"]
-    document["components"]["schemas"] = schemas | {name: {"oneOf": list(kinds)} for name in payloads}
-    return msgspec.json.encode(document).decode()
 
 
 @contextlib.contextmanager

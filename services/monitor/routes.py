@@ -12,13 +12,11 @@ from services.monitor import views
 from services.monitor.exposition import Exposition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from services.monitor.state import State
 
 
-def application(state: State, asyncapi: Callable[[], str]) -> FastAPI:
-    """The ASGI application. `asyncapi` renders the AsyncAPI document of what the monitor subscribes to, as JSON."""
+def application(state: State, asyncapi: dict[str, Any]) -> FastAPI:
+    """The ASGI application. `asyncapi` is the document of the log (`shared.asyncapi`)."""
     app = FastAPI(title="aiaas monitor", docs_url=None, redoc_url=None)
     metrics_of = CollectorRegistry()
     metrics_of.register(Exposition(state))
@@ -58,8 +56,8 @@ def application(state: State, asyncapi: Callable[[], str]) -> FastAPI:
         return views.instances(state)
 
     @app.get("/asyncapi")
-    async def document() -> Response:
+    async def document() -> dict[str, Any]:
         """The AsyncAPI document."""
-        return Response(asyncapi(), media_type="application/json")
+        return asyncapi
 
     return app

@@ -2,7 +2,7 @@
 
     choose     the next model in turn that has a batch to run
     screen     ask Redis which of its jobs are taken, answered or cancelled, and mark the others as running
-    run        in the lane's thread, with a deadline
+    run        in the lane's thread, with a deadline; under load the next batch is screened meanwhile
     hand on    encode and store the answers beside the next run, a bounded number of batches behind
 
 A batch that fails is run again job by job, so that one bad request does not hurt its neighbours. A run all of whose
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from shared.replies import Replies
     from shared.tensors import Array, Tensor
 
+_IN_TURN = 2
+"""Batches that are being screened or run: one on the device, and, under load, the next."""
 _BATCHES_BEHIND = 4
 """Batches whose answers may be in the making while another runs."""
 _FINISH_HERE_BYTES = 64 * 1024
@@ -82,6 +84,9 @@ class Lane:
         self._servers: list[ModelServer] = []
         self._expiry = Expiry(self._servers)
         self._work = asyncio.Event()
+        self._device = asyncio.Lock()
+        self._alone = False
+        """Whether what is on the device may be what kills workers: nothing else is marked as running beside it."""
         self._runs = 0
         self._behind = asyncio.Semaphore(_BATCHES_BEHIND)
         self.ran: defaultdict[tuple[str, int, str], Counts] = defaultdict(Counts)
@@ -99,17 +104,21 @@ class Lane:
         """Run batches until cancelled."""
         try:
             async with asyncio.TaskGroup() as self._answers:
-                while True:
-                    batch = self._choose()
-                    if batch is None:
-                        await self._wait()
-                        continue
-                    await self._behind.acquire()
-                    finish = await self._execute(batch)
-                    task = self._answers.create_task(finish)
-                    task.add_done_callback(lambda _: self._behind.release())
+                for _ in range(_IN_TURN):
+                    self._answers.create_task(self._take_turns())
         finally:
             self._expiry.stop()
+
+    async def _take_turns(self) -> None:
+        while True:
+            batch = self._choose()
+            if batch is None:
+                await self._wait()
+                continue
+            await self._behind.acquire()
+            finish = await self._execute(batch)
+            task = self._answers.create_task(finish)
+            task.add_done_callback(lambda _: self._behind.release())
 
     async def _wait(self) -> None:
         queued = any(server.waiting for server in self._servers)
@@ -117,9 +126,15 @@ class Lane:
         self._work.clear()
 
     def _choose(self) -> Batch | None:
-        """The batch of the first model in turn that has one; that model goes to the end of the turn."""
+        """The batch of the first model in turn that has one; that model goes to the end of the turn.
+
+        While another batch is on the device only a full one is chosen ahead: any other may still grow until then.
+        """
+        busy = self._device.locked()
+        if busy and self._alone:
+            return None
         for index, server in enumerate(self._servers):
-            batch = server.next_batch() if server.waiting else None
+            batch = server.next_batch() if server.waiting and (not busy or server.has_full_batch) else None
             if batch is not None:
                 self._servers.append(self._servers.pop(index))
                 return batch
@@ -130,7 +145,10 @@ class Lane:
         self._runs += 1
         run = f"{self._settings.owner}#{self._runs}"
         jobs = await self._settlement.screen(batch.jobs, run)
-        answers = await self._run_or_split(batch, jobs) if jobs else []
+        async with self._device:
+            self._alone = any(job.deaths for job in jobs)
+            answers = await self._run_due(batch, jobs)
+        self._work.set()
         ran = Ran(batch.jobs[0].model, run, tuple({job.claim.where for job in batch.jobs}))
         return self._hand_on(answers, ran)
 
@@ -140,6 +158,14 @@ class Lane:
         for answered in answers:
             if answered.to_store:
                 await self._output_store.hand_over(answered, self._answers)
+
+    async def _run_due(self, batch: Batch, jobs: Sequence[Job]) -> list[Answer]:
+        """Run what is still due now that the device is free."""
+        now_ms = time.time_ns() // 1_000_000
+        late = [job for job in jobs if job.is_overdue(now_ms)]
+        due = [job for job in jobs if not job.is_overdue(now_ms)] if late else jobs
+        expired = [self._settlement.expired(job) for job in late]
+        return (await self._run_or_split(batch, due) if due else []) + expired
 
     async def _run_or_split(self, batch: Batch, jobs: Sequence[Job]) -> list[Answer]:
         try:

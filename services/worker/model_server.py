@@ -180,6 +180,12 @@ class ModelServer:
         processor = None if variant.processing is None else self._shelf.processor(variant)
         return Batch(tuple(batch), variant, self._shelf.take(variant), processor)
 
+    @property
+    def has_full_batch(self) -> bool:
+        """Whether a whole batch waits, and nothing among what waits that has killed a worker."""
+        cap = min((variant.batch_cap for variant in self.routed()), default=1)
+        return 1 < cap <= len(self.waiting) and not any(job.deaths for job in self.waiting)
+
     def _plan_due(self, job: Job, now_ms: int) -> Plan | None:
         if job.is_overdue(now_ms):
             job.error = _late()

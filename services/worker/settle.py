@@ -163,6 +163,10 @@ class Settlement:
         status: Status = "expired" if isinstance(error, DeadlineExceeded) else "failed"
         return answer(job, self._receipts.not_run(job, status, error.code), error=error)
 
+    def expired(self, job: Job) -> Answer:
+        """The answer of a job whose deadline passed before it ran."""
+        return self._failure(job, DeadlineExceeded("the deadline passed before the request ran"))
+
     def _receipt_of(self, job: Job, winner: Result) -> Receipt:
         """The winner is the answer and the receipt; one that a gateway set (cancel, expiry) has no receipt yet."""
         if winner.receipt is not None:

@@ -63,7 +63,6 @@ class Sent:
     broken: bool = False
     hasty: bool = False
 
-
     @property
     def may_expire(self) -> bool:
         """Whether its deadline may pass: it is near, or what was changed in the request may have made it so."""
@@ -83,7 +82,7 @@ def sent(fuzz: Fuzz, rng: random.Random) -> Sent:
     """The next request, dressed for HTTP."""
     ask = fuzz.ask()
     body = ask.content or b""
-    hasty = ask.content_type == JSON and ask.expected is not None and rng.random() < 0.05  # noqa: PLR2004
+    hasty = ask.content_type == JSON and ask.expected is not None and rng.random() < 0.05
     if hasty:
         body = body.replace(b'{"inputs"', b'{"parameters": {%s}, "inputs"' % rng.choice(_TINY), 1)
     headers = [(b"host", b"x")]
@@ -91,9 +90,9 @@ def sent(fuzz: Fuzz, rng: random.Random) -> Sent:
         headers.append((b"content-type", _latin(ask.content_type)))
     if ask.header_length is not None:
         headers.append((b"inference-header-content-length", _latin(ask.header_length)))
-    odd = [rng.choice(_ODD_HEADERS)] if rng.random() < 0.15 else []  # noqa: PLR2004
+    odd = [rng.choice(_ODD_HEADERS)] if rng.random() < 0.15 else []
     kind = rng.randrange(24)
-    if kind < 4:  # noqa: PLR2004
+    if kind < 4:
         body, more = _compressed(rng, body, kind)
         headers += more
         ask = _unless(ask, kind <= 1)
@@ -118,7 +117,7 @@ def _compressed(rng: random.Random, body: bytes, kind: int) -> tuple[bytes, list
         return gzip.compress(body, 1), [(b"content-encoding", b"gzip")]
     if kind == 1:
         return zlib.compress(body, 1), [(b"content-encoding", b"deflate")]
-    if kind == 2:  # noqa: PLR2004 - a bomb, or a stream that ends early or goes on
+    if kind == 2:
         bomb = gzip.compress(bytes(6_000_000), 1)
         whole = gzip.compress(body, 1)
         return rng.choice((bomb, whole[:-5], whole + b"more", whole[:20])), [(b"content-encoding", b"gzip")]
@@ -126,39 +125,48 @@ def _compressed(rng: random.Random, body: bytes, kind: int) -> tuple[bytes, list
 
 
 def _framed(rng: random.Random, model: str, headers: list[tuple[bytes, bytes]], body: bytes) -> tuple[bytes, bool]:
-    """A request on the wire, and whether its framing is wrong."""
+    """A request on the wire, and whether its framing, or its path, is wrong."""
     path = b"/v2/models/" + model.encode() + b"/infer"
-    length = [(b"content-length", str(len(body)).encode())]
     match rng.randrange(40):
         case 0 | 1 | 2:
             return _head(path, [*headers, (b"transfer-encoding", b"chunked")]) + _chunked(rng, body), False
-        case 3:  # a body that ends early
-            return _head(path, [*headers, *length]) + body[: rng.randrange(len(body) + 1)], True
-        case 4:  # one that goes on
-            return _head(path, [*headers, (b"content-length", str(len(body) // 2).encode())]) + body, True
-        case 5:
-            wrong = rng.choice((b"-1", b"x", b"9" * 18, b"9" * 40, b"", b"0x10", b"1, 1", b"+5"))
-            return _head(path, [*headers, (b"content-length", wrong)]) + body, True
-        case 6:
-            chunks = rng.choice((b"zz\r\n", b"5\r\nab", b"-1\r\n", b"f" * 40 + b"\r\n", b"1;" + b"x" * 9000 + b"\r\na"))
-            return _head(path, [*headers, (b"transfer-encoding", b"chunked")]) + chunks, True
-        case 7:
-            return _head(path, [*headers, *length, (b"transfer-encoding", b"chunked")]) + body, True
-        case 8:
-            raw = _head(path, [*headers, *length]) + body
-            return raw[: rng.randrange(len(raw))], True
-        case 9:
-            raw = _head(path, [*headers, *length])
-            at = rng.randrange(len(raw))
-            return raw[:at] + rng.randbytes(2) + raw[at:] + body, True
-        case 10:  # no length at all: there is no body then
-            return _head(path, headers), True
-        case 11:
-            version = rng.choice((b"", b"/versions/1", b"/versions/77", b"/versions/x", b"/versions/" + b"9" * 5000))
-            other = b"/v2/models/" + rng.choice((model.encode(), b"%00", b"..", b"%2e%2e%2f", b"%ff", b"m" * 3000))
-            return _head(other + version + b"/infer", [*headers, *length]) + body, True
+        case 3:
+            return _head(_odd_path(rng, model.encode()), [*headers, _length(body)]) + body, True
+        case 4 | 5 | 6 | 7 | 8:
+            return _badly_framed(rng, path, headers, body), True
+        case 9 | 10:
+            raw = _head(path, [*headers, _length(body)]) + body
+            at = rng.randrange(len(raw) - len(body))
+            return rng.choice((raw[: rng.randrange(len(raw))], raw[:at] + rng.randbytes(2) + raw[at:])), True
         case _:
-            return _head(path, [*headers, *length]) + body, False
+            return _head(path, [*headers, _length(body)]) + body, False
+
+
+def _badly_framed(rng: random.Random, path: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+    match rng.randrange(6):
+        case 0:  # a body that ends early
+            return _head(path, [*headers, _length(body)]) + body[: rng.randrange(len(body) + 1)]
+        case 1:  # one that goes on
+            return _head(path, [*headers, _length(body[: len(body) // 2])]) + body
+        case 2:
+            length = rng.choice((b"-1", b"x", b"9" * 18, b"9" * 40, b"", b"0x10", b"1, 1", b"+5"))
+            return _head(path, [*headers, (b"content-length", length)]) + body
+        case 3:
+            chunks = rng.choice((b"zz\r\n", b"5\r\nab", b"-1\r\n", b"f" * 40 + b"\r\n", b"1;" + b"x" * 9000 + b"\r\na"))
+            return _head(path, [*headers, (b"transfer-encoding", b"chunked")]) + chunks
+        case 4:  # both, which is how requests are smuggled
+            return _head(path, [*headers, _length(body), (b"transfer-encoding", b"chunked")]) + body
+        case _:  # no length at all: there is no body then
+            return _head(path, headers)
+
+
+def _odd_path(rng: random.Random, model: bytes) -> bytes:
+    version = rng.choice((b"", b"/versions/1", b"/versions/77", b"/versions/x", b"/versions/" + b"9" * 5000))
+    return b"/v2/models/" + rng.choice((model, b"%00", b"..", b"%2e%2e%2f", b"%ff", b"m" * 3000)) + version + b"/infer"
+
+
+def _length(body: bytes) -> tuple[bytes, bytes]:
+    return b"content-length", str(len(body)).encode()
 
 
 def _head(path: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -171,7 +179,7 @@ def _chunked(rng: random.Random, body: bytes) -> bytes:
         size = rng.choice((1, 10, 1000, 65536))
         piece, rest = rest[:size], rest[size:]
         pieces.append(b"%x\r\n%s\r\n" % (len(piece), piece))
-        if len(pieces) > 50:  # noqa: PLR2004 - one byte at a time is only worth so much
+        if len(pieces) > 50:
             pieces.append(b"%x\r\n%s\r\n" % (len(rest), rest) if rest else b"")
             break
     return b"".join(pieces) + b"0\r\n\r\n"

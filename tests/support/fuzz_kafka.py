@@ -14,7 +14,20 @@ if TYPE_CHECKING:
 _MOST_BYTES = 900_000
 """Nothing longer gets onto a request topic."""
 _NUMBERS = (b"0", b"1", b"-1", b"", b"x", b"1.5", b"1e9", b"9" * 17, b"9" * 19, b" 1", b"\xd9\xa3", b"\xff", None)
-_IDS = (b"", b"the same", b"same", b"same", b"\xff\xfe", b"x" * 200, b"x" * 201, b"a b", b"\x00", b"*", b"{}:\r\n", None)
+_IDS = (
+    b"",
+    b"the same",
+    b"same",
+    b"same",
+    b"\xff\xfe",
+    b"x" * 200,
+    b"x" * 201,
+    b"a b",
+    b"\x00",
+    b"*",
+    b"{}:\r\n",
+    None,
+)
 _TEXTS = (b"", b"acme", b"\xff", b"a" * 1001, b"*", b"../x", b"aiaas.outcomes", b"x" * 249, b"\x00", None)
 _ODD: tuple[tuple[str, bytes | None], ...] = (
     ("", b""),
@@ -48,18 +61,18 @@ def record(fuzz: Fuzz, rng: random.Random, number: int) -> Record:
         headers.append(("content-type", ask.content_type.encode()))
     if ask.header_length is not None:
         headers.append(("inference-header-content-length", ask.header_length.encode()))
-    odd = [_odd(rng) for _ in range(rng.choice((1, 1, 2, 5)))] if rng.random() < 0.4 else []  # noqa: PLR2004
+    odd = [_odd(rng) for _ in range(rng.choice((1, 1, 2, 5)))] if rng.random() < 0.4 else []
     right = ask.expected is not None and not odd
-    request_id = f"fuzz-{number}" if right or rng.random() < 0.5 else None  # noqa: PLR2004
+    request_id = f"fuzz-{number}" if right or rng.random() < 0.5 else None
     if request_id is not None:
         headers.append(("ce_id", request_id.encode()))
     key = rng.choice((None, b"", b"k", b"\xff" * 40, str(number).encode()))
-    return Record(ask, request_id if right else None, key, rng.random() < 0.25, headers + odd)  # noqa: PLR2004
+    return Record(ask, request_id if right else None, key, rng.random() < 0.25, headers + odd)
 
 
 def value_of(made: Record, rng: random.Random) -> bytes | None:
     """What is in the record: now and then nothing at all, which is Kafka's tombstone."""
-    if made.id is None and rng.random() < 0.02:  # noqa: PLR2004
+    if made.id is None and rng.random() < 0.02:
         return None
     return (made.ask.content or b"")[:_MOST_BYTES]
 

@@ -74,27 +74,10 @@ def digits() -> OnnxModel:
 
 def counting_loop() -> OnnxModel:
     """`y = x + trips`, one trip at a time: as slow as the INT64 `trips` says. Never batched."""
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["going"], ["goes_on"]),
-            helper.make_node("Add", ["sum", "one"], ["next"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("trip", TensorProto.INT64, []),
-            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("sum", TensorProto.FLOAT, [1]),
-        ],
-        [
-            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("next", TensorProto.FLOAT, [1]),
-        ],
-        [numpy_helper.from_array(np.ones(1, np.float32), "one")],
-    )
     graph = helper.make_graph(
         [
             helper.make_node("Squeeze", ["trips"], ["count"]),
-            helper.make_node("Loop", ["count", "", "x"], ["y"], body=body),
+            helper.make_node("Loop", ["count", "", "x"], ["y"], body=_adding_one([1])),
         ],
         "counting_loop",
         [
@@ -115,7 +98,13 @@ def counting_loop() -> OnnxModel:
 
 def slow_rows(trips: int = 1_500_000) -> OnnxModel:
     """`y = x + trips`, FP32, row by row, and every run takes seconds, however many rows it has."""
-    body = helper.make_graph(
+    loop = helper.make_node("Loop", ["trips", "", "x"], ["y"], body=_adding_one(["batch", 2]))
+    return _model([loop], "FP32", 2, [numpy_helper.from_array(np.array(trips, np.int64), "trips")])
+
+
+def _adding_one(dims):
+    """The body of a loop: `next = sum + 1`, as long as the loop goes on."""
+    return helper.make_graph(
         [
             helper.make_node("Identity", ["going"], ["goes_on"]),
             helper.make_node("Add", ["sum", "one"], ["next"]),
@@ -124,16 +113,14 @@ def slow_rows(trips: int = 1_500_000) -> OnnxModel:
         [
             helper.make_tensor_value_info("trip", TensorProto.INT64, []),
             helper.make_tensor_value_info("going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["batch", 2]),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, dims),
         ],
         [
             helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("next", TensorProto.FLOAT, ["batch", 2]),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, dims),
         ],
         [numpy_helper.from_array(np.ones(1, np.float32), "one")],
     )
-    loop = helper.make_node("Loop", ["trips", "", "x"], ["y"], body=body)
-    return _model([loop], "FP32", 2, [numpy_helper.from_array(np.array(trips, np.int64), "trips")])
 
 
 def _model(nodes, datatype, columns, initializers=(), output_datatype=None):

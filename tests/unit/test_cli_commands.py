@@ -351,7 +351,12 @@ def test_topics_are_the_map(aiaas, monkeypatch):
     monkeypatch.setenv("AIAAS_TOPIC_PREFIX", "mine.")
     code, out, _ = aiaas("topics", "--json")
     assert code == 0
-    assert {row["topic"] for row in json.loads(out)} == {f"mine.{t.name}" for t in FIXED} | {"mine.requests.{model}"}
+    requests = {"mine.requests.{model}", "mine.requests.{model}.high"}
+    assert {row["topic"] for row in json.loads(out)} == {f"mine.{t.name}" for t in FIXED} | requests
+    code, out, _ = aiaas("topics", "--asyncapi")
+    assert code == 0
+    addresses = {channel["address"] for channel in json.loads(out)["channels"].values()}
+    assert addresses == {f"mine.{t.name}" for t in FIXED} | requests | {"{replyTopic}"}
 
 
 @pytest.mark.usefixtures("gateway")

@@ -36,7 +36,7 @@ def state_of(now_ns: int) -> State:
 
 
 def client_of(state: State) -> AsyncClient:
-    return AsyncClient(transport=ASGITransport(application(state, lambda: "{}")), base_url="http://monitor")
+    return AsyncClient(transport=ASGITransport(application(state, {})), base_url="http://monitor")
 
 
 async def samples(client: AsyncClient) -> dict[tuple, float]:

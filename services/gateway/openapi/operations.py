@@ -180,21 +180,25 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GET /asyncapi": _json(dict[str, Any], {}),
 }
 for _of in (_M, f"{_M}/versions/{{version}}"):
-    OPERATIONS |= {
-        f"GET {_of}": _json(shapes.ModelMetadata, examples.METADATA, *_DESCRIBED),
-        f"GET {_of}/ready": _json(shapes.ModelReady, examples.MODEL_READY, *_DESCRIBED),
-        f"GET {_of}/stats": _json(shapes.Statistics, examples.STATISTICS, *_VERSION),
-        f"GET {_of}/config": _json(shapes.ModelConfig, examples.CONFIG, *_DESCRIBED),
-    }
+    OPERATIONS.update(
+        {
+            f"GET {_of}": _json(shapes.ModelMetadata, examples.METADATA, *_DESCRIBED),
+            f"GET {_of}/ready": _json(shapes.ModelReady, examples.MODEL_READY, *_DESCRIBED),
+            f"GET {_of}/stats": _json(shapes.Statistics, examples.STATISTICS, *_VERSION),
+            f"GET {_of}/config": _json(shapes.ModelConfig, examples.CONFIG, *_DESCRIBED),
+        }
+    )
 for _kind in ("system", "cuda"):
     _memory = f"/v2/{_kind}sharedmemory"
-    OPERATIONS |= {
-        f"GET {_memory}/status": _json(list[Any], examples.NO_REGIONS),
-        f"GET {_memory}/region/{{region}}/status": Operation({}, examples.NO_REGION, ("not_found",)),
-        f"POST {_memory}/region/{{region}}/register": _REFUSED,
-        f"POST {_memory}/unregister": _json(shapes.NoRegions, examples.UNREGISTER_ALL),
-        f"POST {_memory}/region/{{region}}/unregister": _json(shapes.NoRegion, examples.UNREGISTER),
-    }
+    OPERATIONS.update(
+        {
+            f"GET {_memory}/status": _json(list[Any], examples.NO_REGIONS),
+            f"GET {_memory}/region/{{region}}/status": Operation({}, examples.NO_REGION, ("not_found",)),
+            f"POST {_memory}/region/{{region}}/register": _REFUSED,
+            f"POST {_memory}/unregister": _json(shapes.NoRegions, examples.UNREGISTER_ALL),
+            f"POST {_memory}/region/{{region}}/unregister": _json(shapes.NoRegion, examples.UNREGISTER),
+        }
+    )
 
 NOT_READY: Final = Answer("not ready; `waiting_for` says what is missing", shapes.Ready)
 """The 503 of readiness, which is no error."""
