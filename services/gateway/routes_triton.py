@@ -78,7 +78,9 @@ async def unload(
 
 
 async def _parameters(request: Request, gateway: Gateway) -> dict[str, Any]:
-    parameters = (await _body(request, gateway)).get("parameters") or {}
+    parameters = (await _body(request, gateway)).get("parameters")
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         raise InvalidInput("parameters must be a map")
     return parameters

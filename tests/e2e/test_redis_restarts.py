@@ -109,6 +109,10 @@ async def test_a_restarted_redis_is_used_again_at_once_and_no_answer_is_lost(
 
     await eventually(settled, within_s=30, what="an outcome of every record")
     assert {outcomes.by_id[name, request_id][0].status for request_id in sent} == {"succeeded"}
+    kept = await there.rig.replies.get([(name, request_id) for request_id in sent])
+    for number, result in enumerate(kept):
+        assert result is not None, f"{sent[number]} was answered, and its answer is gone"
+        assert np.allclose(to_numpy(result.outputs[0]), session.run(None, row(number))[0], rtol=1e-4, atol=1e-5)
     assert max(waits_s) < BACK_S, waits_s
     record_property("back_after_ms", str([round(wait_s * 1000) for wait_s in waits_s]))
     record_property("answers", str({status: sum(a.status == status for _, _, a in answered) for status in statuses}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 
 import numpy as np
@@ -17,7 +18,7 @@ from support.waiting import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.chaos]
 MODEL = onnx_models.linear()
-SEED = 20_261_123
+SEED = int(os.environ.get("AIAAS_TEST_FUZZ_SEED", "20261123"))
 REQUESTS = 600
 KILLS = 4
 PACE_S = 0.02

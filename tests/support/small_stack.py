@@ -49,6 +49,8 @@ class SmallStack:
         """Wait until the gateway answers anything."""
 
         async def look() -> bool:
+            if self.gateway is not None and self.gateway.poll() is not None:
+                raise RuntimeError((self.logs / "gateway.log").read_text(errors="replace")[-2000:])
             try:
                 return (await self.door.http.get("/v2/health/live")).status_code == OK
             except httpx.TransportError:
