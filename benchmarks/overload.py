@@ -63,7 +63,8 @@ def overload(way: OverHttp, rate_per_s: float, seconds: float, connections: int)
     """One open-loop slice, second by second on the terminal."""
     target = way.target()
     requests = [request.decode("latin-1") for request in target.requests()]
-    load = OpenLoad(target.host, target.port, requests, rate_per_s, seconds, connections)
+    greeting = f"GET /v2/health/live HTTP/1.1\r\nhost: {target.host}\r\n\r\n"
+    load = OpenLoad(target.host, target.port, requests, rate_per_s, seconds, connections, greeting)
     found = slices.run("open_loop", load, {}).measured
     timed = f"{'p50 ms':>8} {'p99 ms':>8}"
     print(f"{'second':>6} {'accepted':>9} {timed} {'rejected':>9} {timed} {'max ms':>8}")

@@ -34,6 +34,7 @@ class Connection(asyncio.Protocol):
         self._end = 0
         self.sent_s = 0.0
         """When the request under way was due, on `time.perf_counter`'s clock."""
+        self.is_greeting = False
         self.index = 0
         """Which request is under way, for the owner."""
 
@@ -45,6 +46,11 @@ class Connection(asyncio.Protocol):
         """Write the next request."""
         if self._transport is not None:
             self._transport.write(request)
+
+    def greet(self, request: bytes) -> None:
+        """Send a request whose answer nobody wants but to know that it came."""
+        self.is_greeting = True
+        self.send(request)
 
     def close(self) -> None:
         """End the connection without telling the owner."""
@@ -63,6 +69,9 @@ class Connection(asyncio.Protocol):
             self._held = data
             return
         self._held, self._end = b"", 0
+        if self.is_greeting:
+            self.is_greeting = False
+            return
         self._answered(self, data, self._body_start)
 
     def connection_lost(self, exc: Exception | None) -> None:

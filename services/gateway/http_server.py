@@ -33,7 +33,7 @@ _MOST_HEAD_BYTES: Final = 64 * 1024
 _REST_BYTES: Final = 1024 * 1024
 """Of a body that nobody waits for any more; `edge` sees to longer ones."""
 _KEEP_ALIVE_S: Final = 60
-_BACKLOG: Final = 2048
+_BACKLOG: Final = 4096
 _AFTER_DRAIN_S: Final = 5
 """What connections get to take the answers that the end of the drain gave them."""
 

@@ -29,7 +29,7 @@ SMALL_BYTES: Final = 64 * 1024
 """A body up to this is read to learn its priority, although there may be no place for it."""
 _AT_ONCE: Final = 2
 _STEP_S: Final = 0.005
-_LONGEST_S: Final = 0.03
+_LONGEST_S: Final = 0.01
 _PRIORITY: Final = b"priority"
 _CROWDED: Final = answers.raw(
     answers.of_error(Overloaded("this gateway has all the connections that it takes")), b"connection: close\r\n"

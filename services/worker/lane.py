@@ -145,6 +145,8 @@ class Lane:
         self._runs += 1
         run = f"{self._settings.owner}#{self._runs}"
         jobs = await self._settlement.screen(batch.jobs, run)
+        if self._device.locked():
+            jobs = await self._still_due(jobs)
         async with self._device:
             self._alone = any(job.deaths for job in jobs)
             answers = await self._run_due(batch, jobs)
@@ -158,6 +160,22 @@ class Lane:
         for answered in answers:
             if answered.to_store:
                 await self._output_store.hand_over(answered, self._answers)
+
+    async def _still_due(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Wait until the device is free; jobs expire meanwhile as they do in their queue, and are not given back."""
+        while deadlines_ms := [job.headers.deadline_ms for job in jobs if job.headers.deadline_ms is not None]:
+            now_ms = time.time_ns() // 1_000_000
+            late = [job for job in jobs if job.is_overdue(now_ms)]
+            if late:
+                jobs = [job for job in jobs if not job.is_overdue(now_ms)]
+                await self._settlement.answer([self._settlement.expired(job) for job in late])
+                continue
+            try:
+                async with asyncio.timeout((min(deadlines_ms) + 1 - now_ms) / 1000), self._device:
+                    break
+            except TimeoutError:
+                continue
+        return jobs
 
     async def _run_due(self, batch: Batch, jobs: Sequence[Job]) -> list[Answer]:
         """Run what is still due now that the device is free."""

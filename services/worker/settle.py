@@ -28,7 +28,7 @@ from shared.events import Receipt
 from shared.results import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from services.worker.job import Job
     from services.worker.receipts import Receipts
@@ -139,15 +139,17 @@ class Settlement:
 
     async def fail(self, jobs: Sequence[Job]) -> None:
         """Settle jobs that will not run, by their `error`. Any number of them may share an id."""
-        for job in jobs:
-            for remaining in await self.screen([job]):
-                await self.answer([self._failure(remaining, remaining.error or RunError("failed without a reason"))])
+        for some in _without_repeats(jobs):
+            remaining = await self.screen(some)
+            await self.answer(
+                [self._failure(job, job.error or RunError("failed without a reason")) for job in remaining]
+            )
 
     async def answer(self, answers: Sequence[Answer], ran: Ran | None = None) -> None:
         """Offer answers, tell the gateways that wait, complete the jobs with the winners. `ran` ends a run."""
-        for job in [answer.job for answer in answers]:
-            if job.error is not None and not isinstance(job.error, RunError):
-                await self._bury(job, job.error)
+        unrun = [(ours.job, error) for ours in answers if (error := ours.job.error) and not isinstance(error, RunError)]
+        if unrun:
+            await asyncio.gather(*(self._bury(job, error) for job, error in unrun))
         results = [answer.result for answer in answers]
         reply_to = [answer.job.headers.reply_channel for answer in answers]
         winners = await persistently("redis", lambda: self._replies.put(results, reply_to, ran))
@@ -213,6 +215,18 @@ class Settlement:
         await self._bury(job, error)
         failed = answer(job, self._receipts.not_run(job, "failed", error.code), error=error)
         self._complete([(job, failed.receipt, failed.result)])
+
+
+def _without_repeats(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """The jobs in their order, in as many lists as it takes that none has an id twice."""
+    some: dict[str, Job] = {}
+    for job in jobs:
+        if job.request_id in some:
+            yield list(some.values())
+            some = {}
+        some[job.request_id] = job
+    if some:
+        yield list(some.values())
 
 
 def _conflict(job: Job, first: Claim | Coordinates) -> IdConflict:

@@ -119,6 +119,34 @@ async def test_a_deadline_of_100_ms_behind_five_seconds_of_work(there, backbone,
     record_property("kafka_outcome_after_deadline_ms", late_ms)
 
 
+LATE = 100
+"""More than three batches: whole ones are got ready while another runs, and must expire there too."""
+
+
+async def test_whole_batches_behind_a_long_run_expire_in_time_and_are_never_run(there, backbone, record_property):
+    name = backbone.model()
+    await there.serve(name, onnx_models.slow_rows(4_000_000))
+    outcomes, row = there.door.outcomes(), {"x": np.zeros((1, 2), np.float32)}
+    long_at = await there.door.send(name, body(row), partition=0, ce_id="long")
+
+    async def runs():
+        return await there.rig.replies.running(name)
+
+    await eventually(runs)
+    deadline_ms = now_ms() + 600  # behind all of the sending
+    headers = {"deadline": str(deadline_ms)}
+    late = [
+        await there.door.send(name, body(row), partition=1 + i % 3, ce_id=f"late-{i}", **headers) for i in range(LATE)
+    ]
+    assert now_ms() < deadline_ms, "this machine is too busy to tell"
+    receipts = await outcomes_of(outcomes, late, within_s=20)
+    assert long_at not in outcomes.accepted, "they were told when the lane was free, not when they were late"
+    assert {(receipt.status, receipt.batch) for receipt in receipts} == {("expired", None)}
+    after_ms = max(outcomes.written_ms[at] for at in late) - deadline_ms
+    assert after_ms < 150 + 1000 * BUSY_MACHINE_S
+    record_property("the_last_of_100_in_the_log_after_ms", after_ms)
+
+
 def ask_urgently(url, model, trips, priority=1):
     """By an unmodified client of Triton's; returns what it was told and how long that took."""
     inputs = []

@@ -232,9 +232,11 @@ async def test_loads_that_can_not_be(stack):
     assert (
         await stack.gateway.client.post(f"/v2/repository/models/{stack.model}/unload", json=strange)
     ).status_code == 400
-    assert (
-        await stack.gateway.client.post(f"/v2/repository/models/{stack.model}/load", json={"parameters": []})
-    ).status_code == 200
+    for parameters, status in ((None, 200), ({}, 200), ([], 400), (False, 400)):
+        loaded = await stack.gateway.client.post(
+            f"/v2/repository/models/{stack.model}/load", json={"parameters": parameters}
+        )
+        assert loaded.status_code == status, parameters
     await stack.gateway.client.post("/v2/repository/models/gone/versions", content=b"model")
     await stack.gateway.client.post("/v2/repository/models/gone/retire")
     assert (await stack.refused("load_model", "gone"))[0] == "410"

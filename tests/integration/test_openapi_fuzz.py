@@ -82,7 +82,7 @@ async def test_a_route_answers_as_documented(fuzzed, route):
     ]
 
     @settings(
-        max_examples=400 if route.endswith("/infer") else 30,
+        max_examples=250 if route.endswith("/infer") else 30,
         derandomize=True,
         database=None,
         deadline=None,
