@@ -11,6 +11,7 @@ https://www.asyncapi.com/docs/reference/specification/v3.0.0
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from shared import topics
@@ -89,8 +90,9 @@ _FORMS: Final = {
 REPLY_COPIES: Final = "replyCopies"
 
 
+@cache
 def document(names: Topics) -> dict[str, Any]:
-    """The document of the platform under these topics' prefix."""
+    """The document of the platform under these topics' prefix; everyone is given the same one."""
     channels = {"requests": _requests(names, high=False), "requestsHigh": _requests(names, high=True)}
     channels |= {_key(topic): _channel(names.name(topic), topic, _messages_of(topic)) for topic in FIXED}
     channels[REPLY_COPIES] = _reply_copies()
@@ -146,9 +148,10 @@ def _kafka(topic: Topic) -> dict[str, Any]:
 def _requests(names: Topics, *, high: bool) -> dict[str, Any]:
     channel = _channel(names.requests("{model}", high=high), topics.REQUESTS, list(_FORMS))
     priority = "Urgent requests, served before the usual ones. " if high else ""
+    partitions = " Partitions as `AIAAS_REQUEST_PARTITIONS` says when the model is first uploaded."
     return channel | {
         "title": "requests, urgent" if high else "requests",
-        "description": priority + channel["description"],
+        "description": priority + channel["description"] + partitions,
         "parameters": {"model": {"description": "1 to 100 letters, digits and hyphens, not beginning with one"}},
     }
 

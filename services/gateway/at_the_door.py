@@ -5,12 +5,13 @@ The sentence has no number in it, so that a model's refusals differ by their `Re
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from services.gateway import answers
 from shared import logs
-from shared.errors import Overloaded
+from shared.errors import MOST_RETRY_AFTER_S, Overloaded
 
 if TYPE_CHECKING:
     from services.gateway.admission import Admission
@@ -35,9 +36,9 @@ class AtTheDoor:
         refused = self._admission.refused_for_s(name)
         if refused is None:
             return None
-        error = Overloaded(f"model {name!r} has as many requests as it can answer soon", refused)
-        key = name, error.retry_after_s
+        key = name, math.ceil(min(refused, MOST_RETRY_AFTER_S))
         if key not in self._responses:
+            error = Overloaded(f"model {name!r} has as many requests as it can answer soon", refused)
             self._responses[key] = answers.raw(answers.of_error(error))
         return self._responses[key]
 

@@ -104,6 +104,9 @@ class _Protocol(Turnstile):
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
+        if self.refuse_whole(data):
+            self._head_is_there()
+            return
         super().data_received(data)
         if not self._in_head or self.transport.is_closing():
             return

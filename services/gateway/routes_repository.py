@@ -42,9 +42,11 @@ async def upload(
     request: Request,
     gateway: TheGateway,
     tenant: TheTenant,
-    format: str = "onnx",  # noqa: A002 - the parameter's public name
-    version: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
-    processing: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$")] = None,
+    format: Annotated[str, Query(description="onnx")] = "onnx",  # noqa: A002 - the parameter's public name
+    version: Annotated[int | None, Query(ge=1, le=MAX_VERSION, description="a number of one's own")] = None,
+    processing: Annotated[
+        str | None, Query(pattern="^[0-9a-f]{64}$", description="SHA-256 of a stored declaration")
+    ] = None,
 ) -> Response:
     """The body is the model file. `Content-Digest: sha-256=:BASE64:` is checked if sent; `version` asks for a number.
 

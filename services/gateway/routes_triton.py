@@ -29,9 +29,7 @@ async def all_statistics(backbone: TheBackbone, _tenant: TheTenant) -> Response:
 
 @router.get("/v2/models/{model}/stats", summary="Statistics of a model")
 @router.get("/v2/models/{model}/versions/{version}/stats", summary="Statistics of a version")
-async def model_statistics(
-    model: str, backbone: TheBackbone, _tenant: TheTenant, version: TheVersion
-) -> Response:
+async def model_statistics(model: str, backbone: TheBackbone, _tenant: TheTenant, version: TheVersion) -> Response:
     """As for all models."""
     return JsonResponse(statistics.one_model(backbone.log.registry, backbone.statistics, model, version))
 

@@ -9,11 +9,13 @@ milliseconds later each. What is refused here is only counted: the log tells the
 It is decided when the head has come, in bytes. A small body is read on, held, since it may name a priority, which has
 places of its own: if it does, or if anything else is unusual (pipelining, a client that takes nothing, a body of
 unknown or great length), the request goes the usual way, where `admission` says what there is to say. So a key is not
-asked for: who has none learns that the model is busy, and nothing more.
+asked for: who has none learns that the model is busy, and nothing more. A request that came in one piece, as nearly all
+do, is not even parsed (`refuse_whole`): whether it is what it seems makes no difference to a refusal.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -29,8 +31,12 @@ SMALL_BYTES: Final = 64 * 1024
 """A body up to this is read to learn its priority, although there may be no place for it."""
 _AT_ONCE: Final = 2
 _STEP_S: Final = 0.005
-_LONGEST_S: Final = 0.01
+_LONGEST_S: Final = 0.02
 _PRIORITY: Final = b"priority"
+_HEAD_END: Final = b"\r\n\r\n"
+_INFER: Final = re.compile(rb"POST (/v2/models/[A-Za-z0-9-]{1,100}/infer) HTTP/1\.1\r\n")
+_LENGTHS: Final = re.compile(rb"\r\ncontent-length: ?([0-9]{1,6})(?=\r\n)")
+_UNUSUAL: Final = re.compile(rb"\r\n(transfer-encoding|expect|connection|upgrade)")
 _CROWDED: Final = answers.raw(
     answers.of_error(Overloaded("this gateway has all the connections that it takes")), b"connection: close\r\n"
 )
@@ -61,6 +67,27 @@ class Turnstile(HttpToolsProtocol):
     _due: bytes | None = None
     """A refusal that is to be sent a little later."""
     _sending: asyncio.TimerHandle | None = None
+    _arriving = False
+    """Whether the parser is in the middle of a request."""
+
+    def refuse_whole(self, data: bytes) -> bool:
+        """Refuse what has arrived, if it is one whole and usual request for a model without a place."""
+        if self.door is None or self._arriving or (self.cycle is not None and not self.cycle.response_complete):
+            return False
+        found = _INFER.match(data)
+        refused = self.door.refusal(found[1]) if found is not None else None
+        if found is None or refused is None or self.flow.write_paused or self.transport.is_closing():
+            return False
+        if len(self.connections) > self.most_connections or not _is_usual(data):
+            return False
+        self._send_refusal()
+        self._turn_away(refused, found[1])
+        return True
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._arriving = True
+        super().on_message_begin()
 
     @property
     def is_holding(self) -> bool:
@@ -89,6 +116,7 @@ class Turnstile(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """All is there: let it in after all, or send the refusal."""
+        self._arriving = False
         refused, held = self._refused, self._held
         if refused is not None:
             self._refused, self._held = None, b""
@@ -135,3 +163,17 @@ class Turnstile(HttpToolsProtocol):
         self.transport.write(response)
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+
+def _is_usual(data: bytes) -> bool:
+    """Whether bytes are one whole request with a small body of known length, which names no priority."""
+    end = data.find(_HEAD_END)
+    head = data[: end + 2].lower()
+    lengths = _LENGTHS.findall(head)
+    return (
+        end > 0
+        and len(lengths) == 1
+        and int(lengths[0]) == len(data) - end - len(_HEAD_END) <= SMALL_BYTES
+        and _UNUSUAL.search(head) is None
+        and data.find(_PRIORITY, end) < 0
+    )

@@ -161,12 +161,12 @@ class Lane:
             if answered.to_store:
                 await self._output_store.hand_over(answered, self._answers)
 
-    async def _still_due(self, jobs: Sequence[Job]) -> Sequence[Job]:
+    async def _still_due(self, jobs: list[Job]) -> list[Job]:
         """Wait until the device is free; jobs expire meanwhile as they do in their queue, and are not given back."""
         while deadlines_ms := [job.headers.deadline_ms for job in jobs if job.headers.deadline_ms is not None]:
             now_ms = time.time_ns() // 1_000_000
-            late = [job for job in jobs if job.is_overdue(now_ms)]
-            if late:
+            if min(deadlines_ms) < now_ms:
+                late = [job for job in jobs if job.is_overdue(now_ms)]
                 jobs = [job for job in jobs if not job.is_overdue(now_ms)]
                 await self._settlement.answer([self._settlement.expired(job) for job in late])
                 continue

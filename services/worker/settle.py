@@ -147,7 +147,8 @@ class Settlement:
 
     async def answer(self, answers: Sequence[Answer], ran: Ran | None = None) -> None:
         """Offer answers, tell the gateways that wait, complete the jobs with the winners. `ran` ends a run."""
-        unrun = [(ours.job, error) for ours in answers if (error := ours.job.error) and not isinstance(error, RunError)]
+        jobs = [answer.job for answer in answers]
+        unrun = [(job, job.error) for job in jobs if job.error is not None and not isinstance(job.error, RunError)]
         if unrun:
             await asyncio.gather(*(self._bury(job, error) for job, error in unrun))
         results = [answer.result for answer in answers]
@@ -167,7 +168,8 @@ class Settlement:
 
     def expired(self, job: Job) -> Answer:
         """The answer of a job whose deadline passed before it ran."""
-        return self._failure(job, DeadlineExceeded("the deadline passed before the request ran"))
+        job.error = DeadlineExceeded("the deadline passed before the request ran")
+        return self._failure(job, job.error)
 
     def _receipt_of(self, job: Job, winner: Result) -> Receipt:
         """The winner is the answer and the receipt; one that a gateway set (cancel, expiry) has no receipt yet."""

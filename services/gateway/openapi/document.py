@@ -60,9 +60,10 @@ _GIVEN: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "WWW-Authenticate": ("`Bearer`", _TEXT),
     "x-request-id": ("the platform's id of the request", _TEXT),
 }
+_SOMETIMES: Final = {"Inference-Header-Content-Length", "Content-Encoding", "x-request-id"}
+"""Given with binary outputs, with compressed ones, and not by the door of a gateway that is full."""
 _IN_PATH: Final = re.compile(r"{(\w+)}")
 _NO_WORD: Final = re.compile(r"\W+")
-_Schemas = dict[str, Any]
 
 
 def completed(document: dict[str, Any]) -> dict[str, Any]:
@@ -97,17 +98,17 @@ def _operation(
     told: dict[str, Any], path: str, operation: Operation, shape_of: _Shapes, *, public: bool
 ) -> dict[str, Any]:
     """The operation, `told` of it by FastAPI so far."""
-    completed: dict[str, Any] = {
+    described: dict[str, Any] = {
         "operationId": told.get("operationId") or _NO_WORD.sub("_", path).strip("_"),
         "parameters": _parameters(told.get("parameters", []), path, operation),
         "responses": _responses(operation, shape_of, path, public=public),
     }
     if not public:
-        completed["security"] = _SECURITY
+        described["security"] = _SECURITY
     if operation.body is not None:
-        completed["requestBody"] = _body(operation.body, operation, shape_of)
+        described["requestBody"] = _body(operation.body, operation, shape_of)
     own = {"summary": operation.summary, "description": operation.description, "tags": [*operation.tags] or None}
-    return completed | {key: value for key, value in own.items() if value}
+    return described | {key: value for key, value in own.items() if value}
 
 
 def _parameters(queries: list[dict[str, Any]], path: str, operation: Operation) -> list[dict[str, Any]]:
@@ -148,8 +149,8 @@ def _responses(operation: Operation, shape_of: _Shapes, path: str, *, public: bo
     """Answers by status: those of the route, and one for each status that its errors have."""
     responses = {str(status): _answer(answer, shape_of) for status, answer in operation.answers.items()}
     codes = [*operation.codes, *EVERYWHERE, *([] if public else ["unauthorized"])]
-    if "{version}" not in path:
-        codes = [code for code in codes if code != "unknown_version" or operation.body is not None]
+    if "{version}" not in path and operation.body is None:  # the row is that of the path with a version, too
+        codes = [code for code in codes if code != "unknown_version"]
     responses |= _errors(codes, shape_of)
     for response in responses.values():
         response.setdefault("headers", {}).update(_headers(operation.always))
@@ -189,7 +190,10 @@ def _of_errors(status: int) -> tuple[str, ...]:
 
 
 def _headers(names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: {"description": _GIVEN[name][0], "schema": _GIVEN[name][1]} for name in names}
+    return {
+        name: {"description": _GIVEN[name][0], "schema": _GIVEN[name][1], "required": name not in _SOMETIMES}
+        for name in names
+    }
 
 
 def _ready_or_error(shape_of: _Shapes) -> dict[str, Any]:

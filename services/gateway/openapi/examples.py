@@ -301,3 +301,6 @@ LOGGING: Final = {
 REFUSED: Final = {
     "refused": Example({"error": "log settings can't be changed while the gateway runs", "code": "unsupported"}, 400)
 }
+ASYNCAPI: Final = {
+    "begins": Example({"asyncapi": "3.0.0", "info": {"title": "aiaas", "version": "0.1.0"}, "channels": {}})
+}

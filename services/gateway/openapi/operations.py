@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from services.gateway.answers import STATUS_OF_CODE
 from services.gateway.openapi import examples, shapes
+from services.gateway.openapi import triton_shapes as triton
 from services.gateway.openapi.examples import BINARY, EVENTS, JSON
 from shared.artifacts import Artifact
 from shared.oip_shapes import InferenceRequest, InferenceResponse
@@ -29,7 +30,7 @@ _VERSION: Final = ("unknown_model", "unknown_version")
 _DESCRIBED: Final = (*_VERSION, "model_rejected", "model_retired", "not_ready", "not_loaded")
 _BODY: Final = ("invalid_input", "stalled", "too_large", "unsupported_encoding")
 _FILE: Final = (*_BODY, "digest_mismatch", "store_unavailable")
-_CHANGED: Final = ("unknown_model", "unknown_version", "conflict")
+_CHANGED: Final = ("unknown_model", "conflict")
 _ASKED: Final = ("unknown_request", "replies_unavailable", "stopping")
 _NEVER_BY_INFER: Final = {"method_not_allowed", "not_found", "unknown_request", "conflict", "unfinished"}
 _BY_INFER: Final = (*(code for code in STATUS_OF_CODE if code not in _NEVER_BY_INFER), "internal")
@@ -106,10 +107,11 @@ def _infer(summary: str, shown: Mapping[str, Example]) -> Operation:
 
 
 def _request(answers: Mapping[int, Answer], shown: Mapping[str, Example], *codes: str, **more: Any) -> Operation:
-    return Operation(answers, shown, (*_ASKED, *codes), always=("x-request-id",), **more)
+    return Operation(answers, shown, (*_ASKED, *codes), **more)
 
 
-_STATE: Final = {200: Answer("its state, and its result or error once it has ended", shapes.RequestState)}
+_ID: Final = ("x-request-id",)
+_STATE: Final = {200: Answer("its state, and its result or error once it has ended", shapes.RequestState, headers=_ID)}
 _STREAM: Final = {
     200: Answer(
         "`state` at once and at each change, then `outcome`, with what `GET` shows",
@@ -118,9 +120,9 @@ _STREAM: Final = {
     ),
     204: Answer("`Last-Event-ID` says that the outcome was received: don't come back"),
 }
-_OPTIONAL_LOAD: Final = Body(shapes.NoParameters, required=False)
-_OPTIONAL_UNLOAD: Final = Body(shapes.Unload, required=False)
-_OPTIONAL_FILTER: Final = Body(shapes.IndexFilter, required=False)
+_OPTIONAL_LOAD: Final = Body(triton.NoParameters, required=False)
+_OPTIONAL_UNLOAD: Final = Body(triton.Unload, required=False)
+_OPTIONAL_FILTER: Final = Body(triton.IndexFilter, required=False)
 _REFUSED: Final = Operation({}, examples.REFUSED, ("unsupported",))
 _IN_PATH: Final = re.compile(r"{\w+}")
 _M: Final = "/v2/models/{model}"
@@ -152,11 +154,13 @@ OPERATIONS: Final[dict[str, Operation]] = {
         Body(Processing, (BINARY,)),
         ("Content-Digest",),
     ),
-    f"POST {_R}/versions/{{version}}/promote": _json(shapes.Routing, examples.ROUTING, *_CHANGED),
-    f"POST {_R}/versions/{{version}}/retire": _json(shapes.Routing, examples.RETIRE, *_CHANGED),
+    f"POST {_R}/versions/{{version}}/promote": _json(shapes.Routing, examples.ROUTING, *_CHANGED, "unknown_version"),
+    f"POST {_R}/versions/{{version}}/retire": _json(shapes.Routing, examples.RETIRE, *_CHANGED, "unknown_version"),
     f"POST {_R}/rollback": _json(shapes.Routing, examples.ROLL_BACK, *_CHANGED),
     f"POST {_R}/retire": _json(shapes.Routing, examples.RETIRE, *_CHANGED),
-    f"POST {_R}/traffic": _json(shapes.Routing, examples.SPLIT, *_CHANGED, *_BODY, body=Body(shapes.Traffic)),
+    f"POST {_R}/traffic": _json(
+        shapes.Routing, examples.SPLIT, *_CHANGED, *_BODY, "unknown_version", body=Body(shapes.Traffic)
+    ),
     f"POST {_R}/load": _json(
         shapes.Routing,
         examples.LOAD,
@@ -169,23 +173,23 @@ OPERATIONS: Final[dict[str, Operation]] = {
         body=_OPTIONAL_LOAD,
     ),
     f"POST {_R}/unload": _json(shapes.Routing, examples.UNLOAD, *_CHANGED, *_BODY, "unfinished", body=_OPTIONAL_UNLOAD),
-    "POST /v2/repository/index": _json(list[shapes.IndexEntry], examples.INDEX, *_BODY, body=_OPTIONAL_FILTER),
-    "GET /v2/models/stats": _json(shapes.Statistics, examples.STATISTICS),
-    "GET /v2/trace/setting": _json(shapes.TraceSettings, examples.TRACING),
+    "POST /v2/repository/index": _json(list[triton.IndexEntry], examples.INDEX, *_BODY, body=_OPTIONAL_FILTER),
+    "GET /v2/models/stats": _json(triton.Statistics, examples.STATISTICS),
+    "GET /v2/trace/setting": _json(triton.TraceSettings, examples.TRACING),
     "POST /v2/trace/setting": _REFUSED,
-    f"GET {_M}/trace/setting": _json(shapes.TraceSettings, examples.TRACING, "unknown_model"),
+    f"GET {_M}/trace/setting": _json(triton.TraceSettings, examples.TRACING, "unknown_model"),
     f"POST {_M}/trace/setting": Operation({}, examples.REFUSED, ("unsupported", "unknown_model")),
-    "GET /v2/logging": _json(shapes.LogSettings, examples.LOGGING),
+    "GET /v2/logging": _json(triton.LogSettings, examples.LOGGING),
     "POST /v2/logging": _REFUSED,
-    "GET /asyncapi": _json(dict[str, Any], {}),
+    "GET /asyncapi": _json(dict[str, Any], examples.ASYNCAPI),
 }
 for _of in (_M, f"{_M}/versions/{{version}}"):
     OPERATIONS.update(
         {
             f"GET {_of}": _json(shapes.ModelMetadata, examples.METADATA, *_DESCRIBED),
             f"GET {_of}/ready": _json(shapes.ModelReady, examples.MODEL_READY, *_DESCRIBED),
-            f"GET {_of}/stats": _json(shapes.Statistics, examples.STATISTICS, *_VERSION),
-            f"GET {_of}/config": _json(shapes.ModelConfig, examples.CONFIG, *_DESCRIBED),
+            f"GET {_of}/stats": _json(triton.Statistics, examples.STATISTICS, *_VERSION),
+            f"GET {_of}/config": _json(triton.ModelConfig, examples.CONFIG, *_DESCRIBED),
         }
     )
 for _kind in ("system", "cuda"):
@@ -195,8 +199,8 @@ for _kind in ("system", "cuda"):
             f"GET {_memory}/status": _json(list[Any], examples.NO_REGIONS),
             f"GET {_memory}/region/{{region}}/status": Operation({}, examples.NO_REGION, ("not_found",)),
             f"POST {_memory}/region/{{region}}/register": _REFUSED,
-            f"POST {_memory}/unregister": _json(shapes.NoRegions, examples.UNREGISTER_ALL),
-            f"POST {_memory}/region/{{region}}/unregister": _json(shapes.NoRegion, examples.UNREGISTER),
+            f"POST {_memory}/unregister": _json(triton.NoRegions, examples.UNREGISTER_ALL),
+            f"POST {_memory}/region/{{region}}/unregister": _json(triton.NoRegion, examples.UNREGISTER),
         }
     )
 
