@@ -15,7 +15,7 @@ from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from shared import tls
@@ -113,6 +113,8 @@ async def connect(settings: PlatformSettings) -> AsyncIterator[Redis]:
         socket_timeout=settings.redis_timeout_s,
         socket_connect_timeout=settings.redis_timeout_s,
         retry=Retry(NoBackoff(), 0),  # whoever calls knows whether and how long to retry
+        # Behind the same name there may be a new primary by now: a connection to the old one is of no more use.
+        retry_on_error=[],
         # While it listens for a managed service's notices, the pool gives out connections that the server has closed.
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )

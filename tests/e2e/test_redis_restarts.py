@@ -10,6 +10,7 @@ import time
 import numpy as np
 import onnxruntime
 import pytest
+from redis import Redis
 
 from shared import replies
 from shared.errors import RepliesUnavailable
@@ -18,6 +19,7 @@ from shared.tensors import to_numpy
 from support import onnx_models
 from support.front_door import body
 from support.local import local_stack
+from support.ports import free_port
 from support.small_stack import small_stack
 from support.waiting import eventually
 
@@ -133,6 +135,70 @@ async def test_kept_connections_and_known_scripts_do_not_outlive_a_restart(own_r
             first = range(1000 * (restart + 1), 1000 * (restart + 1) + 20)
             assert all(await asyncio.gather(*map(claim, first))), "not even one try is lost"
         await there.ping()  # a burst of scripts has not kept all connections to itself
+
+
+class Name:
+    """A name that can be made to mean another server; who is connected stays where they are."""
+
+    def __init__(self, url):
+        self.url = f"redis://127.0.0.1:{free_port()}/0"
+        self.means(url)
+        self._tasks = set()
+
+    def means(self, url):
+        self._host, self._port = _address(url)
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._join, *_address(self.url))
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _join(self, reader, writer):
+        self._tasks.add(asyncio.current_task())
+        far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
+        try:
+            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+        finally:
+            for each in (writer, far_writer):
+                each.close()
+
+
+def _address(url):
+    host, _, port = url.removeprefix("redis://").partition("/")[0].partition(":")
+    return host, int(port)
+
+
+async def _pump(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.write_eof()
+
+
+async def test_connections_to_a_primary_that_is_none_any_more_are_given_up(own_redis, backbone, tmp_path):
+    """A failover behind one name: the old primary lives on as a replica, and its connections with it."""
+    old = own_redis.environment["AIAAS_REDIS_URL"]
+    others = local_stack(tmp_path / "other", kafka_bootstrap_servers=backbone.bootstrap_servers)
+    with others as other, Redis.from_url(old) as demoted:
+        async with Name(old) as name, replies.connect(backbone.settings(redis_url=name.url)) as there:
+            mine = Claim("t", 0, 1, None, "ab")
+            await asyncio.gather(*(there.ping() for _ in range(4)), there.claim("m", "f1", mine))
+            name.means(other.environment["AIAAS_REDIS_URL"])
+            demoted.replicaof("127.0.0.1", free_port())
+            refused = 0
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        await asyncio.gather(*(there.ping() for _ in range(4)))
+                        break
+                    except RepliesUnavailable:
+                        refused += 1
+            assert 1 <= refused <= 5, "each connection is refused once"
+            assert await there.claim("m", "f2", mine) == mine
 
 
 async def test_a_hung_redis_is_an_error_in_time_and_no_answer_of_then_is_given_to_another(own_redis, backbone):
