@@ -114,7 +114,7 @@ async def connect(settings: PlatformSettings) -> AsyncIterator[Redis]:
         socket_connect_timeout=settings.redis_timeout_s,
         retry=Retry(NoBackoff(), 0),  # whoever calls knows whether and how long to retry
         # Behind the same name there may be a new primary by now: a connection to the old one is of no more use.
-        retry_on_error=[],
+        retry_on_error=[ReadOnlyError],
         # While it listens for a managed service's notices, the pool gives out connections that the server has closed.
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )

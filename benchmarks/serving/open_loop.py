@@ -133,7 +133,7 @@ class OpenLoop:
         for connection in waiting:
             connection.index = 1
             connection.greet(self._load.greeting.encode("latin-1"))
-        while any(connection.is_greeting for connection in waiting):
+        while any(connection.is_greeting for connection in waiting):  # noqa: ASYNC110 - thousands, a moment, once
             await asyncio.sleep(_TICK_S)
 
     async def _send_all(self, began_s: float) -> None:
