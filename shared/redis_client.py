@@ -2,7 +2,8 @@
 
 Commands go through redis-py's client. Scripts, of which each batch of a worker awaits two, go straight to its
 connections: the client's way to them (pool, retries, metrics) costs three times the round trip itself. A connection is
-kept for the next script; if that finds it closed, a fresh one is tried, once.
+kept for the next script; if that finds it closed, or to a server that is no primary any more, a fresh one is tried,
+once.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class Scripts:
         if self._idle:
             try:
                 return await self._on(self._idle.pop(), command)
-            except RedisConnectionError:
-                await self._forget_idle()  # closed meanwhile, and so are the others, most likely
+            except (RedisConnectionError, ReadOnlyError):
+                await self._forget_idle()  # closed, or to what is no primary any more; so are the others, most likely
         connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py
         return await self._on(connection, command)
 

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from shared.oip import InferenceRequest
 
 _US_PER_S: Final = 1_000_000
-_HIGHEST: Final = 1
-"""The one priority that goes before others, as Triton's clients count them; any other, and none, is the usual one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +74,11 @@ def timeout_of(request: InferenceRequest, settings: GatewaySettings) -> float:
     if type(timeout_us) is not int or timeout_us < 0:
         raise InvalidInput(f"parameter timeout is {timeout_us!r}, not a whole number of microseconds")
     return min(timeout_us / _US_PER_S or settings.request_timeout_s, settings.max_request_timeout_s)
+
+
+def is_urgent(request: InferenceRequest) -> bool:
+    """Whether the request goes before others: its `priority` parameter is 1, the highest as Triton counts them."""
+    return request.parameters.get("priority") == 1
 
 
 def check_fits(backbone: Backbone, call: Call, request: InferenceRequest) -> None:
@@ -121,8 +124,7 @@ async def enqueue(gateway: Gateway, call: Call, request: InferenceRequest, reply
     deadline_s = asyncio.get_running_loop().time() + timeout_s
     if call.keyed and (first := await idempotency.join(backbone.replies, call, value, timeout_s)):
         return Accepted(call, *first, deadline_s)
-    high = request.parameters.get("priority") == _HIGHEST
-    claim = await _append(backbone, settings, call, value, headers, high=high)
+    claim = await _append(backbone, settings, call, value, headers, high=is_urgent(request))
     if call.keyed:  # a repeat that finds its owner need not be appended
         claim = await backbone.replies.claim(call.model, call.id, claim)
     return Accepted(call, claim, None, deadline_s)

@@ -165,8 +165,7 @@ class InferRoute:
         return await claims.arrived(body, announced, backbone.store, settings, budget.take)
 
     def _confirm(self, request: InferenceRequest, place: Place) -> None:
-        high = request.parameters.get("priority") == 1
-        place.confirm(high=high, timeout_s=infer.timeout_of(request, self._gateway.settings))
+        place.confirm(high=infer.is_urgent(request), timeout_s=infer.timeout_of(request, self._gateway.settings))
 
 
 async def _decoded(headers: Mapping[str, str], body: bytes) -> InferenceRequest:

@@ -169,7 +169,7 @@ URGENT = 12
 
 
 async def test_urgent_requests_pass_a_backlog(there, backbone, trips_a_second, record_property):
-    """Of 15 ms runs, most of which wait in Kafka, by Triton's client and by the topic that upstream systems write to."""
+    """Of 15 ms runs that wait in Kafka: by Triton's client, and by the topic that upstream systems write to."""
     name = backbone.model()
     await there.serve(name, LOOP)
     trips = 0.015 * trips_a_second

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections import Counter
 
 import numpy as np
 import onnxruntime
@@ -57,67 +58,83 @@ async def restarted(own_redis):
     return time.monotonic()
 
 
+class Load:
+    """Callers who ask all the time, and an upstream system that waits for nobody."""
+
+    def __init__(self, there, model):
+        self._there, self._model = there, model
+        self._stop = asyncio.Event()
+        self.answers = []
+        """When each came, what was asked, and the answer."""
+        self.sent = []
+        """Ids of records; the number of each is the seed of its row."""
+
+    async def __aenter__(self):
+        self._tasks = [asyncio.create_task(self._call(number)) for number in range(CALLERS)]
+        self._tasks.append(asyncio.create_task(self._produce()))
+        return self
+
+    async def __aexit__(self, *_):
+        self._stop.set()
+        await asyncio.gather(*self._tasks)
+
+    async def first_success(self, since_s):
+        """How long after `since_s` somebody was answered."""
+
+        def look():
+            return [at_s for at_s, _, answer in self.answers if at_s > since_s and answer.status == 200]
+
+        return min(await eventually(look, within_s=30, what="an answer by HTTP after the restart")) - since_s
+
+    async def _call(self, number):
+        while not self._stop.is_set():
+            answer = await self._there.door.infer(self._model, row(number))
+            self.answers.append((time.monotonic(), row(number), answer))
+            await asyncio.sleep(0.01 if answer.status == 200 else 0.1)
+
+    async def _produce(self):
+        while not self._stop.is_set():
+            request_id = f"u{len(self.sent)}"
+            await self._there.door.send(self._model, body(row(len(self.sent))), ce_id=request_id)
+            self.sent.append(request_id)
+            await asyncio.sleep(0.02)
+
+
 async def test_a_restarted_redis_is_used_again_at_once_and_no_answer_is_lost(
     there, own_redis, backbone, record_property
 ):
-    """Callers ask all the time: each is answered right, or told 503. Records that nobody waits for are all answered."""
+    """Callers are answered right, or told 503. Records that nobody waits for are all answered, and stay so."""
     name = backbone.model()
     await there.serve(name, MODEL)
     session = onnxruntime.InferenceSession(MODEL.content)
-    answered, stop, sent = [], asyncio.Event(), []
-
-    async def caller(number):
-        while not stop.is_set():
-            inputs = row(number)
-            answer = await there.door.infer(name, inputs)
-            answered.append((time.monotonic(), inputs, answer))
-            await asyncio.sleep(0.01 if answer.status == 200 else 0.1)
-
-    async def upstream():
-        while not stop.is_set():
-            request_id = f"u{len(sent)}"
-            sent.append(request_id)
-            await there.door.send(name, body(row(len(sent) - 1)), ce_id=request_id)
-            await asyncio.sleep(0.02)
-
-    async with asyncio.TaskGroup() as load:
-        for number in range(CALLERS):
-            load.create_task(caller(number))
-        load.create_task(upstream())
-        waits_s = []
+    waits_s = []
+    async with Load(there, name) as load:
         for _ in range(RESTARTS):
             await asyncio.sleep(1.5)
-            back_s = await restarted(own_redis)
-            await eventually(
-                lambda since=back_s: any(at > since and a.status == 200 for at, _, a in answered),
-                within_s=30,
-                what="an answer by HTTP after the restart",
-            )
-            waits_s.append(min(at for at, _, a in answered if at > back_s and a.status == 200) - back_s)
+            waits_s.append(await load.first_success(await restarted(own_redis)))
         await asyncio.sleep(1.5)
-        stop.set()
-    statuses = {answer.status for _, _, answer in answered}
-    assert statuses <= {200, 503}, statuses
-    for _, inputs, answer in answered:
-        if answer.status == 200:
-            assert np.allclose(to_numpy(answer.outputs[0]), session.run(None, inputs)[0], rtol=1e-4, atol=1e-5)
+
+    def is_right(output, inputs):
+        return np.allclose(to_numpy(output), session.run(None, inputs)[0], rtol=1e-4, atol=1e-5)
+
+    told = Counter(answer.status for _, _, answer in load.answers)
+    assert set(told) <= {200, 503}, told
+    assert all(is_right(answer.outputs[0], asked) for _, asked, answer in load.answers if answer.status == 200)
     outcomes = there.door.outcomes()
 
     async def settled():
         await asyncio.to_thread(outcomes.poll)
-        missing = [request_id for request_id in sent if (name, request_id) not in outcomes.by_id]
+        missing = [request_id for request_id in load.sent if (name, request_id) not in outcomes.by_id]
         assert not missing, missing[:5]
         return True
 
     await eventually(settled, within_s=30, what="an outcome of every record")
-    assert {outcomes.by_id[name, request_id][0].status for request_id in sent} == {"succeeded"}
-    kept = await there.rig.replies.get([(name, request_id) for request_id in sent])
-    for number, result in enumerate(kept):
-        assert result is not None, f"{sent[number]} was answered, and its answer is gone"
-        assert np.allclose(to_numpy(result.outputs[0]), session.run(None, row(number))[0], rtol=1e-4, atol=1e-5)
+    assert {outcomes.by_id[name, request_id][0].status for request_id in load.sent} == {"succeeded"}
+    kept = await there.rig.replies.get([(name, request_id) for request_id in load.sent])
+    assert all(result is not None and is_right(result.outputs[0], row(n)) for n, result in enumerate(kept))
     assert max(waits_s) < BACK_S, waits_s
     record_property("back_after_ms", str([round(wait_s * 1000) for wait_s in waits_s]))
-    record_property("answers", str({status: sum(a.status == status for _, _, a in answered) for status in statuses}))
+    record_property("answers", str(dict(told)))
 
 
 async def test_kept_connections_and_known_scripts_do_not_outlive_a_restart(own_redis, backbone):
