@@ -7,7 +7,7 @@ import asyncio
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from shared import heartbeats, kafka, logs, process, registry_log, reply_waiter
+from shared import compacted, heartbeats, kafka, logs, process, registry_log, reply_waiter
 from shared.settings import PlatformSettings, read
 
 FAILS_AFTER_S = 0.3
@@ -36,7 +36,7 @@ async def serve(settings, stop, what):
         else:
             await kafka.ensure_topics(settings)
         if what == "heartbeats":
-            heartbeats.Heartbeats.run = fail
+            compacted._read = fail
             await stack.enter_async_context(heartbeats.follow(settings))
         if what == "registry":
             registry_log.RegistryLog.run = fail
