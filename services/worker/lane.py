@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _IN_TURN = 2
 """Batches that are being screened or run: one on the device, and, under load, the next."""
+_SLOW_NS = 5_000_000
 _BATCHES_BEHIND = 4
 """Batches whose answers may be in the making while another runs."""
 _FINISH_HERE_BYTES = 64 * 1024
@@ -87,6 +88,8 @@ class Lane:
         self._device = asyncio.Lock()
         self._alone = False
         """Whether what is on the device may be what kills workers: nothing else is marked as running beside it."""
+        self._slow = False
+        """Whether the last run was."""
         self._runs = 0
         self._behind = asyncio.Semaphore(_BATCHES_BEHIND)
         self.ran: defaultdict[tuple[str, int, str], Counts] = defaultdict(Counts)
@@ -128,10 +131,11 @@ class Lane:
     def _choose(self) -> Batch | None:
         """The batch of the first model in turn that has one; that model goes to the end of the turn.
 
-        While another batch is on the device only a full one is chosen ahead: any other may still grow until then.
+        While another batch is on the device only a full one is chosen ahead: any other may still grow until then. And
+        only behind runs that take their time: the way to Redis behind a quick one is quicker than two batches at once.
         """
         busy = self._device.locked()
-        if busy and self._alone:
+        if busy and (self._alone or not self._slow):
             return None
         for index, server in enumerate(self._servers):
             batch = server.next_batch() if server.waiting and (not busy or server.has_full_batch) else None
@@ -209,6 +213,7 @@ class Lane:
             signature = batch.processor.signature
         pieces = take_apart(outputs, counts, signature)
         taken_ns = time.perf_counter_ns()
+        self._slow = ran_ns - fed_ns > _SLOW_NS
         self._count(jobs, ran_ns - fed_ns)
         return [
             self._succeeded(
