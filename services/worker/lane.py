@@ -131,14 +131,14 @@ class Lane:
     def _choose(self) -> Batch | None:
         """The batch of the first model in turn that has one; that model goes to the end of the turn.
 
-        While another batch is on the device only a full one is chosen ahead: any other may still grow until then. And
+        While another batch is on the device only one of some size is chosen ahead: others may still grow until then. And
         only behind runs that take their time: the way to Redis behind a quick one is quicker than two batches at once.
         """
         busy = self._device.locked()
         if busy and (self._alone or not self._slow):
             return None
         for index, server in enumerate(self._servers):
-            batch = server.next_batch() if server.waiting and (not busy or server.has_full_batch) else None
+            batch = server.next_batch() if server.waiting and (not busy or server.has_good_batch) else None
             if batch is not None:
                 self._servers.append(self._servers.pop(index))
                 return batch
