@@ -131,8 +131,8 @@ class Lane:
     def _choose(self) -> Batch | None:
         """The batch of the first model in turn that has one; that model goes to the end of the turn.
 
-        While another batch is on the device only one of some size is chosen ahead: others may still grow until then. And
-        only behind runs that take their time: the way to Redis behind a quick one is quicker than two batches at once.
+        While another batch is on the device only one of some size is chosen ahead: others may still grow until then.
+        And only behind runs that take their time: the way to Redis is not worth two batches at once behind a quick one.
         """
         busy = self._device.locked()
         if busy and (self._alone or not self._slow):
