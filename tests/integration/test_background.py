@@ -33,7 +33,11 @@ async def test_a_background_job_that_fails_ends_the_service(backbone, what):
         },
         stderr=asyncio.subprocess.PIPE,
     )
-    _, told = await asyncio.wait_for(process.communicate(), 30)
+    try:
+        _, told = await asyncio.wait_for(process.communicate(), 30)
+    finally:
+        if process.returncode is None:  # it would serve, and look for its Kafka, for ever
+            process.kill()
     assert process.returncode == 1, told.decode()
     *_, last = (json.loads(line) for line in told.decode().splitlines())
     assert (last["event"], last["level"]) == ("stopped by an error", "error")
