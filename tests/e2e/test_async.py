@@ -92,11 +92,11 @@ async def events(door, name, request_id):
 
 
 async def test_a_queue_is_seen_to_move(door, backbone):
-    """Each run takes about a second, a worker tells positions every two: the queue is longer than that."""
+    """Each run takes a third of a second or more, a worker tells positions every two: the queue is longer than that."""
     name = backbone.model()
     await door.serve(name, uploads.slow().SerializeToString())
     x = {"x": np.ones(1, np.float32)}
-    ids = [await door.later(name, x) for _ in range(16)]
+    ids = [await door.later(name, x) for _ in range(40)]
     streams = await asyncio.gather(*(events(door, name, request_id) for request_id in ids))
     for stream in streams:
         assert [event for event, _ in stream] == ["state"] * (len(stream) - 1) + ["outcome"]
