@@ -55,6 +55,8 @@ _MAX_OPEN_ROWS = 8192
 """Rows of one model that wait for an earlier one: what a duplicate that waits for its first may hold up."""
 _LEAST_RECORDS = 8
 _CATCH_UP_S = 5.0
+_NOT_YET = ("uploaded", "optimizing")
+"""States of which the log may tell more than we have read."""
 _COMMIT_S = 0.25
 """Offsets are committed so often. What a crash leaves uncommitted is taken again by the next owner, found answered in
 Redis, and appended once more, which readers skip: a commit a batch would cost more than that ever does."""
@@ -252,17 +254,21 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             return
         try:
             async with asyncio.timeout(_CATCH_UP_S):
-                registry = await self._registry_log.caught_up()
-        except (LogUnavailable, TimeoutError) as err:
+                registry = await persistently("registry log", self._registry_log.caught_up)
+        except TimeoutError as err:
             logs.get().warning("registry not caught up", model=self._server.name, error=repr(err))
             return
         self._server.adopt(registry)
 
     def _is_ahead(self, job: Job) -> bool:
         registry, headers = self._server.latest, job.headers
+        if headers.registry_offset is not None and headers.registry_offset > registry.offset:
+            return True
+        if headers.model_version is None:
+            return False
         known = registry.models.get(job.model)
-        unknown = headers.model_version is not None and (known is None or headers.model_version not in known.versions)
-        return unknown or (headers.registry_offset is not None and headers.registry_offset > registry.offset)
+        version = known.versions.get(headers.model_version) if known is not None else None
+        return version is None or version.state in _NOT_YET
 
     def _check_reply_topic(self, job: Job) -> None:
         if job.error is None and job.headers.reply_topic is not None:
