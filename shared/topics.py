@@ -16,6 +16,11 @@ from shared import events
 _KEPT_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
 _BROKERS_CLOCK = {"message.timestamp.type": "LogAppendTime"}
 """Where readers rely on when a record was written: a writer's clock may be wrong, and its stamp is its own choice."""
+_LAST_BY_KEY = {
+    "cleanup.policy": "compact",
+    "segment.ms": str(3600 * 1000),
+    "min.cleanable.dirty.ratio": "0.1",
+}
 _UNPACKED = {"compression.type": "uncompressed"}
 """Producers may compress; the broker unpacks. So its bound for a batch is one on what readers have to hold: packed,
 1 MiB could become gigabytes in a worker."""
@@ -92,12 +97,7 @@ WORKERS = Topic(
     written_by="worker, optimizer",
     read_by="gateway, optimizer, monitor",
     events=(events.Heartbeat,),
-    config={
-        "cleanup.policy": "compact",
-        "segment.ms": str(3600 * 1000),
-        "min.cleanable.dirty.ratio": "0.1",
-        **_BROKERS_CLOCK,
-    },
+    config=_LAST_BY_KEY | _BROKERS_CLOCK,
 )
 STATISTICS = Topic(
     name="statistics",
@@ -106,12 +106,7 @@ STATISTICS = Topic(
     written_by="monitor",
     read_by="gateway",
     events=(events.ModelStatistics,),
-    config={
-        "cleanup.policy": "compact",
-        "segment.ms": str(3600 * 1000),
-        "min.cleanable.dirty.ratio": "0.1",
-        **_BROKERS_CLOCK,
-    },
+    config=_LAST_BY_KEY | _BROKERS_CLOCK,
 )
 METRICS = Topic(
     name="metrics",

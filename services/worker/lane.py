@@ -86,6 +86,8 @@ class Lane:
         self._expiry = Expiry(self._servers)
         self._work = asyncio.Event()
         self._device = asyncio.Lock()
+        self._under_way = 0
+        """Batches that were chosen and have not run yet."""
         self._alone = False
         """Whether what is on the device may be what kills workers: nothing else is marked as running beside it."""
         self._slow = False
@@ -118,6 +120,7 @@ class Lane:
             if batch is None:
                 await self._wait()
                 continue
+            self._under_way += 1
             await self._behind.acquire()
             finish = await self._execute(batch)
             task = self._answers.create_task(finish)
@@ -131,10 +134,10 @@ class Lane:
     def _choose(self) -> Batch | None:
         """The batch of the first model in turn that has one; that model goes to the end of the turn.
 
-        While another batch is on the device only one of some size is chosen ahead: others may still grow until then.
+        While another batch is under way only one of some size is chosen ahead: others may still grow until then.
         And only behind runs that take their time: the way to Redis is not worth two batches at once behind a quick one.
         """
-        busy = self._device.locked()
+        busy = self._under_way > 0
         if busy and (self._alone or not self._slow):
             return None
         for index, server in enumerate(self._servers):
@@ -154,6 +157,7 @@ class Lane:
         async with self._device:
             self._alone = any(job.deaths for job in jobs)
             answers = await self._run_due(batch, jobs)
+        self._under_way -= 1
         self._work.set()
         ran = Ran(batch.jobs[0].model, run, tuple({job.claim.where for job in batch.jobs}))
         return self._hand_on(answers, ran)
