@@ -80,36 +80,34 @@ def canonical(event: str, lines: Sequence[Mapping[str, Any]]) -> None:
     """The canonical lines of several requests, at level info.
 
     What a line costs is mostly the way through the processors and the write: in JSON, whose lines need neither colours
-    nor order, they are put together here, and those of one turn of the event loop are written at once. They look like
-    any other.
+    nor order, those of one turn of the event loop are put together and written at once. They look like any other.
     """
-    config = structlog.get_config()
-    if not isinstance(config["processors"][-1], structlog.processors.JSONRenderer):
-        for line in lines:
-            get().info(event, **line)
-    elif lines and logging.getLogger().isEnabledFor(logging.INFO):  # `configure` gives both one level
-        stamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        about = {"event": event, **structlog.contextvars.get_contextvars(), "level": "info", "timestamp": stamp}
-        _write([_dumps({**line, **about}) + "\n" for line in lines])
-
-
-_unwritten: list[str] = []
-
-
-def _write(lines: list[str]) -> None:
-    """Write lines when this turn of the event loop is over; without a loop, now."""
-    _unwritten.extend(lines)
-    if len(_unwritten) == len(lines):
+    if not lines:
+        return
+    _unwritten.append((event, lines))
+    if len(_unwritten) == 1:
         try:
             asyncio.get_running_loop().call_soon(_write_all)
         except RuntimeError:
             _write_all()
 
 
+_unwritten: list[tuple[str, Sequence[Mapping[str, Any]]]] = []
+
+
 def _write_all() -> None:
-    text = "".join(_unwritten)
+    unwritten = _unwritten.copy()
     _unwritten.clear()
-    sys.stderr.write(text)
+    config = structlog.get_config()
+    if not isinstance(config["processors"][-1], structlog.processors.JSONRenderer):
+        for event, lines in unwritten:
+            for line in lines:
+                get().info(event, **line)
+    elif logging.getLogger().isEnabledFor(logging.INFO):  # `configure` gives both one level
+        stamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        about = {**structlog.contextvars.get_contextvars(), "level": "info", "timestamp": stamp}
+        dumped = [_dump({**line, "event": event, **about}) for event, lines in unwritten for line in lines]
+        sys.stderr.write(b"".join(dumped).decode())
 
 
 def trace_id(traceparent: str | None) -> str | None:
@@ -135,6 +133,10 @@ class _Repeats(logging.Filter):
             self._said_s.clear()
         self._said_s[said] = record.created
         return True
+
+
+def _dump(line: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(line, default=repr, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE)
 
 
 def _dumps(value: Any, **_: Any) -> str:

@@ -8,9 +8,8 @@ noticing. A reply for a caller that has gone is a normal case and is dropped.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from shared import logs
 from shared.background import beside
@@ -28,13 +27,26 @@ _READ_CHUNK = 200
 """Results read in one command: bounds one reply of Redis, results being up to megabytes."""
 
 
+class Waiter(Protocol):
+    """Who waits for an answer: a future, or what looks like one."""
+
+    def done(self) -> bool:
+        """Whether it waits no more."""
+
+    def set_result(self, result: Result, /) -> None:
+        """The answer."""
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """There is none to wait for."""
+
+
 class ReplyWaiter:
     """The requests that one gateway waits for. `healthy` says whether Redis answered lately."""
 
     def __init__(self, replies: Replies, instance: str) -> None:
         self._replies = replies
         self._instance = instance
-        self._pending: defaultdict[tuple[str, str], set[asyncio.Future[Result]]] = defaultdict(set)
+        self._pending: dict[tuple[str, str], list[Waiter]] = {}
         self._background = beside(self._listen(), self._read())
         self.healthy = False
 
@@ -50,20 +62,28 @@ class ReplyWaiter:
     @contextmanager
     def expected(self, model: str, request_id: str) -> Iterator[asyncio.Future[Result]]:
         """The caller's own future of the answer, for as long as it waits. Enter it before producing the request."""
-        key = (model, request_id)
         future = asyncio.get_running_loop().create_future()
-        self._pending[key].add(future)
+        self.expect(model, request_id, future)
         try:
             yield future
         finally:
-            self._pending[key].discard(future)
-            if not self._pending[key]:
-                del self._pending[key]
+            self.forget(model, request_id, future)
+
+    def expect(self, model: str, request_id: str, waiter: Waiter) -> None:
+        """As `expected`, until `forget`."""
+        self._pending.setdefault((model, request_id), []).append(waiter)
+
+    def forget(self, model: str, request_id: str, waiter: Waiter) -> None:
+        """It waits no more."""
+        waiters = self._pending[model, request_id]
+        waiters.remove(waiter)
+        if not waiters:
+            del self._pending[model, request_id]
 
     def _resolve(self, model: str, request_id: str, result: Result) -> None:
-        for future in self._pending.get((model, request_id), ()):
-            if not future.done():
-                future.set_result(result)
+        for waiter in tuple(self._pending.get((model, request_id), ())):
+            if not waiter.done():
+                waiter.set_result(result)
 
     async def _listen(self) -> None:
         log = logs.get()
@@ -99,7 +119,7 @@ class ReplyWaiter:
 
     async def _read_pending(self) -> None:
         await self._read_keys(
-            [key for key, futures in self._pending.items() if not all(future.done() for future in futures)]
+            [key for key, waiters in self._pending.items() if not all(waiter.done() for waiter in waiters)]
         )
 
     async def _read_keys(self, keys: list[tuple[str, str]]) -> None:

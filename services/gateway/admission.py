@@ -105,7 +105,7 @@ class Admission:
         try:
             yield budget
         finally:
-            self._body_bytes -= budget.size_bytes
+            self.shrink(budget.size_bytes)
 
     def grow(self, size_bytes: int) -> None:
         """Count more bytes of bodies.
@@ -116,6 +116,10 @@ class Admission:
         if self._body_bytes + size_bytes > self._settings.max_bodies_bytes:
             raise Overloaded(f"{self._body_bytes} bytes of request bodies are held here already")
         self._body_bytes += size_bytes
+
+    def shrink(self, size_bytes: int) -> None:
+        """Count them no more."""
+        self._body_bytes -= size_bytes
 
     @contextmanager
     def upload(self) -> Iterator[None]:
@@ -185,20 +189,29 @@ class Place:
         self.answered = False
 
     def __enter__(self) -> Self:
+        self.take()
+        return self
+
+    def take(self) -> None:
+        """Take the place; `leave` must follow. Raises `Overloaded` as `Admission.request` has it."""
         if self._asked is not True:
             try:
                 self._admission.meets(self._name, self._admission.longest_s)
             except Overloaded as err:
                 self._refusal = err
         if self._refusal is None and self._model.take(high=self._high):
-            return self
+            return
         refusal = self._refusal = self._refusal or self._full()
         if self._asked is None and self._model.take(high=True):
             self._high = True
-            return self
+            return
         raise refusal
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, _: TracebackType | None) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Give the place back."""
         self._model.give_back(high=self._high, answered=self.answered)
 
     def has_read(self, body: bytes) -> None:

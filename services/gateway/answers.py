@@ -117,17 +117,26 @@ def of_result(result: Result, request: InferenceRequest) -> Response:
     """
     if result.status != "succeeded":
         return error(*_failure(result))
+    body, headers = success(result, request)
+    response = Response(body)
+    response.raw_headers = [*headers, (b"content-length", str(len(body)).encode())]
+    return response
+
+
+def success(result: Result, request: InferenceRequest) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """Body and headers for outputs, all of which are here; raises as `of_result`."""
     version = result.model_version or 0
     binary = oip_response.binary_outputs(request, [tensor.name for tensor in result.outputs if not tensor.claimed])
     if not binary:
         body = oip_response.encode_json(
             model_name=result.model_name, model_version=version, outputs=result.outputs, echo_id=request.id
         )
-        return Response(body, media_type=oip.JSON)
+        return body, [(b"content-type", oip.JSON.encode())]
     body, header_length = oip_response.encode_binary(
         model_name=result.model_name, model_version=version, outputs=result.outputs, echo_id=request.id, binary=binary
     )
-    return Response(body, media_type=oip.BINARY, headers={"Inference-Header-Content-Length": str(header_length)})
+    length = str(header_length).encode()
+    return body, [(b"content-type", oip.BINARY.encode()), (b"inference-header-content-length", length)]
 
 
 def state_of(model: str, request_id: str, state: RequestState) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from services.gateway import http_server
 from services.gateway.api import application
+from services.gateway.express import Express
 from services.gateway.gateway import Backbone, Gateway
 from services.gateway.request_log import RequestLog
 from services.gateway.request_topics import RequestTopics
@@ -35,7 +36,8 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """
     gateway = Gateway(settings)
     store = ArtifactStore(settings.artifact_store_url)
-    server = http_server.server(application(gateway), settings, gateway.door)
+    express = Express(gateway)
+    server = http_server.server(application(gateway), settings, gateway.door, express)
     with http_server.listen(settings) as listener:
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
@@ -48,6 +50,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
             await asyncio.wait([serving], timeout=settings.drain_timeout_s)
             gateway.give_up()
             await serving
+            await express.finish()
             working.cancel()
 
 

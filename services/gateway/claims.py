@@ -144,6 +144,19 @@ async def portable(request: InferenceRequest, store: ArtifactStore, settings: Ga
         TooLarge: the caller's claim checks are of more than `max_binary_body_bytes`.
         StoreUnavailable: the store failed.
     """
+    if not has_large(request, store, settings):
+        return request
+    to_store = claims.to_store({tensor.name: len(tensor.data) for tensor in request.inputs}, settings.claim_bytes)
+    stored = [await claims.put(store, tensor) for tensor in request.inputs if tensor.name in to_store]
+    return oip.with_inputs(request, map(claims.without_data, stored))
+
+
+def has_large(request: InferenceRequest, store: ArtifactStore, settings: GatewaySettings) -> bool:
+    """Whether the request has more tensors of its own than a record carries.
+
+    Raises:
+        InvalidInput, TooLarge: as `portable`.
+    """
     here_bytes = there_bytes = 0
     for tensor in request.inputs:
         if tensor.artifact is None:
@@ -153,8 +166,4 @@ async def portable(request: InferenceRequest, store: ArtifactStore, settings: Ga
             there_bytes += tensor.artifact.byte_size
     if there_bytes > settings.max_binary_body_bytes:
         raise TooLarge(f"tensors of {there_bytes} bytes are above the limit of {settings.max_binary_body_bytes}")
-    if here_bytes <= settings.claim_bytes:
-        return request
-    to_store = claims.to_store({tensor.name: len(tensor.data) for tensor in request.inputs}, settings.claim_bytes)
-    stored = [await claims.put(store, tensor) for tensor in request.inputs if tensor.name in to_store]
-    return oip.with_inputs(request, map(claims.without_data, stored))
+    return here_bytes > settings.claim_bytes

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope
 
+    from services.gateway.connection import Answered
     from shared.results import Result
 
 
@@ -36,6 +37,12 @@ class Client:
         """Whether the whole body is here: reading it will not wait."""
         known = connection.of(self._scope)
         return known is not None and known.has_body
+
+    @property
+    def answered(self) -> Answered | None:
+        """The result, if the request had it before it came to the application."""
+        known = connection.of(self._scope)
+        return None if known is None else known.answered
 
     @contextmanager
     def watched(self, answer: asyncio.Future[Result]) -> Iterator[None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 if TYPE_CHECKING:
@@ -16,7 +17,21 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope
 
+    from shared.oip import InferenceRequest
+    from shared.results import Result
+
 EXTENSION: Final = "aiaas.connection"
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request that `express` has seen to, with its result: there is only the answer to be sent."""
+
+    id: str
+    request: InferenceRequest
+    """Without its inputs."""
+    result: Result
+    tenant: str | None
 
 
 class Connection(Protocol):
@@ -29,6 +44,10 @@ class Connection(Protocol):
     @property
     def takes(self) -> bool:
         """Whether what is sent now is taken at once."""
+
+    @property
+    def answered(self) -> Answered | None:
+        """What has only to be sent, if this is such a request."""
 
     def when_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back when the client closes the connection; returns what undoes that."""

@@ -149,6 +149,11 @@ def _quality(parameters: list[str]) -> float:
     return 1.0
 
 
+def may_encode(body: bytes, accept: str | None) -> bool:
+    """Whether `encode` might change an answer with this body."""
+    return bool(accept) and (len(body) >= _WORTH_BYTES or "identity" in accept or "*" in accept)  # type: ignore[operator]
+
+
 async def encode(response: Response, accept: str | None) -> Response:
     """The answer, compressed if the caller's `Accept-Encoding` asks for it, and it is worth it or must be."""
     if not accept or response.status_code != _OK or "content-length" not in response.headers:

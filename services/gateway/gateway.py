@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from shared.heartbeats import Heartbeats
     from shared.registry_log import RegistryLog
     from shared.replies import Replies
-    from shared.reply_waiter import ReplyWaiter
-    from shared.results import Result
+    from shared.reply_waiter import ReplyWaiter, Waiter
     from shared.statistics import Statistics
 
 _PROBE_INTERVAL_S = 2.0
@@ -70,7 +69,7 @@ class Gateway:
         self._backbone: Backbone | None = None
         self._log_answers = False
         self._stopping = False
-        self._waits: set[asyncio.Future[Result]] = set()
+        self._waits: set[Waiter] = set()
 
     @property
     def backbone(self) -> Backbone:
@@ -118,13 +117,21 @@ class Gateway:
     # ------------------------------------------------------------------ stopping
 
     @contextmanager
-    def waiting(self, answer: asyncio.Future[Result]) -> Iterator[None]:
+    def waiting(self, answer: Waiter) -> Iterator[None]:
         """Somebody waits for this answer: `give_up` ends the wait."""
-        self._waits.add(answer)
+        self.begin_wait(answer)
         try:
             yield
         finally:
-            self._waits.discard(answer)
+            self.end_wait(answer)
+
+    def begin_wait(self, answer: Waiter) -> None:
+        """As `waiting`, until `end_wait`."""
+        self._waits.add(answer)
+
+    def end_wait(self, answer: Waiter) -> None:
+        """Nobody waits for it any more."""
+        self._waits.discard(answer)
 
     def stopping(self) -> None:
         """Readiness says no from here on, so that balancers send nothing more. Streams end: they go on elsewhere."""
@@ -134,7 +141,7 @@ class Gateway:
 
     def give_up(self) -> None:
         """The time to drain is over: whoever still waits is told so. Their requests run on; nothing is lost."""
-        for answer in self._waits:
+        for answer in tuple(self._waits):
             if not answer.done():
                 answer.set_exception(
                     Stopping("the gateway is shutting down; the request runs on: ask another instance for its id")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 
 from services.gateway import connection
+from services.gateway.express_connection import ExpressConnection
 from services.gateway.one_write import OneWrite
-from services.gateway.turnstile import Turnstile
 from shared import tls
 from shared.http_server import Server
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from services.gateway.express import Express
     from services.gateway.settings import GatewaySettings
     from services.gateway.turnstile import Door
 
@@ -54,15 +55,18 @@ def listen(settings: GatewaySettings) -> socket.socket:
         raise OSError(f"AIAAS_GATEWAY_HOST={host} AIAAS_GATEWAY_PORT={port}: {err}") from err
 
 
-def server(app: ASGIApp, settings: GatewaySettings, door: Door | None = None) -> Server:
-    """The server; `serve(sockets=[…])` runs it until `should_exit` is set. `door` is asked by the `turnstile`."""
+def server(app: ASGIApp, settings: GatewaySettings, door: Door | None = None, express: Express | None = None) -> Server:
+    """The server; `serve(sockets=[…])` runs it until `should_exit` is set.
+
+    `door` is asked by the `turnstile`; `express` answers what it can before `app` is asked.
+    """
     return Server(
         uvicorn.Config(
             app,
             http=type(
                 "Protocol",
                 (_Protocol,),
-                {"door": door, "most_connections": settings.max_connections},
+                {"door": door, "express": express, "most_connections": settings.max_connections},
             ),
             ws="none",
             lifespan="off",
@@ -86,7 +90,7 @@ def _tls(settings: GatewaySettings) -> ssl.SSLContext | None:
     )
 
 
-class _Protocol(Turnstile):
+class _Protocol(ExpressConnection):
     """Closes connections on which the head of a request does not arrive in time, or is longer than any should be.
 
     A request that is answered before its body has come must go on in the same time: its rest, and the next head.
@@ -104,10 +108,14 @@ class _Protocol(Turnstile):
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
-        if self.refuse_whole(data):
+        data = self.rest_of(data)
+        if not data or self.refuse_whole(data):
             self._head_is_there()
             return
-        super().data_received(data)
+        self.read_usually(data)
+
+    def read_usually(self, data: bytes) -> None:
+        super().read_usually(data)
         if not self._in_head or self.transport.is_closing():
             return
         self._expect_head()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from services.gateway import claims, idempotency
 from services.gateway.bodies import ClientGone
 from services.gateway.client import end
-from shared import processed_signature
+from shared import logs, processed_signature
 from shared.errors import DeadlineExceeded, InvalidInput, RepliesUnavailable, Stopping, TooLarge
 from shared.oip import encode_request_msgpack
 from shared.replies import Claim
@@ -29,14 +29,17 @@ from shared.results import Result
 from shared.topics import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from services.gateway.client import Client
     from services.gateway.gateway import Backbone, Gateway
+    from services.gateway.request_log import Written
     from services.gateway.settings import GatewaySettings
+    from shared.codec import Headers
     from shared.oip import InferenceRequest
 
 _US_PER_S: Final = 1_000_000
+_TRACEPARENT_CHARS: Final = 55
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,28 @@ def timeout_of(request: InferenceRequest, settings: GatewaySettings) -> float:
     return min(timeout_us / _US_PER_S or settings.request_timeout_s, settings.max_request_timeout_s)
 
 
+def traceparent_of(headers: Mapping[str, str]) -> str | None:
+    """The caller's W3C `traceparent`, if it is one: what is passed on is bounded and ASCII."""
+    value = headers.get("traceparent")
+    if value is None or len(value) != _TRACEPARENT_CHARS or not value.isascii() or not logs.trace_id(value):
+        return None
+    return value
+
+
+def header_length_of(headers: Mapping[str, str]) -> int | None:
+    """How long the JSON header of a binary body is, if it has one.
+
+    Raises:
+        InvalidInput: the header that says so is no number.
+    """
+    length = headers.get("inference-header-content-length")
+    if length is None:
+        return None
+    if not (length.isascii() and length.isdecimal()):
+        raise InvalidInput(f"Inference-Header-Content-Length is {length[:40]!r}, not a number of bytes")
+    return int(length[:20])
+
+
 def is_urgent(request: InferenceRequest) -> bool:
     """Whether the request goes before others: its `priority` parameter is 1, the highest as Triton counts them."""
     return request.parameters.get("priority") == 1
@@ -103,14 +128,43 @@ async def enqueue(gateway: Gateway, call: Call, request: InferenceRequest, reply
         LogUnavailable: Kafka did not acknowledge in time.
     """
     backbone, settings = gateway.backbone, gateway.settings
-    registry = backbone.log.registry
     check_fits(backbone, call, request)
-    timeout_s = timeout_of(request, settings)
     request = await claims.portable(request, backbone.store, settings)
+    prepared = prepare(gateway, call, request, reply_channel)
+    if call.keyed and (first := await idempotency.join(backbone.replies, call, prepared.value, prepared.timeout_s)):
+        return Accepted(call, *first, prepared.deadline_s)
+    await backbone.topics.ensure(call.model, settings.produce_timeout_s)
+    written = await backbone.requests.append(prepared.topic, call.id.encode(), prepared.value, prepared.headers)
+    appended = accepted(call, prepared, written)
+    if call.keyed and appended.claim is not None:  # a repeat that finds its owner need not be appended
+        owner = await backbone.replies.claim(call.model, call.id, appended.claim)
+        return Accepted(call, owner, None, prepared.deadline_s)
+    return appended
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request as it will be appended. `deadline_s` is on the event loop's clock."""
+
+    topic: str
+    value: bytes
+    headers: Headers
+    timeout_s: float
+    deadline_s: float
+
+
+def prepare(gateway: Gateway, call: Call, request: InferenceRequest, reply_channel: str | None) -> Prepared:
+    """Make the record of a request that fits, and can be carried.
+
+    Raises:
+        TooLarge, RepliesUnavailable, InvalidInput: as `enqueue`.
+    """
+    settings, registry = gateway.settings, gateway.backbone.log.registry
+    timeout_s = timeout_of(request, settings)
     value = encode_request_msgpack(request)
     if len(value) > MAX_RECORD_BYTES:
         raise TooLarge(f"the request makes a record of {len(value)} bytes, above the limit of {MAX_RECORD_BYTES}")
-    if not backbone.waiter.healthy:
+    if not gateway.backbone.waiter.healthy:
         raise RepliesUnavailable("Redis does not answer: nothing is accepted until it does")
     headers = RequestHeaders(
         request_id=call.id,
@@ -121,22 +175,20 @@ async def enqueue(gateway: Gateway, call: Call, request: InferenceRequest, reply
         registry_offset=registry.offset if registry.offset >= 0 else None,
         traceparent=call.traceparent,
     )
-    deadline_s = asyncio.get_running_loop().time() + timeout_s
-    if call.keyed and (first := await idempotency.join(backbone.replies, call, value, timeout_s)):
-        return Accepted(call, *first, deadline_s)
-    claim = await _append(backbone, settings, call, value, headers, high=is_urgent(request))
-    if call.keyed:  # a repeat that finds its owner need not be appended
-        claim = await backbone.replies.claim(call.model, call.id, claim)
-    return Accepted(call, claim, None, deadline_s)
+    return Prepared(
+        settings.topics.requests(call.model, high=is_urgent(request)),
+        value,
+        headers.to_kafka(settings.instance),
+        timeout_s,
+        asyncio.get_running_loop().time() + timeout_s,
+    )
 
 
-async def _append(
-    backbone: Backbone, settings: GatewaySettings, call: Call, value: bytes, headers: RequestHeaders, *, high: bool
-) -> Claim:
-    topic = settings.topics.requests(call.model, high=high)
-    await backbone.topics.ensure(call.model, settings.produce_timeout_s)
-    written = await backbone.requests.append(topic, call.id.encode(), value, headers.to_kafka(settings.instance))
-    return Claim(topic, written.partition, written.offset, call.tenant, hashlib.sha256(value).hexdigest())
+def accepted(call: Call, prepared: Prepared, written: Written) -> Accepted:
+    """What Kafka has acknowledged."""
+    digest = hashlib.sha256(prepared.value).hexdigest()
+    claim = Claim(prepared.topic, written.partition, written.offset, call.tenant, digest)
+    return Accepted(call, claim, None, prepared.deadline_s)
 
 
 async def make_known(backbone: Backbone, accepted: Accepted) -> None:
@@ -163,7 +215,7 @@ async def outcome(gateway: Gateway, accepted: Accepted, answer: asyncio.Future[R
         try:
             return await answer
         except TimeoutError:
-            return await _expire(gateway.backbone, accepted)
+            return await expire(gateway.backbone, accepted)
         except (ClientGone, Stopping):
             await make_known(gateway.backbone, accepted)  # it runs on: who asks for it by id must not hear of nothing
             raise
@@ -197,7 +249,7 @@ def _until(time_s: float, answer: asyncio.Future[Result]) -> Iterator[None]:
         timer.cancel()
 
 
-async def _expire(backbone: Backbone, accepted: Accepted) -> Result:
+async def expire(backbone: Backbone, accepted: Accepted) -> Result:
     """Offer `expired` as the answer; returns the one that counts."""
     call = accepted.call
     late = DeadlineExceeded("the deadline passed before an answer came")

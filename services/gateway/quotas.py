@@ -35,6 +35,10 @@ class Quotas:
     def __init__(self, quotas: Mapping[str, Quota]) -> None:
         self._leases = {tenant: _Lease(tenant, quota) for tenant, quota in quotas.items()}
 
+    def has(self, tenant: str | None) -> bool:
+        """Whether there is one for the tenant."""
+        return tenant is not None and tenant in self._leases
+
     async def spend(self, tenant: str | None, replies: Replies) -> None:
         """Count one request of the tenant.
 

@@ -29,13 +29,17 @@ class RequestTopics:
         async for registry in log.changes():
             await self._create(*registry.models.keys() - self._there)
 
+    def has(self, model: str) -> bool:
+        """Whether the model's topic is known to be there."""
+        return model in self._there
+
     async def ensure(self, model: str, timeout_s: float) -> None:
         """Return when the model's topic is there.
 
         Raises:
             LogUnavailable: Kafka did not create it in time.
         """
-        if model in self._there:
+        if self.has(model):
             return
         try:
             async with asyncio.timeout(timeout_s):

@@ -1,7 +1,8 @@
 """`POST /v2/models/{model}[/versions/{version}]/infer`: decode, call `infer`, encode.
 
-A plain ASGI application below FastAPI: no body model, no dependency injection, since this is the path whose
-microseconds count. Every answer has the header `x-request-id`, and every request one canonical log line.
+A plain ASGI application below FastAPI: no body model, no dependency injection. It takes every request; most are usual
+in every way, and `express` has answered them before they come here. Every answer has the header `x-request-id`, and
+every request one canonical log line.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from services.gateway import answers, bodies, claimed_outputs, claims, encodings
 from services.gateway.auth import tenant_of
 from services.gateway.bodies import ClientGone
 from services.gateway.client import Client
+from services.gateway.heads import SMALL_BYTES
 from services.gateway.paths import version_of
 from shared import logs, oip
-from shared.errors import AiaasError, InvalidInput
+from shared.errors import AiaasError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from shared.results import Result
 
 PATH: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?/infer")
-_TRACEPARENT_CHARS: Final = 55
-_SMALL_BYTES: Final = 64 * 1024
 _LONG_BYTES: Final = 256 * 1024
 _BY_WORKERS: Final = ("succeeded", "failed")
 
@@ -73,8 +73,12 @@ class InferRoute:
             return answers.method_not_allowed("infer is a POST", ["POST"])
         client = Client(scope, receive)
         headers = client.headers
+        if (known := client.answered) is not None:
+            line |= {"request_id": known.id, "tenant": known.tenant}
+            response = await self._answered(known.result, known.request, line)
+            return await encodings.encode(response, headers.get("accept-encoding"))
         tenant = tenant_of(headers, self._gateway.settings.api_keys)
-        traceparent = _traceparent(headers)
+        traceparent = infer.traceparent_of(headers)
         line |= {"tenant": tenant, "trace_id": logs.trace_id(traceparent)}
         model, version = line["model"], version_of(scope["path_params"].get("version"), line["model"])
         keyed = idempotency.HEADER in headers
@@ -155,7 +159,7 @@ class InferRoute:
                 stall_timeout_s=settings.stall_timeout_s,
             )
         )
-        length = _header_length(client.headers) or 0
+        length = infer.header_length_of(client.headers) or 0
         budget.take(min(length, settings.max_body_bytes))
         header = await body.header(length, settings.max_body_bytes)
         place.has_read(header)
@@ -170,7 +174,7 @@ class InferRoute:
 
 async def _decoded(headers: Mapping[str, str], body: bytes) -> InferenceRequest:
     """The body as a request. A long one on a thread: the loop gets its turns between the steps."""
-    how = headers.get("content-type"), body, _header_length(headers)
+    how = headers.get("content-type"), body, infer.header_length_of(headers)
     if len(body) <= _LONG_BYTES:
         return oip.decode_request(*how)
     return await asyncio.to_thread(oip.decode_request, *how)
@@ -179,19 +183,4 @@ async def _decoded(headers: Mapping[str, str], body: bytes) -> InferenceRequest:
 def _is_small(headers: Mapping[str, str]) -> bool:
     """Whether the body may be read just to learn its priority."""
     length = headers.get("content-length", "")
-    return length.isdecimal() and int(length[:20]) <= _SMALL_BYTES
-
-
-def _header_length(headers: Mapping[str, str]) -> int | None:
-    length = headers.get("inference-header-content-length")
-    if length is None:
-        return None
-    if not (length.isascii() and length.isdecimal()):
-        raise InvalidInput(f"Inference-Header-Content-Length is {length[:40]!r}, not a number of bytes")
-    return int(length[:20])
-
-
-def _traceparent(headers: Mapping[str, str]) -> str | None:
-    """The caller's W3C `traceparent`, if it is one: what is passed on is bounded and ASCII."""
-    value = headers.get("traceparent", "")
-    return value if len(value) == _TRACEPARENT_CHARS and value.isascii() and logs.trace_id(value) else None
+    return length.isdecimal() and int(length[:20]) <= SMALL_BYTES

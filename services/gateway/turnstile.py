@@ -6,11 +6,12 @@ who were let in keep the processor. Callers who ask again at once, against `Retr
 the more of them are refused the more: so after a few refusals in a row a connection gets the next ones some
 milliseconds later each. What is refused here is only counted: the log tells the sums.
 
-It is decided when the head has come, in bytes. A small body is read on, held, since it may name a priority, which has
-places of its own: if it does, or if anything else is unusual (pipelining, a client that takes nothing, a body of
-unknown or great length), the request goes the usual way, where `admission` says what there is to say. So a key is not
-asked for: who has none learns that the model is busy, and nothing more. A request that came in one piece, as nearly all
-do, is not even parsed (`refuse_whole`): whether it is what it seems makes no difference to a refusal.
+It is decided when the head has come, in bytes. A small body (`SMALL_BYTES`) is read on, held, since it may name a
+priority, which has places of its own: if it does, or if anything else is unusual (pipelining, a client that takes
+nothing, a body of unknown or great length), the request goes the usual way, where `admission` says what there is to
+say. So a key is not asked for: who has none learns that the model is busy, and nothing more. A request that came in one
+piece, as nearly all do, is not even parsed (`refuse_whole`): whether it is what it seems makes no difference to a
+refusal.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.gateway import answers
+from services.gateway.heads import SMALL_BYTES
 from shared.errors import Overloaded
 
 if TYPE_CHECKING:
     import asyncio
 
-SMALL_BYTES: Final = 64 * 1024
-"""A body up to this is read to learn its priority, although there may be no place for it."""
 _AT_ONCE: Final = 2
 _STEP_S: Final = 0.005
 _LONGEST_S: Final = 0.02
@@ -80,7 +80,7 @@ class Turnstile(HttpToolsProtocol):
             return False
         if len(self.connections) > self.most_connections or not _is_usual(data):
             return False
-        self._send_refusal()
+        self.send_refusal()
         self._turn_away(refused, found[1])
         return True
 
@@ -96,13 +96,13 @@ class Turnstile(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Let it in, or wait for its body to say why it should be."""
-        self._send_refusal()
+        self.send_refusal()
         if len(self.connections) > self.most_connections:
             self.transport.write(_CROWDED)
             self.transport.close()
             return
-        if self.door is not None and self.url.endswith(b"/infer") and self._is_plain():
-            self._refused = self.door.refusal(self.url)
+        if self._may_be_refused() and self._is_plain():
+            self._refused = self.door.refusal(self.url) if self.door is not None else None
         if self._refused is None:
             self._refusals = 0
             super().on_headers_complete()
@@ -138,6 +138,9 @@ class Turnstile(HttpToolsProtocol):
         length = dict(self.headers).get(b"content-length", b"")
         return length.isdigit() and int(length[:20]) <= SMALL_BYTES
 
+    def _may_be_refused(self) -> bool:
+        return self.door is not None and self.url.endswith(b"/infer")
+
     def _turn_away(self, response: bytes, path: bytes) -> None:
         if self.door is not None:
             self.door.turned_away(path)
@@ -145,13 +148,13 @@ class Turnstile(HttpToolsProtocol):
         self._due = response
         self._refusals += 1
         if self._refusals <= _AT_ONCE:
-            self._send_refusal()
+            self.send_refusal()
         else:
             delay_s = min(_STEP_S * (self._refusals - _AT_ONCE), _LONGEST_S)
-            self._sending = self.loop.call_later(delay_s, self._send_refusal)
+            self._sending = self.loop.call_later(delay_s, self.send_refusal)
 
-    def _send_refusal(self) -> None:
-        """Send what is due: its time has come, or the next request."""
+    def send_refusal(self) -> None:
+        """Send the refusal that is due: its time has come, or the next request."""
         if self._due is None:
             return
         response, self._due = self._due, None

@@ -1,0 +1,284 @@
+"""A usual inference, from its bytes to its answer, as calls back: no task, no context, one object a request.
+
+The same steps in the same order as `routes_infer`, which says what they mean, for what nearly every request is: a small
+whole body with nothing unusual about it (`heads`). What turns out to be unusual on the way goes back, before anything
+has happened, and `routes_infer` begins again: `begin` says no. What takes longer than a call (an expiry, a claim for a
+client that has gone) is a task, which is the exception. A task a request, its context managers, and the layers of an
+application that has thirty routes cost more than everything else that a gateway does for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+from services.gateway import answers, claimed_outputs, claims, encodings, infer
+from services.gateway.auth import tenant_of
+from services.gateway.connection import Answered
+from shared import logs, oip
+from shared.errors import AiaasError, Overloaded, Stopping
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from starlette.responses import Response
+
+    from services.gateway.admission import Place
+    from services.gateway.express_connection import ExpressConnection
+    from services.gateway.gateway import Gateway
+    from services.gateway.heads import Head
+    from services.gateway.request_log import Written
+    from shared.oip import InferenceRequest
+    from shared.results import Result
+
+_BY_WORKERS: Final = ("succeeded", "failed")
+_OK: Final = 200
+
+
+class _Unusual(Exception):
+    """It goes the usual way after all."""
+
+
+class Express:
+    """What the inferences of one gateway share."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.stall_timeout_s = gateway.settings.stall_timeout_s
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def inference(self, connection: ExpressConnection, head: Head) -> Inference:
+        """One that has not begun."""
+        return Inference(self, self._gateway, connection, head)
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what takes longer than a call."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def finish(self) -> None:
+        """Wait for that."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class Inference:
+    """One request. To `ReplyWaiter` and `Gateway` it is whoever waits for a result, as a future would be."""
+
+    __slots__ = (
+        "_accepted",
+        "_body_bytes",
+        "_call",
+        "_connection",
+        "_express",
+        "_gateway",
+        "_head",
+        "_line",
+        "_over",
+        "_place",
+        "_request",
+        "_started_s",
+        "_timer",
+        "_written",
+    )
+
+    def __init__(self, express: Express, gateway: Gateway, connection: ExpressConnection, head: Head) -> None:
+        self._express = express
+        self._gateway = gateway
+        self._connection = connection
+        self._head = head
+        self._started_s = time.perf_counter()
+        self._line: dict[str, Any] = {"request_id": str(uuid.uuid4()), "model": head.model}
+        self._over = False
+        self._body_bytes = 0
+        self._place: Place | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._call: infer.Call
+        self._request: InferenceRequest
+        self._accepted: infer.Prepared | None = None
+        self._written: asyncio.Future[Written] | None = None
+
+    # ------------------------------------------------------------------ in
+
+    def begin(self, body: bytes) -> bool:
+        """Append the request, or refuse it; False if it is not for here, and then nothing has happened."""
+        self._gateway.in_flight += 1
+        try:
+            self._enqueue(body)
+        except _Unusual:
+            self._over = True
+            self._let_go()
+            return False
+        except AiaasError as err:
+            self._connection.begun()
+            self._fail(err)
+        except Exception:  # noqa: BLE001 - the last rung: a bug is logged, and the caller still gets an answer
+            logs.get().exception("a bug in the express lane", request_id=self._line["request_id"])
+            self._connection.begun()
+            self._fail(AiaasError("the gateway failed; its log says why"))
+        else:
+            self._connection.begun()
+        return True
+
+    def _enqueue(self, body: bytes) -> None:
+        gateway, head = self._gateway, self._head
+        backbone, settings, headers = gateway.backbone, gateway.settings, head.headers
+        tenant = tenant_of(headers, settings.api_keys)
+        if gateway.quotas.has(tenant) or not backbone.topics.has(head.model):
+            raise _Unusual
+        traceparent = infer.traceparent_of(headers)
+        self._line |= {"tenant": tenant, "trace_id": logs.trace_id(traceparent)}
+        call = self._call = infer.Call(self._line["request_id"], head.model, head.version, tenant, traceparent)
+        backbone.log.registry.route(call.model, call.id, call.version)
+        self._take_place(len(body)).has_read(body)
+        request = oip.decode_request(headers.get("content-type"), body, infer.header_length_of(headers))
+        self._place_of(request)
+        infer.check_fits(backbone, call, request)
+        if claims.has_large(request, backbone.store, settings):
+            raise _Unusual
+        prepared = infer.prepare(gateway, call, request, settings.instance)
+        self._request = oip.InferenceRequest((), request.outputs, request.id, request.parameters)
+        self._accepted = prepared
+        backbone.waiter.expect(call.model, call.id, self)
+        gateway.begin_wait(self)
+        self._timer = self._connection.loop.call_at(prepared.deadline_s, self._expire)
+        self._written = backbone.requests.append(prepared.topic, call.id.encode(), prepared.value, prepared.headers)
+        self._written.add_done_callback(self._appended)
+
+    def _take_place(self, body_bytes: int) -> Place:
+        admission = self._gateway.admission
+        try:
+            place = admission.request(self._head.model, high=None)
+            place.take()
+        except Overloaded as err:
+            raise _Unusual from err  # the turnstile refuses it, if that is what there is to say
+        self._place = place
+        admission.grow(body_bytes)
+        self._body_bytes = body_bytes
+        return place
+
+    def _place_of(self, request: InferenceRequest) -> None:
+        if self._place is not None:
+            timeout_s = infer.timeout_of(request, self._gateway.settings)
+            self._place.confirm(high=infer.is_urgent(request), timeout_s=timeout_s)
+
+    def _appended(self, written: asyncio.Future[Written]) -> None:
+        if not written.cancelled() and (err := written.exception()) is not None:
+            self.set_exception(err)
+
+    # ------------------------------------------------------------------ the wait, and how it ends
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+        return self._over
+
+    def set_result(self, result: Result) -> None:
+        """The answer has come."""
+        if self._over:
+            return
+        if self._place is not None:
+            self._place.answered = result.status in _BY_WORKERS
+        self._line |= {
+            "version": result.model_version,
+            "outcome": result.status,
+            "code": (result.error or {}).get("code"),
+        }
+        if result.status != "succeeded":
+            self._answer(answers.of_result(result, self._request))
+            return
+        if claimed_outputs.any_in(result):
+            self._hand_over(result)
+            return
+        try:
+            body, headers = answers.success(result, self._request)
+        except AiaasError as err:  # JSON can't carry these outputs
+            self._fail(err)
+            return
+        if encodings.may_encode(body, self._head.headers.get("accept-encoding")):
+            self._hand_over(result)
+        else:
+            self._send(_OK, b"".join([b"%s: %s\r\n" % header for header in headers]), body)
+
+    def set_exception(self, error: BaseException) -> None:
+        """There will be none, or none that is waited for."""
+        if self._over:
+            return
+        self._fail(error if isinstance(error, AiaasError) else AiaasError("the gateway failed; its log says why"))
+        if isinstance(error, Stopping):
+            self._express.run(self._make_known())  # it runs on: who asks for it by id must not hear of nothing
+
+    def lost(self) -> None:
+        """The client has closed its connection."""
+        if self._over:
+            return
+        self._line["code"] = "client_gone"
+        self._end(answers.CLIENT_GONE)
+        self._express.run(self._make_known())
+
+    def _expire(self) -> None:
+        self._express.run(self._offer_expired())
+
+    async def _offer_expired(self) -> None:
+        try:
+            result = await infer.expire(self._gateway.backbone, await self._acknowledged())
+        except AiaasError as err:
+            self.set_exception(err)
+        else:
+            self.set_result(result)
+
+    async def _make_known(self) -> None:
+        try:
+            await infer.make_known(self._gateway.backbone, await self._acknowledged())
+        except AiaasError as err:
+            logs.get().warning("a request is known by its id only later", error=err.message, **self._line)
+
+    async def _acknowledged(self) -> infer.Accepted:
+        """The request as Kafka has it.
+
+        Raises:
+            LogUnavailable: Kafka did not acknowledge it.
+        """
+        prepared, written = self._accepted, self._written
+        if prepared is None or written is None:
+            raise AssertionError("only what was appended is waited for")
+        return infer.accepted(self._call, prepared, await asyncio.shield(written))
+
+    # ------------------------------------------------------------------ out
+
+    def _fail(self, err: AiaasError) -> None:
+        self._line["code"] = err.code
+        self._answer(answers.of_error(err))
+
+    def _answer(self, response: Response) -> None:
+        lines = [b"%s: %s\r\n" % header for header in response.raw_headers if header[0] != b"content-length"]
+        self._send(response.status_code, b"".join(lines), bytes(response.body))
+
+    def _send(self, status: int, headers: bytes, body: bytes) -> None:
+        self._end(status)
+        self._connection.answer(status, headers + b"x-request-id: %s\r\n" % self._line["request_id"].encode(), body)
+
+    def _hand_over(self, result: Result) -> None:
+        self._over = True
+        self._let_go()
+        self._connection.hand_over(Answered(self._call.id, self._request, result, self._call.tenant))
+
+    def _end(self, status: int) -> None:
+        self._over = True
+        self._let_go()
+        self._gateway.answered[status] += 1
+        duration_ms = round((time.perf_counter() - self._started_s) * 1000, 3)
+        logs.canonical("inference", [{"status": status, "duration_ms": duration_ms, **self._line}])
+
+    def _let_go(self) -> None:
+        """Of all that is held for it."""
+        gateway = self._gateway
+        gateway.in_flight -= 1
+        if self._place is not None:
+            self._place.leave()
+        gateway.admission.shrink(self._body_bytes)
+        if self._timer is not None:
+            self._timer.cancel()
+            gateway.end_wait(self)
+            gateway.backbone.waiter.forget(self._call.model, self._call.id, self)
