@@ -25,6 +25,8 @@ def binary_outputs(request: InferenceRequest, names: Collection[str]) -> frozens
 
     An output's own `binary_data` decides; else the request's `binary_data_output`; else JSON.
     """
+    if not request.outputs and not request.parameters:
+        return frozenset()
     default = request.parameters.get("binary_data_output") is True
     asked = {output.name: output.binary for output in request.outputs if output.binary is not None}
     return frozenset(name for name in names if asked.get(name, default))

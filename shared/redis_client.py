@@ -109,6 +109,7 @@ async def connect(settings: PlatformSettings) -> AsyncIterator[Redis]:
     """A client for the life of a service. Connections are opened by the first command, again after each failure."""
     pool = BlockingConnectionPool.from_url(
         settings.redis_url,
+        protocol=2,  # with 3 redis-py spells out every message that is pushed, for a log line that nobody reads
         max_connections=_MAX_CONNECTIONS,
         timeout=settings.redis_timeout_s,
         socket_timeout=settings.redis_timeout_s,

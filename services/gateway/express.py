@@ -10,8 +10,8 @@ application that has thirty routes cost more than everything else that a gateway
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 from services.gateway import answers, claimed_outputs, claims, encodings, infer
@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 
 _BY_WORKERS: Final = ("succeeded", "failed")
 _OK: Final = 200
+_NO_REQUEST: Final = oip.InferenceRequest(())
+
+
+def _new_id() -> str:
+    """A random UUID (RFC 9562, version 4): as `uuid.uuid4` makes them, without the object between."""
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 class _Unusual(Exception):
@@ -64,24 +72,66 @@ class Express:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
+class _WaitedFor:
+    """An inference's record on its way into the log: to `RequestLog` it is whoever waits for that."""
+
+    __slots__ = ("_error", "_inference", "_waiting", "_written", "prepared")
+
+    def __init__(self, inference: Inference, prepared: infer.Prepared) -> None:
+        self._inference = inference
+        self.prepared = prepared
+        self._written: Written | None = None
+        self._error: BaseException | None = None
+        self._waiting: asyncio.Future[Written] | None = None
+
+    def done(self) -> bool:
+        return self._written is not None or self._error is not None
+
+    def set_result(self, written: Written) -> None:
+        self._written = written
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(written)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._error = error
+        self._inference.set_exception(error)
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(error)
+
+    async def written(self) -> Written:
+        """Where the record lies, once that is known.
+
+        Raises:
+            LogUnavailable: it is not acknowledged.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._written is not None:
+            return self._written
+        if self._waiting is None:
+            self._waiting = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(self._waiting)
+
+
 class Inference:
     """One request. To `ReplyWaiter` and `Gateway` it is whoever waits for a result, as a future would be."""
 
     __slots__ = (
-        "_accepted",
         "_body_bytes",
         "_call",
+        "_code",
         "_connection",
         "_express",
         "_gateway",
         "_head",
-        "_line",
+        "_id",
         "_over",
         "_place",
         "_request",
+        "_result",
         "_started_s",
         "_timer",
-        "_written",
+        "_waited_for",
     )
 
     def __init__(self, express: Express, gateway: Gateway, connection: ExpressConnection, head: Head) -> None:
@@ -90,15 +140,16 @@ class Inference:
         self._connection = connection
         self._head = head
         self._started_s = time.perf_counter()
-        self._line: dict[str, Any] = {"request_id": str(uuid.uuid4()), "model": head.model}
+        self._id = _new_id()
         self._over = False
         self._body_bytes = 0
         self._place: Place | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._call: infer.Call
-        self._request: InferenceRequest
-        self._accepted: infer.Prepared | None = None
-        self._written: asyncio.Future[Written] | None = None
+        self._call: infer.Call | None = None
+        self._request = _NO_REQUEST
+        self._waited_for: _WaitedFor | None = None
+        self._result: Result | None = None
+        self._code: str | None = None
 
     # ------------------------------------------------------------------ in
 
@@ -115,7 +166,7 @@ class Inference:
             self._connection.begun()
             self._fail(err)
         except Exception:  # noqa: BLE001 - the last rung: a bug is logged, and the caller still gets an answer
-            logs.get().exception("a bug in the express lane", request_id=self._line["request_id"])
+            logs.get().exception("a bug in the express lane", request_id=self._id)
             self._connection.begun()
             self._fail(AiaasError("the gateway failed; its log says why"))
         else:
@@ -128,24 +179,28 @@ class Inference:
         tenant = tenant_of(headers, settings.api_keys)
         if gateway.quotas.has(tenant) or not backbone.topics.has(head.model):
             raise _Unusual
-        traceparent = infer.traceparent_of(headers)
-        self._line |= {"tenant": tenant, "trace_id": logs.trace_id(traceparent)}
-        call = self._call = infer.Call(self._line["request_id"], head.model, head.version, tenant, traceparent)
+        call = infer.Call(self._id, head.model, head.version, tenant, infer.traceparent_of(headers))
+        self._call = call
         backbone.log.registry.route(call.model, call.id, call.version)
         self._take_place(len(body)).has_read(body)
         request = oip.decode_request(headers.get("content-type"), body, infer.header_length_of(headers))
-        self._place_of(request)
-        infer.check_fits(backbone, call, request)
+        self._confirm_place(request)
+        infer.check_fits(gateway, call, request)
         if claims.has_large(request, backbone.store, settings):
             raise _Unusual
-        prepared = infer.prepare(gateway, call, request, settings.instance)
         self._request = oip.InferenceRequest((), request.outputs, request.id, request.parameters)
-        self._accepted = prepared
-        backbone.waiter.expect(call.model, call.id, self)
+        self._append(call, infer.prepare(gateway, call, request, settings.instance))
+
+    def _append(self, call: infer.Call, prepared: infer.Prepared) -> None:
+        """From here on somebody waits."""
+        gateway = self._gateway
+        self._waited_for = _WaitedFor(self, prepared)
+        gateway.backbone.waiter.expect(call.model, call.id, self)
         gateway.begin_wait(self)
         self._timer = self._connection.loop.call_at(prepared.deadline_s, self._expire)
-        self._written = backbone.requests.append(prepared.topic, call.id.encode(), prepared.value, prepared.headers)
-        self._written.add_done_callback(self._appended)
+        gateway.backbone.requests.append(
+            prepared.topic, call.id.encode(), prepared.value, prepared.headers, self._waited_for
+        )
 
     def _take_place(self, body_bytes: int) -> Place:
         admission = self._gateway.admission
@@ -159,14 +214,10 @@ class Inference:
         self._body_bytes = body_bytes
         return place
 
-    def _place_of(self, request: InferenceRequest) -> None:
+    def _confirm_place(self, request: InferenceRequest) -> None:
         if self._place is not None:
             timeout_s = infer.timeout_of(request, self._gateway.settings)
             self._place.confirm(high=infer.is_urgent(request), timeout_s=timeout_s)
-
-    def _appended(self, written: asyncio.Future[Written]) -> None:
-        if not written.cancelled() and (err := written.exception()) is not None:
-            self.set_exception(err)
 
     # ------------------------------------------------------------------ the wait, and how it ends
 
@@ -180,12 +231,9 @@ class Inference:
             return
         if self._place is not None:
             self._place.answered = result.status in _BY_WORKERS
-        self._line |= {
-            "version": result.model_version,
-            "outcome": result.status,
-            "code": (result.error or {}).get("code"),
-        }
+        self._result = result
         if result.status != "succeeded":
+            self._code = (result.error or {}).get("code")
             self._answer(answers.of_result(result, self._request))
             return
         if claimed_outputs.any_in(result):
@@ -213,7 +261,7 @@ class Inference:
         """The client has closed its connection."""
         if self._over:
             return
-        self._line["code"] = "client_gone"
+        self._code = "client_gone"
         self._end(answers.CLIENT_GONE)
         self._express.run(self._make_known())
 
@@ -232,7 +280,7 @@ class Inference:
         try:
             await infer.make_known(self._gateway.backbone, await self._acknowledged())
         except AiaasError as err:
-            logs.get().warning("a request is known by its id only later", error=err.message, **self._line)
+            logs.get().warning("a request is known by its id only later", error=err.message, request_id=self._id)
 
     async def _acknowledged(self) -> infer.Accepted:
         """The request as Kafka has it.
@@ -240,15 +288,14 @@ class Inference:
         Raises:
             LogUnavailable: Kafka did not acknowledge it.
         """
-        prepared, written = self._accepted, self._written
-        if prepared is None or written is None:
+        if self._waited_for is None or self._call is None:
             raise AssertionError("only what was appended is waited for")
-        return infer.accepted(self._call, prepared, await asyncio.shield(written))
+        return infer.accepted(self._call, self._waited_for.prepared, await self._waited_for.written())
 
     # ------------------------------------------------------------------ out
 
     def _fail(self, err: AiaasError) -> None:
-        self._line["code"] = err.code
+        self._code = err.code
         self._answer(answers.of_error(err))
 
     def _answer(self, response: Response) -> None:
@@ -257,19 +304,33 @@ class Inference:
 
     def _send(self, status: int, headers: bytes, body: bytes) -> None:
         self._end(status)
-        self._connection.answer(status, headers + b"x-request-id: %s\r\n" % self._line["request_id"].encode(), body)
+        self._connection.answer(status, headers + b"x-request-id: %s\r\n" % self._id.encode(), body)
 
     def _hand_over(self, result: Result) -> None:
         self._over = True
         self._let_go()
-        self._connection.hand_over(Answered(self._call.id, self._request, result, self._call.tenant))
+        tenant = self._call.tenant if self._call is not None else None
+        self._connection.hand_over(Answered(self._id, self._request, result, tenant))
 
     def _end(self, status: int) -> None:
         self._over = True
         self._let_go()
         self._gateway.answered[status] += 1
-        duration_ms = round((time.perf_counter() - self._started_s) * 1000, 3)
-        logs.canonical("inference", [{"status": status, "duration_ms": duration_ms, **self._line}])
+        logs.canonical("inference", [self._line(status)])
+
+    def _line(self, status: int) -> dict[str, Any]:
+        call, result = self._call, self._result
+        return {
+            "status": status,
+            "duration_ms": round((time.perf_counter() - self._started_s) * 1000, 3),
+            "request_id": self._id,
+            "model": self._head.model,
+            "tenant": call and call.tenant,
+            "trace_id": call and logs.trace_id(call.traceparent),
+            "version": result and result.model_version,
+            "outcome": result and result.status,
+            "code": self._code,
+        }
 
     def _let_go(self) -> None:
         """Of all that is held for it."""
@@ -278,7 +339,7 @@ class Inference:
         if self._place is not None:
             self._place.leave()
         gateway.admission.shrink(self._body_bytes)
-        if self._timer is not None:
+        if self._timer is not None and self._call is not None:
             self._timer.cancel()
             gateway.end_wait(self)
             gateway.backbone.waiter.forget(self._call.model, self._call.id, self)

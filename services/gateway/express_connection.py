@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from services.gateway import heads
+from services.gateway.one_write import OneWrite
 from services.gateway.turnstile import Turnstile
 
 if TYPE_CHECKING:
@@ -45,8 +46,18 @@ class ExpressConnection(Turnstile):
     """Until a client that takes nothing of its answer is cut off."""
     _early = b""
     """What came behind the request that is being answered."""
+    _quiet_since_s = 0.0
+    """When the last answer was sent here, by the event loop's clock."""
+    _defaults: list[tuple[bytes, bytes]] | None = None
+    _lines = b""
+    """The same, as they are sent."""
     _closes = False
     """Whether the answer is the last one on this connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """A client has come."""
+        self._writer = OneWrite(transport, self.loop)
+        super().connection_made(self._writer)  # type: ignore[arg-type]  # all that uvicorn uses
 
     def rest_of(self, data: bytes) -> bytes:
         """What has arrived and is uvicorn's to read; empty if it is seen to here."""
@@ -88,7 +99,6 @@ class ExpressConnection(Turnstile):
         """The inference is let in, or refused for a reason of its own."""
         self.send_refusal()
         self._refusals = 0
-        self._unset_keepalive_if_required()
 
     # ------------------------------------------------------------------ a body that comes in pieces
 
@@ -124,18 +134,40 @@ class ExpressConnection(Turnstile):
         self._inference, self._request = None, b""
         if self.transport.is_closing():
             return
-        ours = b"".join([b"%s: %s\r\n" % header for header in self.server_state.default_headers])
         closes = b"connection: close\r\n" if self._closes else b""
         length = b"content-length: %d\r\n\r\n" % len(body)
-        self.transport.write(b"".join([_STATUS_LINES[status], ours, headers, closes, length, body]))
+        self._writer.write_whole(
+            b"".join([_STATUS_LINES[status], self._default_lines(), headers, closes, length, body])
+        )
         self.server_state.total_requests += 1
         if self._closes:
             self.transport.close()
             return
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._quiet_since_s = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._await_next(self.timeout_keep_alive)
         if self._early:
             self.loop.call_soon(self._go_on)
+
+    def _default_lines(self) -> bytes:
+        """The headers of every answer: the date, anew every second."""
+        headers = self.server_state.default_headers
+        if self._defaults is not headers:
+            self._defaults, self._lines = headers, b"".join([b"%s: %s\r\n" % header for header in headers])
+        return self._lines
+
+    def _await_next(self, time_s: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(time_s, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close if nothing came for so long. One timer sees to many requests: it looks how long it was quiet."""
+        left_s = self._quiet_since_s + self.timeout_keep_alive - self.loop.time()
+        if self._inference is not None:
+            self._await_next(self.timeout_keep_alive)
+        elif left_s > 0:
+            self._await_next(left_s)
+        else:
+            super().timeout_keep_alive_handler()
 
     def hand_over(self, answered: Answered) -> None:
         """Have the application send this answer."""

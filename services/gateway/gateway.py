@@ -19,7 +19,7 @@ from services.gateway.quotas import Quotas
 from shared.errors import LogUnavailable, Stopping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Hashable, Iterator
 
     from aiokafka import AIOKafkaProducer
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from shared.registry_log import RegistryLog
     from shared.replies import Replies
     from shared.reply_waiter import ReplyWaiter, Waiter
+    from shared.signature import Signature
     from shared.statistics import Statistics
 
 _PROBE_INTERVAL_S = 2.0
@@ -60,12 +61,15 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
+        self.topics = settings.topics
         self.admission = Admission(settings)
         self.quotas = Quotas(settings.tenant_quotas)
         self.answered: Counter[int] = Counter()
         """Answers by status since the last metric event."""
         self.door = AtTheDoor(self.admission, self.answered)
         self.in_flight = 0
+        self.fitting: dict[Hashable, Signature] = {}
+        """Forms of requests that fit a signature, as `infer.check_fits` has found."""
         self._backbone: Backbone | None = None
         self._log_answers = False
         self._stopping = False

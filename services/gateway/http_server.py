@@ -14,7 +14,6 @@ import uvicorn
 
 from services.gateway import connection
 from services.gateway.express_connection import ExpressConnection
-from services.gateway.one_write import OneWrite
 from shared import tls
 from shared.http_server import Server
 
@@ -104,7 +103,7 @@ class _Protocol(ExpressConnection):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         self._when_lost: set[Callable[[], None]] = set()
-        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]  # all that uvicorn uses
+        super().connection_made(transport)
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _US_PER_S: Final = 1_000_000
 _TRACEPARENT_CHARS: Final = 55
+_MAX_FORMS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +107,25 @@ def is_urgent(request: InferenceRequest) -> bool:
     return request.parameters.get("priority") == 1
 
 
-def check_fits(backbone: Backbone, call: Call, request: InferenceRequest) -> None:
+def check_fits(gateway: Gateway, call: Call, request: InferenceRequest) -> None:
     """Hold a request, its tensors there or not, against the version that would answer it.
+
+    Whether it fits depends on its form alone, and most requests have few forms: those that fit are remembered.
 
     Raises:
         UnknownModel, UnknownVersion, ModelNotReady, ModelRejected, ModelRetired, InvalidInput: as `enqueue`.
     """
-    version = backbone.log.registry.route(call.model, call.id, call.version)
-    processed_signature.validate(request, version.serving.signature, version.processing)
+    variant = gateway.backbone.log.registry.route(call.model, call.id, call.version).serving
+    form = (
+        variant.key,
+        tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in request.inputs]),
+        tuple([(output.name, *output.parameters) for output in request.outputs]),
+    )
+    if gateway.fitting.get(form) is not variant.signature:
+        processed_signature.validate(request, variant.signature, variant.processing)
+        if len(gateway.fitting) >= _MAX_FORMS:
+            gateway.fitting.clear()
+        gateway.fitting[form] = variant.signature
 
 
 async def enqueue(gateway: Gateway, call: Call, request: InferenceRequest, reply_channel: str | None) -> Accepted:
@@ -128,13 +140,13 @@ async def enqueue(gateway: Gateway, call: Call, request: InferenceRequest, reply
         LogUnavailable: Kafka did not acknowledge in time.
     """
     backbone, settings = gateway.backbone, gateway.settings
-    check_fits(backbone, call, request)
+    check_fits(gateway, call, request)
     request = await claims.portable(request, backbone.store, settings)
     prepared = prepare(gateway, call, request, reply_channel)
     if call.keyed and (first := await idempotency.join(backbone.replies, call, prepared.value, prepared.timeout_s)):
         return Accepted(call, *first, prepared.deadline_s)
     await backbone.topics.ensure(call.model, settings.produce_timeout_s)
-    written = await backbone.requests.append(prepared.topic, call.id.encode(), prepared.value, prepared.headers)
+    written = await backbone.requests.appended(prepared.topic, call.id.encode(), prepared.value, prepared.headers)
     appended = accepted(call, prepared, written)
     if call.keyed and appended.claim is not None:  # a repeat that finds its owner need not be appended
         owner = await backbone.replies.claim(call.model, call.id, appended.claim)
@@ -160,12 +172,12 @@ def prepare(gateway: Gateway, call: Call, request: InferenceRequest, reply_chann
         TooLarge, RepliesUnavailable, InvalidInput: as `enqueue`.
     """
     settings, registry = gateway.settings, gateway.backbone.log.registry
-    timeout_s = timeout_of(request, settings)
     value = encode_request_msgpack(request)
     if len(value) > MAX_RECORD_BYTES:
         raise TooLarge(f"the request makes a record of {len(value)} bytes, above the limit of {MAX_RECORD_BYTES}")
     if not gateway.backbone.waiter.healthy:
         raise RepliesUnavailable("Redis does not answer: nothing is accepted until it does")
+    timeout_s = timeout_of(request, settings)
     headers = RequestHeaders(
         request_id=call.id,
         deadline_ms=int((time.time() + timeout_s) * 1000),
@@ -175,13 +187,9 @@ def prepare(gateway: Gateway, call: Call, request: InferenceRequest, reply_chann
         registry_offset=registry.offset if registry.offset >= 0 else None,
         traceparent=call.traceparent,
     )
-    return Prepared(
-        settings.topics.requests(call.model, high=is_urgent(request)),
-        value,
-        headers.to_kafka(settings.instance),
-        timeout_s,
-        asyncio.get_running_loop().time() + timeout_s,
-    )
+    topic = gateway.topics.requests(call.model, high=is_urgent(request))
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+    return Prepared(topic, value, headers.to_kafka(settings.instance), timeout_s, deadline_s)
 
 
 def accepted(call: Call, prepared: Prepared, written: Written) -> Accepted:

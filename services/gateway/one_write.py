@@ -37,6 +37,15 @@ class OneWrite:
         elif len(self._written) == 1:
             self._loop.call_soon(self.flush)
 
+    def is_closing(self) -> bool:
+        """As the transport says: asked often, so not looked up."""
+        return self._transport.is_closing()
+
+    def write_whole(self, data: bytes) -> None:
+        """Write what nothing follows in this turn."""
+        self.flush()
+        self._transport.write(data)
+
     def close(self) -> None:
         """Write what is to be written, and close."""
         self.flush()

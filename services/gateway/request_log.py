@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 from aiokafka.errors import KafkaError
 
@@ -39,11 +39,24 @@ class Written(NamedTuple):
     offset: int
 
 
+class Appended(Protocol):
+    """Who waits for a record to be acknowledged: a future, or what looks like one."""
+
+    def done(self) -> bool:
+        """Whether it waits no more."""
+
+    def set_result(self, written: Written, /) -> None:
+        """It is."""
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """It is not, or not in time."""
+
+
 class _Record(NamedTuple):
     key: bytes
     value: bytes
     headers: Headers
-    written: asyncio.Future[Written]
+    written: Appended
 
 
 class RequestLog:
@@ -53,7 +66,7 @@ class RequestLog:
         self._steady = SteadyProducer(settings, "requests", batch_bytes=_BATCH_BYTES)
         self._timeout_s = settings.produce_timeout_s
         self._queues: dict[str, _Queue] = {}
-        self._waits: deque[tuple[float, asyncio.Future[Written]]] = deque()
+        self._waits: deque[tuple[float, Appended]] = deque()
         """What was appended lately, and when it is late: one timer for all, since all have the same time."""
         self._timer: asyncio.TimerHandle | None = None
 
@@ -66,20 +79,26 @@ class RequestLog:
             self._timer.cancel()
         await self._steady.__aexit__(*exc)
 
-    def append(self, topic: str, key: bytes, value: bytes, headers: Headers) -> asyncio.Future[Written]:
-        """Append a record; the future tells where it lies when it is acknowledged.
+    async def appended(self, topic: str, key: bytes, value: bytes, headers: Headers) -> Written:
+        """Append a record, and wait for its acknowledgement.
 
-        It raises `LogUnavailable` if that does not happen, or not in time; the record may be in the log all the same.
+        Raises:
+            LogUnavailable: it did not come, or not in time; the record may be in the log all the same.
         """
+        written: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
+        self.append(topic, key, value, headers, written)
+        return await written
+
+    def append(self, topic: str, key: bytes, value: bytes, headers: Headers, written: Appended) -> None:
+        """Append a record; `written` is told what `appended` returns or raises, unless it is done before that."""
         queue = self._queues.get(topic)
         if queue is None:
             queue = self._queues[topic] = _Queue(topic, self._steady)
-        written = queue.append(key, value, headers)
+        queue.append(_Record(key, value, headers, written))
         loop = asyncio.get_running_loop()
         self._waits.append((loop.time() + self._timeout_s, written))
         if self._timer is None:
             self._timer = loop.call_later(_LOOK_S, self._look)
-        return written
 
     def _look(self) -> None:
         """End the waits that took too long, forget those that are over."""
@@ -104,14 +123,11 @@ class _Queue:
         self._sending: set[asyncio.Task[None]] = set()
         self._awake = False
 
-    def append(self, key: bytes, value: bytes, headers: Headers) -> asyncio.Future[Written]:
-        loop = asyncio.get_running_loop()
-        written: asyncio.Future[Written] = loop.create_future()
-        self._records.append(_Record(key, value, headers, written))
+    def append(self, record: _Record) -> None:
+        self._records.append(record)
         if not self._awake and len(self._sending) < _ON_THEIR_WAY:
             self._awake = True
-            loop.call_soon(self._send)  # when all that this turn of the loop brings has arrived
-        return written
+            asyncio.get_running_loop().call_soon(self._send)  # when all that this turn of the loop brings has arrived
 
     def _send(self) -> None:
         self._awake = False

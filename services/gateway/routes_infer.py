@@ -165,7 +165,7 @@ class InferRoute:
         place.has_read(header)
         announced = oip.decode_header(header)
         self._confirm(announced.request, place)
-        infer.check_fits(backbone, call, announced.request)
+        infer.check_fits(self._gateway, call, announced.request)
         return await claims.arrived(body, announced, backbone.store, settings, budget.take)
 
     def _confirm(self, request: InferenceRequest, place: Place) -> None:
