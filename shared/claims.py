@@ -18,8 +18,9 @@ fetches one tensor can know.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
+
+from msgspec.structs import replace
 
 from shared import logs
 from shared.artifacts import PART_BYTES

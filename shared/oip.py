@@ -20,7 +20,6 @@ memory is refused. Whether a request fits a model is asked of `shared.signature`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -46,23 +45,21 @@ Parameter = str | int | float | bool
 Body = bytes | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class RequestedOutput:
+class RequestedOutput(msgspec.Struct, frozen=True, gc=False):
     """An output that the caller asks for; `binary` is its `binary_data` parameter, None if not given."""
 
     name: str
     binary: bool | None = None
-    parameters: dict[str, Parameter] = field(default_factory=dict)
+    parameters: dict[str, Parameter] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceRequest:
+class InferenceRequest(msgspec.Struct, frozen=True, gc=False):
     """One request; no `outputs` means all of them. `id` is the caller's own and only echoed."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[RequestedOutput, ...] = ()
     id: str | None = None
-    parameters: dict[str, Parameter] = field(default_factory=dict)
+    parameters: dict[str, Parameter] = {}
 
 
 class _Tail:
@@ -104,8 +101,7 @@ class _TailToCome:
         """Nothing to say: whoever reads the tail compares its end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Announced:
+class Announced(msgspec.Struct, frozen=True, gc=False):
     """A binary request of which only the header is there.
 
     `sizes` are the bytes of each tensor that follows it, by name, in order. In `request` these tensors have no data;
@@ -151,7 +147,7 @@ def decode_header(header: Body) -> Announced:
 def with_inputs(request: InferenceRequest, tensors: Iterable[Tensor]) -> InferenceRequest:
     """The request with these inputs in place of its own of the same names."""
     given = {tensor.name: tensor for tensor in tensors}
-    return replace(request, inputs=tuple(given.get(tensor.name, tensor) for tensor in request.inputs))
+    return structs.replace(request, inputs=tuple(given.get(tensor.name, tensor) for tensor in request.inputs))
 
 
 def encode_request_msgpack(request: InferenceRequest) -> bytes:

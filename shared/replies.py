@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -46,8 +45,7 @@ ANNOUNCED_PAYLOAD_BYTES = 16 * 1024
 """Answers up to this size travel in the announcement itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """The record that an id belongs to."""
 
     topic: str
@@ -70,16 +68,14 @@ class Claim:
         return (self.tenant, self.input_sha256) == (other.tenant, other.input_sha256)
 
 
-@dataclass(frozen=True, slots=True)
-class Screened:
+class Screened(msgspec.Struct, frozen=True, gc=False):
     """What Redis knows of a record before it runs: who owns its id, and the answer if there is one."""
 
     owner: Claim
     result: Result | None
 
 
-@dataclass(frozen=True, slots=True)
-class Reserved:
+class Reserved(msgspec.Struct, frozen=True, gc=False):
     """What Redis knows of an id that a caller's key stands for: the request it was first used for, and what became."""
 
     digest: str
@@ -87,8 +83,7 @@ class Reserved:
     result: Result | None
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
+class Ran(msgspec.Struct, frozen=True, gc=False):
     """A run that has ended, whatever came of it: its mark goes (see `Replies.screen`)."""
 
     model: str

@@ -30,7 +30,7 @@ def derived_id(topic: str, partition: int, offset: int) -> str:
     return f"{topic}-{partition}-{offset}"
 
 
-class RequestHeaders(msgspec.Struct, frozen=True):
+class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
     """What a request says about itself.
 
     Attributes:

@@ -6,8 +6,8 @@ under `artifact`, and `data` only if it is small. So an answer stays below 1 MB 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import msgspec
 
@@ -16,12 +16,8 @@ from shared.errors import InvalidInput
 from shared.events import Status
 from shared.tensors import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
-
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True, gc=False):
     """The answer to a request as it lies in Redis; `error` is `{code, message}`, `receipt` the encoded receipt or None.
 
     A cancel or a gateway's expiry has no receipt yet: the worker makes it when it meets the record.
@@ -43,7 +39,7 @@ class Result:
                 "status": self.status,
                 "model_name": self.model_name,
                 "model_version": self.model_version,
-                "outputs": [_output(tensor) for tensor in self.outputs],
+                "outputs": [_without_data(tensor) if tensor.claimed else tensor for tensor in self.outputs],
                 "error": self.error,
                 "receipt": None if self.receipt is None else msgspec.Raw(self.receipt),
             }
@@ -71,13 +67,8 @@ class Result:
         )
 
 
-def _output(tensor: Tensor) -> dict[str, Any]:
-    about: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-    if not tensor.claimed:
-        about["data"] = tensor.data
-    if tensor.artifact is not None:
-        about["artifact"] = tensor.artifact
-    return about
+def _without_data(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, "artifact": tensor.artifact}
 
 
 class _StoredTensor(msgspec.Struct):

@@ -24,20 +24,19 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
+import msgspec
 import numpy as np
 
+from shared.artifacts import Artifact
 from shared.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
-
-    from shared.artifacts import Artifact
 
 Datatype = Literal[
     "BOOL",
@@ -81,8 +80,7 @@ _LENGTH: Final = struct.Struct("<I")
 _STRUCT_CODES: Final = {"FP32": "f", "FP64": "d"}
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A named tensor; `data` is raw little-endian row-major bytes (format `B` if a memoryview, maybe of an array).
 
     `artifact`, if there is one, holds the same bytes in the artifact store.

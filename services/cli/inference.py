@@ -9,13 +9,13 @@ binary form and come back as JSON.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import orjson
 import typer
+from msgspec.structs import replace
 from rich.markup import escape
 
 from services.cli.client import Gateway, Url

@@ -9,9 +9,9 @@ the caller wanted in the store (`store_outputs`) stay there, if they are large, 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from services.gateway import answers

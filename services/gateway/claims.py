@@ -10,8 +10,9 @@ The way out is `claimed_outputs`; what lies where, and who may read it, stands i
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from shared import claims, oip
 from shared.artifacts import PART_BYTES

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -69,7 +68,7 @@ async def resolve(request: InferenceRequest, store: ArtifactStore, wait_s: float
         StoreUnavailable: the store did not answer for `wait_s`.
     """
     fetched = [await claims.patiently(partial(claims.fetch, store, tensor), wait_s) for tensor in request.inputs]
-    return replace(request, inputs=tuple(fetched))
+    return structs.replace(request, inputs=tuple(fetched))
 
 
 class FetchClaims:

@@ -8,7 +8,6 @@ what.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -196,7 +195,7 @@ def test_the_bytes_of_a_result():
     for older in releases("Result")[:-1]:
         read = Result.decode(older)
         assert decode_event(ev.Receipt, read.receipt) == OLDER["Receipt"]
-        assert dataclasses.replace(read, receipt=None) == dataclasses.replace(RESULT, receipt=None)
+        assert replace(read, receipt=None) == replace(RESULT, receipt=None)
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from shared import replies as module

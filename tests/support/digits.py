@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 
 from shared.results import Result
 from shared.tensors import from_numpy, to_numpy

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from msgspec.structs import replace
 
 from services.worker.batching import answer, concatenate, independent_rows, rows_alone, shape_key, take_apart
 from shared.artifacts import Artifact

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from types import SimpleNamespace
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from services.worker.job import read
 from services.worker.ledger import Ledger
