@@ -129,8 +129,8 @@ class Inference:
         "_place",
         "_request",
         "_result",
+        "_slot",
         "_started_s",
-        "_timer",
         "_waited_for",
     )
 
@@ -144,7 +144,7 @@ class Inference:
         self._over = False
         self._body_bytes = 0
         self._place: Place | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._slot: int | None = None
         self._call: infer.Call | None = None
         self._request = _NO_REQUEST
         self._waited_for: _WaitedFor | None = None
@@ -181,11 +181,11 @@ class Inference:
             raise _Unusual
         call = infer.Call(self._id, head.model, head.version, tenant, infer.traceparent_of(headers))
         self._call = call
-        backbone.log.registry.route(call.model, call.id, call.version)
+        version = infer.route(gateway, call)
         self._take_place(len(body)).has_read(body)
         request = oip.decode_request(headers.get("content-type"), body, infer.header_length_of(headers))
         self._confirm_place(request)
-        infer.check_fits(gateway, call, request)
+        infer.check_fits(gateway, version, request)
         if claims.has_large(request, backbone.store, settings):
             raise _Unusual
         self._request = oip.InferenceRequest((), request.outputs, request.id, request.parameters)
@@ -197,7 +197,7 @@ class Inference:
         self._waited_for = _WaitedFor(self, prepared)
         gateway.backbone.waiter.expect(call.model, call.id, self)
         gateway.begin_wait(self)
-        self._timer = self._connection.loop.call_at(prepared.deadline_s, self._expire)
+        self._slot = gateway.deadlines.add(prepared.deadline_s, self, self._expire)
         gateway.backbone.requests.append(
             prepared.topic, call.id.encode(), prepared.value, prepared.headers, self._waited_for
         )
@@ -339,7 +339,7 @@ class Inference:
         if self._place is not None:
             self._place.leave()
         gateway.admission.shrink(self._body_bytes)
-        if self._timer is not None and self._call is not None:
-            self._timer.cancel()
+        if self._slot is not None and self._call is not None:
+            gateway.deadlines.discard(self._slot, self)
             gateway.end_wait(self)
             gateway.backbone.waiter.forget(self._call.model, self._call.id, self)

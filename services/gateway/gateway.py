@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from services.gateway.admission import Admission
 from services.gateway.at_the_door import AtTheDoor
+from services.gateway.deadlines import Deadlines
 from services.gateway.quotas import Quotas
 from shared.errors import LogUnavailable, Stopping
 
@@ -68,6 +69,7 @@ class Gateway:
         """Answers by status since the last metric event."""
         self.door = AtTheDoor(self.admission, self.answered)
         self.in_flight = 0
+        self.deadlines = Deadlines()
         self.fitting: dict[Hashable, Signature] = {}
         """Forms of requests that fit a signature, as `infer.check_fits` has found."""
         self._backbone: Backbone | None = None

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from services.gateway.settings import GatewaySettings
     from shared.codec import Headers
     from shared.oip import InferenceRequest
+    from shared.registry import Version
 
 _US_PER_S: Final = 1_000_000
 _TRACEPARENT_CHARS: Final = 55
@@ -107,15 +108,24 @@ def is_urgent(request: InferenceRequest) -> bool:
     return request.parameters.get("priority") == 1
 
 
-def check_fits(gateway: Gateway, call: Call, request: InferenceRequest) -> None:
+def route(gateway: Gateway, call: Call) -> Version:
+    """The version that would answer now.
+
+    Raises:
+        UnknownModel, UnknownVersion, ModelNotReady, ModelRejected, ModelRetired: nothing does.
+    """
+    return gateway.backbone.log.registry.route(call.model, call.id, call.version)
+
+
+def check_fits(gateway: Gateway, version: Version, request: InferenceRequest) -> None:
     """Hold a request, its tensors there or not, against the version that would answer it.
 
     Whether it fits depends on its form alone, and most requests have few forms: those that fit are remembered.
 
     Raises:
-        UnknownModel, UnknownVersion, ModelNotReady, ModelRejected, ModelRetired, InvalidInput: as `enqueue`.
+        InvalidInput: it does not.
     """
-    variant = gateway.backbone.log.registry.route(call.model, call.id, call.version).serving
+    variant = version.serving
     form = (
         variant.key,
         tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in request.inputs]),
@@ -140,7 +150,7 @@ async def enqueue(gateway: Gateway, call: Call, request: InferenceRequest, reply
         LogUnavailable: Kafka did not acknowledge in time.
     """
     backbone, settings = gateway.backbone, gateway.settings
-    check_fits(gateway, call, request)
+    check_fits(gateway, route(gateway, call), request)
     request = await claims.portable(request, backbone.store, settings)
     prepared = prepare(gateway, call, request, reply_channel)
     if call.keyed and (first := await idempotency.join(backbone.replies, call, prepared.value, prepared.timeout_s)):
@@ -219,7 +229,7 @@ async def outcome(gateway: Gateway, accepted: Accepted, answer: asyncio.Future[R
     """
     if accepted.answered is not None:
         return accepted.answered
-    with gateway.waiting(answer), client.watched(answer), _until(accepted.deadline_s, answer):
+    with gateway.waiting(answer), client.watched(answer), _until(gateway, accepted.deadline_s, answer):
         try:
             return await answer
         except TimeoutError:
@@ -241,20 +251,20 @@ async def soon(
     try:
         if accepted.answered is not None or until_s >= accepted.deadline_s:
             return await outcome(gateway, accepted, answer, client)
-        with gateway.waiting(answer), client.watched(answer), _until(until_s, answer):
+        with gateway.waiting(answer), client.watched(answer), _until(gateway, until_s, answer):
             return await answer
     except (TimeoutError, Stopping):
         return None
 
 
 @contextmanager
-def _until(time_s: float, answer: asyncio.Future[Result]) -> Iterator[None]:
+def _until(gateway: Gateway, time_s: float, answer: asyncio.Future[Result]) -> Iterator[None]:
     """End the wait with `TimeoutError` at a time of the event loop's clock."""
-    timer = asyncio.get_running_loop().call_at(time_s, end, answer, TimeoutError())
+    slot = gateway.deadlines.add(time_s, answer, lambda: end(answer, TimeoutError()))
     try:
         yield
     finally:
-        timer.cancel()
+        gateway.deadlines.discard(slot, answer)
 
 
 async def expire(backbone: Backbone, accepted: Accepted) -> Result:

@@ -86,7 +86,7 @@ class InferRoute:
             key = idempotency.key_of(headers[idempotency.HEADER])
             line["request_id"] = idempotency.request_id(tenant, model, key)
         call = infer.Call(line["request_id"], model, version, tenant, traceparent, keyed)
-        self._gateway.backbone.log.registry.route(model, call.id, version)  # before its body is read
+        infer.route(self._gateway, call)  # before its body is read
         with self._gateway.admission.request(model, high=None if _is_small(headers) else False) as place:
             await self._gateway.quotas.spend(tenant, self._gateway.backbone.replies)
             if "prefer" in headers and (wait_s := preferences.respond_async(headers["prefer"])) is not None:
@@ -165,7 +165,7 @@ class InferRoute:
         place.has_read(header)
         announced = oip.decode_header(header)
         self._confirm(announced.request, place)
-        infer.check_fits(self._gateway, call, announced.request)
+        infer.check_fits(self._gateway, infer.route(self._gateway, call), announced.request)
         return await claims.arrived(body, announced, backbone.store, settings, budget.take)
 
     def _confirm(self, request: InferenceRequest, place: Place) -> None:
