@@ -55,6 +55,7 @@ class Express:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self.stall_timeout_s = gateway.settings.stall_timeout_s
+        self.deadlines = gateway.deadlines
         self._tasks: set[asyncio.Task[None]] = set()
 
     def inference(self, connection: ExpressConnection, head: Head) -> Inference:

@@ -46,8 +46,6 @@ class ExpressConnection(Turnstile):
     """Until a client that takes nothing of its answer is cut off."""
     _early = b""
     """What came behind the request that is being answered."""
-    _quiet_since_s = 0.0
-    """When the last answer was sent here, by the event loop's clock."""
     _defaults: list[tuple[bytes, bytes]] | None = None
     _lines = b""
     """The same, as they are sent."""
@@ -75,7 +73,11 @@ class ExpressConnection(Turnstile):
             return data
         if len(data) < end + head.body_bytes:
             return self._await_more(data)
-        return data if not self._begin(self.express, head, data, end) else b""
+        self._pieces = 0
+        body = data[end:]
+        if self.refuse_whole(head.path, body) or self._begin(self.express, head, data, body):
+            return b""
+        return data
 
     def _is_quiet(self) -> bool:
         """Whether nothing else is under way on this connection, and it is one of those that are let in."""
@@ -86,11 +88,10 @@ class ExpressConnection(Turnstile):
             and len(self.connections) <= self.most_connections
         )
 
-    def _begin(self, express: Express, head: heads.Head, data: bytes, end: int) -> bool:
-        self._pieces = 0
+    def _begin(self, express: Express, head: heads.Head, data: bytes, body: bytes) -> bool:
         self._request = data
         self._inference = express.inference(self, head)
-        if not self._inference.begin(data[end:]):
+        if not self._inference.begin(body):
             self._inference, self._request = None, b""
             return False
         return True
@@ -143,9 +144,7 @@ class ExpressConnection(Turnstile):
         if self._closes:
             self.transport.close()
             return
-        self._quiet_since_s = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self._await_next(self.timeout_keep_alive)
+        self.be_quiet()
         if self._early:
             self.loop.call_soon(self._go_on)
 
@@ -156,18 +155,10 @@ class ExpressConnection(Turnstile):
             self._defaults, self._lines = headers, b"".join([b"%s: %s\r\n" % header for header in headers])
         return self._lines
 
-    def _await_next(self, time_s: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(time_s, self.timeout_keep_alive_handler)
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Close if nothing came for so long. One timer sees to many requests: it looks how long it was quiet."""
-        left_s = self._quiet_since_s + self.timeout_keep_alive - self.loop.time()
-        if self._inference is not None:
-            self._await_next(self.timeout_keep_alive)
-        elif left_s > 0:
-            self._await_next(left_s)
-        else:
-            super().timeout_keep_alive_handler()
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is being made here."""
+        return self._inference is not None
 
     def hand_over(self, answered: Answered) -> None:
         """Have the application send this answer."""

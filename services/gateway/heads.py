@@ -30,6 +30,7 @@ _KNOWN_HEADS: Final = 512
 class Head:
     """What a usual head says. `headers` are by lower-case name; those of one name are one list, as HTTP has it."""
 
+    path: bytes
     model: str
     version: int | None
     headers: dict[str, str]
@@ -69,4 +70,4 @@ def usual(head: bytes) -> Head | None:
     if not (length.isascii() and length.isdecimal() and len(length) <= 6 and 0 < int(length) <= SMALL_BYTES):  # noqa: PLR2004 - digits
         return None
     version = None if path[2] is None else int(path[2])
-    return Head(path[1].decode(), version, read.headers, int(length))
+    return Head(read.url, path[1].decode(), version, read.headers, int(length))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 
 from services.gateway import connection
+from services.gateway.deadlines import Deadlines
 from services.gateway.express_connection import ExpressConnection
 from shared import tls
 from shared.http_server import Server
@@ -65,7 +66,12 @@ def server(app: ASGIApp, settings: GatewaySettings, door: Door | None = None, ex
             http=type(
                 "Protocol",
                 (_Protocol,),
-                {"door": door, "express": express, "most_connections": settings.max_connections},
+                {
+                    "door": door,
+                    "express": express,
+                    "deadlines": Deadlines() if express is None else express.deadlines,
+                    "most_connections": settings.max_connections,
+                },
             ),
             ws="none",
             lifespan="off",
@@ -108,7 +114,7 @@ class _Protocol(ExpressConnection):
 
     def data_received(self, data: bytes) -> None:
         data = self.rest_of(data)
-        if not data or self.refuse_whole(data):
+        if not data:
             self._head_is_there()
             return
         self.read_usually(data)

@@ -9,14 +9,14 @@ milliseconds later each. What is refused here is only counted: the log tells the
 It is decided when the head has come, in bytes. A small body (`SMALL_BYTES`) is read on, held, since it may name a
 priority, which has places of its own: if it does, or if anything else is unusual (pipelining, a client that takes
 nothing, a body of unknown or great length), the request goes the usual way, where `admission` says what there is to
-say. So a key is not asked for: who has none learns that the model is busy, and nothing more. A request that came in one
-piece, as nearly all do, is not even parsed (`refuse_whole`): whether it is what it seems makes no difference to a
-refusal.
+say. So a key is not asked for: who has none learns that the model is busy, and nothing more. Of a request that came in
+one piece, as nearly all do, not even the head is parsed if it is known (`refuse_whole`, asked by
+`express_connection`).
 """
 
 from __future__ import annotations
 
-import re
+import math
 import sys
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -27,16 +27,12 @@ from services.gateway.heads import SMALL_BYTES
 from shared.errors import Overloaded
 
 if TYPE_CHECKING:
-    import asyncio
+    from services.gateway.deadlines import Deadlines
 
 _AT_ONCE: Final = 2
 _STEP_S: Final = 0.005
-_LONGEST_S: Final = 0.02
+_LONGEST_S: Final = 0.01
 _PRIORITY: Final = b"priority"
-_HEAD_END: Final = b"\r\n\r\n"
-_INFER: Final = re.compile(rb"POST (/v2/models/[A-Za-z0-9-]{1,100}/infer) HTTP/1\.1\r\n")
-_LENGTHS: Final = re.compile(rb"\r\ncontent-length: ?([0-9]{1,6})(?=\r\n)")
-_UNUSUAL: Final = re.compile(rb"\r\n(transfer-encoding|expect|connection|upgrade)")
 _CROWDED: Final = answers.raw(
     answers.of_error(Overloaded("this gateway has all the connections that it takes")), b"connection: close\r\n"
 )
@@ -57,6 +53,8 @@ class Turnstile(HttpToolsProtocol):
 
     door: Door | None = None
     """Given by a subclass: uvicorn makes the connections."""
+    deadlines: Deadlines
+    """Likewise."""
     most_connections = sys.maxsize
     """Given by a subclass too: a request on one more is refused, and the connection closed."""
     _refused: bytes | None = None
@@ -66,22 +64,20 @@ class Turnstile(HttpToolsProtocol):
     """In a row, on this connection."""
     _due: bytes | None = None
     """A refusal that is to be sent a little later."""
-    _sending: asyncio.TimerHandle | None = None
+    _slot = 0
+    """When, as `deadlines` counts."""
+    _quiet_since_s = -math.inf
+    """When an answer was sent here that uvicorn knows nothing of, by the event loop's clock."""
     _arriving = False
     """Whether the parser is in the middle of a request."""
 
-    def refuse_whole(self, data: bytes) -> bool:
-        """Refuse what has arrived, if it is one whole and usual request for a model without a place."""
-        if self.door is None or self._arriving or (self.cycle is not None and not self.cycle.response_complete):
-            return False
-        found = _INFER.match(data)
-        refused = self.door.refusal(found[1]) if found is not None else None
-        if found is None or refused is None or self.flow.write_paused or self.transport.is_closing():
-            return False
-        if len(self.connections) > self.most_connections or not _is_usual(data):
+    def refuse_whole(self, path: bytes, body: bytes) -> bool:
+        """Refuse a whole and usual request, if it is for a model without a place; nothing else may be under way."""
+        refused = None if self.door is None else self.door.refusal(path)
+        if refused is None or _PRIORITY in body:
             return False
         self.send_refusal()
-        self._turn_away(refused, found[1])
+        self._turn_away(refused, path)
         return True
 
     def on_message_begin(self) -> None:
@@ -151,32 +147,44 @@ class Turnstile(HttpToolsProtocol):
             self.send_refusal()
         else:
             delay_s = min(_STEP_S * (self._refusals - _AT_ONCE), _LONGEST_S)
-            self._sending = self.loop.call_later(delay_s, self.send_refusal)
+            self._slot = self.deadlines.add(self.loop.time() + delay_s, self, self.send_refusal)
 
     def send_refusal(self) -> None:
         """Send the refusal that is due: its time has come, or the next request."""
         if self._due is None:
             return
         response, self._due = self._due, None
-        if self._sending is not None:
-            self._sending.cancel()
-            self._sending = None
+        self.deadlines.discard(self._slot, self)
         if self.transport.is_closing():
             return
         self.transport.write(response)
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self.be_quiet()
 
+    # ------------------------------------------------------------------ between requests
 
-def _is_usual(data: bytes) -> bool:
-    """Whether bytes are one whole request with a small body of known length, which names no priority."""
-    end = data.find(_HEAD_END)
-    head = data[: end + 2].lower()
-    lengths = _LENGTHS.findall(head)
-    return (
-        end > 0
-        and len(lengths) == 1
-        and int(lengths[0]) == len(data) - end - len(_HEAD_END) <= SMALL_BYTES
-        and _UNUSUAL.search(head) is None
-        and data.find(_PRIORITY, end) < 0
-    )
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is being made that uvicorn knows nothing of."""
+        return False
+
+    def be_quiet(self) -> None:
+        """An answer was sent past uvicorn: wait for the next request, but not for ever.
+
+        One timer sees to many answers: when it goes off it looks how long the connection has been quiet.
+        """
+        self._quiet_since_s = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._await_next(self.timeout_keep_alive)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close if nothing came for so long."""
+        left_s = self._quiet_since_s + self.timeout_keep_alive - self.loop.time()
+        if self.is_busy:
+            self._await_next(self.timeout_keep_alive)
+        elif left_s > 0:
+            self._await_next(left_s)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _await_next(self, time_s: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(time_s, self.timeout_keep_alive_handler)
