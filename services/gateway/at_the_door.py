@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from services.gateway import answers
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from services.gateway.admission import Admission
 
 _MODELS: Final = b"/v2/models/"
+_KNOWN_PATHS: Final = 512
 _NAME_AT: Final = 3
 """Where a model's name is among the parts of such a path."""
 
@@ -54,5 +56,6 @@ class AtTheDoor:
         self._turned_away.clear()
 
 
+@lru_cache(maxsize=_KNOWN_PATHS)
 def _model_of(path: bytes) -> str:
     return path.split(b"/", _NAME_AT + 1)[_NAME_AT].decode("ascii", "replace") if path.startswith(_MODELS) else ""

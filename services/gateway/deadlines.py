@@ -23,7 +23,7 @@ class Deadlines:
     def __init__(self) -> None:
         self._slots: dict[int, dict[Hashable, Callable[[], object]]] = {}
         self._order: list[int] = []
-        """A heap of the slots' numbers."""
+        """A heap of the slots' numbers; of slots that are empty again, too, and of some twice."""
         self._timer: asyncio.TimerHandle | None = None
         self._timed = 0
 
@@ -43,6 +43,8 @@ class Deadlines:
         waiting = self._slots.get(slot)
         if waiting is not None:
             waiting.pop(who, None)
+            if not waiting:
+                del self._slots[slot]
 
     def _time(self) -> None:
         """Time the first slot."""
@@ -58,8 +60,8 @@ class Deadlines:
         self._timer = None
         now_s = asyncio.get_running_loop().time()
         callbacks: list[Callable[[], object]] = []
-        while self._order and (self._order[0] * _SLOT_S <= now_s or not self._slots[self._order[0]]):
-            callbacks += self._slots.pop(heapq.heappop(self._order)).values()
+        while self._order and (self._order[0] * _SLOT_S <= now_s or self._order[0] not in self._slots):
+            callbacks += self._slots.pop(heapq.heappop(self._order), {}).values()
         if self._order:
             self._time()
         for callback in callbacks:

@@ -12,7 +12,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from services.gateway import heads
-from services.gateway.one_write import OneWrite
 from services.gateway.turnstile import Turnstile
 
 if TYPE_CHECKING:
@@ -51,11 +50,6 @@ class ExpressConnection(Turnstile):
     """The same, as they are sent."""
     _closes = False
     """Whether the answer is the last one on this connection."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        """A client has come."""
-        self._writer = OneWrite(transport, self.loop)
-        super().connection_made(self._writer)  # type: ignore[arg-type]  # all that uvicorn uses
 
     def rest_of(self, data: bytes) -> bytes:
         """What has arrived and is uvicorn's to read; empty if it is seen to here."""
@@ -137,9 +131,7 @@ class ExpressConnection(Turnstile):
             return
         closes = b"connection: close\r\n" if self._closes else b""
         length = b"content-length: %d\r\n\r\n" % len(body)
-        self._writer.write_whole(
-            b"".join([_STATUS_LINES[status], self._default_lines(), headers, closes, length, body])
-        )
+        self.writer.write_whole(b"".join([_STATUS_LINES[status], self._default_lines(), headers, closes, length, body]))
         self.server_state.total_requests += 1
         if self._closes:
             self.transport.close()

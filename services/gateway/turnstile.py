@@ -24,9 +24,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.gateway import answers
 from services.gateway.heads import SMALL_BYTES
+from services.gateway.one_write import OneWrite
 from shared.errors import Overloaded
 
 if TYPE_CHECKING:
+    import asyncio
+
     from services.gateway.deadlines import Deadlines
 
 _AT_ONCE: Final = 2
@@ -70,6 +73,11 @@ class Turnstile(HttpToolsProtocol):
     """When an answer was sent here that uvicorn knows nothing of, by the event loop's clock."""
     _arriving = False
     """Whether the parser is in the middle of a request."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """A client has come."""
+        self.writer = OneWrite(transport, self.loop)
+        super().connection_made(self.writer)  # type: ignore[arg-type]  # all that uvicorn uses
 
     def refuse_whole(self, path: bytes, body: bytes) -> bool:
         """Refuse a whole and usual request, if it is for a model without a place; nothing else may be under way."""
@@ -157,7 +165,7 @@ class Turnstile(HttpToolsProtocol):
         self.deadlines.discard(self._slot, self)
         if self.transport.is_closing():
             return
-        self.transport.write(response)
+        self.writer.write_whole(response)
         self.be_quiet()
 
     # ------------------------------------------------------------------ between requests
