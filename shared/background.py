@@ -26,6 +26,8 @@ async def set_within(event: asyncio.Event, timeout_s: float | None) -> bool:
     Not `asyncio.wait_for`: up to Python 3.11 that returns, and the task lives on, if the task is cancelled in the very
     moment in which the event is set.
     """
+    if timeout_s is None:
+        return await event.wait()
     try:
         async with asyncio.timeout(timeout_s):
             await event.wait()

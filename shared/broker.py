@@ -30,7 +30,7 @@ from faststream.kafka import KafkaBroker
 from faststream.kafka.message import FAKE_CONSUMER, KafkaMessage
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 
-from shared import kafka, logs, tolerant_records
+from shared import kafka, logs, quick_fetches, tolerant_records
 from shared.codec import decode_event
 from shared.errors import AiaasError, InvalidInput, LogUnavailable
 
@@ -69,6 +69,7 @@ class Done:
 def build(settings: PlatformSettings) -> KafkaBroker:
     """A broker that only consumes; what services publish, they publish with their own idempotent producer."""
     tolerant_records.install()  # FastStream's consumers are aiokafka's
+    quick_fetches.install()
     options = kafka.client_options(settings)
     return KafkaBroker(
         options["bootstrap_servers"],

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
 
-from shared import logs, tls, tolerant_records
+from shared import logs, quick_fetches, tls, tolerant_records
 from shared.topics import FIXED, REQUESTS, Topic
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def producer(settings: PlatformSettings, **options: Any) -> AIOKafkaProducer:
 def consumer(settings: PlatformSettings, *topics: str, **options: Any) -> AIOKafkaConsumer:
     """A consumer that commits only when told to, from the earliest record where nothing is committed."""
     tolerant_records.install()
+    quick_fetches.install()
     return AIOKafkaConsumer(
         *topics,
         **client_options(settings),

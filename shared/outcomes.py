@@ -48,6 +48,8 @@ class OutcomeWriter:
         self._topic = settings.topics.name(topics.OUTCOMES)
         self._about = cloud_event_headers(event_type=Receipt.__name__, source=settings.instance, event_id="")
         self._partitioner = DefaultPartitioner()
+        self._partitions: dict[bytes, int] = {}
+        """Of keys; topics never get more partitions."""
         self._steady = SteadyProducer(settings, "outcomes", batch_bytes=_BATCH_BYTES)
 
     async def __aenter__(self) -> Self:
@@ -94,8 +96,10 @@ class OutcomeWriter:
         await (await producer.send_batch(builder, self._topic, partition=partition))
 
     async def _partition_of(self, producer: AIOKafkaProducer, key: bytes) -> int:
-        partitions = sorted(await producer.partitions_for(self._topic))
-        partition: int = self._partitioner(key, partitions, partitions)
+        partition = self._partitions.get(key)
+        if partition is None:
+            partitions = sorted(await producer.partitions_for(self._topic))
+            partition = self._partitions[key] = self._partitioner(key, partitions, partitions)
         return partition
 
 

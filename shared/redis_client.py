@@ -3,11 +3,13 @@
 Commands go through redis-py's client. Scripts, of which each batch of a worker awaits two, go straight to its
 connections: the client's way to them (pool, retries, metrics) costs three times the round trip itself. A connection is
 kept for the next script; if that finds it closed, or to a server that is no primary any more, a fresh one is tried,
-once.
+once. One timeout bounds a script from the first byte out to the last one in; redis-py's own, which makes a task for
+what goes out, is switched off meanwhile.
 """
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,6 +53,7 @@ class Scripts:
 
     def __init__(self, redis: Redis) -> None:
         self._pool = redis.connection_pool
+        self._timeout_s: float | None = self._pool.connection_kwargs["socket_timeout"]
         self._idle: list[AbstractConnection] = []
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
@@ -73,19 +76,21 @@ class Scripts:
             except (RedisConnectionError, ReadOnlyError):
                 await self._forget_idle()  # closed, or to what is no primary any more; so are the others, most likely
         connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py
+        connection.socket_timeout = None
         return await self._on(connection, command)
 
     async def _on(self, connection: AbstractConnection, command: tuple[str | bytes, ...]) -> Any:
         try:
             packed = pack_command(command)  # type: ignore[arg-type]  # its stub allows one word
-            await connection.send_packed_command([packed], check_health=False)
-            reply = await connection.read_response()
+            async with asyncio.timeout(self._timeout_s):
+                await connection.send_packed_command([packed], check_health=False)
+                reply = await connection.read_response()
         except NoScriptError:
             await self._keep(connection)
             raise
         except BaseException:  # also a cancel: an answer that was not read would be the next command's
             await connection.disconnect(nowait=True)
-            await self._pool.release(connection)
+            await self._release(connection)
             raise
         await self._keep(connection)
         return reply
@@ -95,13 +100,17 @@ class Scripts:
         if len(self._idle) < _MAX_IDLE:
             self._idle.append(connection)
         else:
-            await self._pool.release(connection)
+            await self._release(connection)
+
+    async def _release(self, connection: AbstractConnection) -> None:
+        connection.socket_timeout = self._timeout_s
+        await self._pool.release(connection)
 
     async def _forget_idle(self) -> None:
         closed, self._idle = self._idle, []  # what comes back meanwhile is fresh
         for connection in closed:
             await connection.disconnect(nowait=True)
-            await self._pool.release(connection)
+            await self._release(connection)
 
 
 @asynccontextmanager

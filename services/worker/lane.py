@@ -85,6 +85,8 @@ class Lane:
         self._servers: list[ModelServer] = []
         self._expiry = Expiry(self._servers)
         self._work = asyncio.Event()
+        self._turn = asyncio.Lock()
+        """Whoever has it chooses the next batch, or waits for one; a wake-up then wakes one, not both."""
         self._device = asyncio.Lock()
         self._under_way = 0
         """Batches that were chosen and have not run yet."""
@@ -116,11 +118,10 @@ class Lane:
 
     async def _take_turns(self) -> None:
         while True:
-            batch = self._choose()
-            if batch is None:
-                await self._wait()
-                continue
-            self._under_way += 1
+            async with self._turn:
+                while (batch := self._choose()) is None:
+                    await self._wait()
+                self._under_way += 1
             await self._behind.acquire()
             finish = await self._execute(batch)
             task = self._answers.create_task(finish)
