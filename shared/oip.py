@@ -20,7 +20,7 @@ memory is refused. Whether a request fits a model is asked of `shared.signature`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import orjson
@@ -181,20 +181,51 @@ def _given(key: str, value: Any) -> dict[str, Any]:
     return {} if value is None else {key: value}
 
 
+class _PlainInput(msgspec.Struct, gc=False):
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARS)]
+    datatype: str
+    shape: tuple[int, ...]
+    data: Any
+    parameters: Annotated[dict[str, Any], msgspec.Meta(max_length=0)] | None = None
+
+
+class _PlainRequest(msgspec.Struct, gc=False):
+    """What most requests look like: the data of each input right there, and all outputs wanted."""
+
+    inputs: Annotated[list[_PlainInput], msgspec.Meta(max_length=MAX_TENSORS)]
+    id: str | None = None
+    parameters: Annotated[dict[str, Parameter], msgspec.Meta(max_length=MAX_PARAMETERS)] | None = None
+    outputs: Annotated[list[Any], msgspec.Meta(max_length=0)] | None = None
+
+
 def _request(document: Any, tail: _Tail | _TailToCome) -> InferenceRequest:
-    """A request from its map, whichever form it came in."""
+    """A request from its map, whichever form it came in. What is not plain goes the careful way, which says why."""
+    try:
+        plain = msgspec.convert(document, _PlainRequest)
+    except (msgspec.ValidationError, RecursionError):
+        return _careful_request(document, tail)
+    inputs = tuple([_with_data(each.name, each.datatype, each.shape, each.data) for each in plain.inputs])
+    return InferenceRequest(_complete(inputs, tail), (), plain.id, plain.parameters or {})
+
+
+def _careful_request(document: Any, tail: _Tail | _TailToCome) -> InferenceRequest:
     fields = _map(document, "the request")
     echo_id = fields.get("id")
     if echo_id is not None and not isinstance(echo_id, str):
         raise InvalidInput("the request's id must be a string")
-    inputs = tuple(_input(entry, tail) for entry in _entries(fields, "inputs"))
-    tail.finish()
-    if len({tensor.name for tensor in inputs}) != len(inputs):
-        raise InvalidInput("the request names an input twice")
+    inputs = _complete(tuple(_input(entry, tail) for entry in _entries(fields, "inputs")), tail)
     outputs = tuple(_requested_output(entry) for entry in _entries(fields, "outputs", required=False))
     if len({output.name for output in outputs}) != len(outputs):
         raise InvalidInput("the request names an output twice")
     return InferenceRequest(inputs, outputs, echo_id, _parameters(fields, "the request"))
+
+
+def _complete(inputs: tuple[Tensor, ...], tail: _Tail | _TailToCome) -> tuple[Tensor, ...]:
+    """All inputs of a request, held against what is true of them together."""
+    tail.finish()
+    if len({tensor.name for tensor in inputs}) != len(inputs):
+        raise InvalidInput("the request names an input twice")
+    return inputs
 
 
 def _input(entry: Any, tail: _Tail | _TailToCome) -> Tensor:
@@ -212,13 +243,18 @@ def _input(entry: Any, tail: _Tail | _TailToCome) -> Tensor:
             if data is not None:
                 refuse(name, "has both data and binary_data_size")
             return tail.tensor(name, datatype, tuple(shape), parameters["binary_data_size"])
+    return _with_data(name, datatype, tuple(shape), data)
+
+
+def _with_data(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Tensor:
+    """A tensor whose data, or where it is, stands with it; checked."""
     if isinstance(data, list):
-        return from_json(name, datatype, tuple(shape), data)
+        return from_json(name, datatype, shape, data)
     if isinstance(data, dict):
-        return claim(name, datatype, tuple(shape), _artifact(name, data))
+        return claim(name, datatype, shape, _artifact(name, data))
     if not isinstance(data, bytes | memoryview):
         refuse(name, "has no data: a list of elements, or raw bytes in a binary form; shared memory is not read")
-    return check(Tensor(name, datatype, tuple(shape), data))
+    return check(Tensor(name, datatype, shape, data))
 
 
 def _artifact(name: str, fields: dict[str, Any]) -> Artifact:

@@ -94,8 +94,13 @@ def from_kafka(headers: Iterable[tuple[str, bytes]]) -> RequestHeaders:
         InvalidId: see `request_id_of`.
         InvalidInput: a header is not ASCII, too long, or not the number it should be.
     """
-    headers = list(headers)
-    known = _by_name(headers)
+    known: dict[str, bytes | None] = {}
+    echo: list[tuple[str, bytes]] = []
+    for name, value in headers:
+        lower = name.lower()
+        known[lower] = value
+        if lower.startswith("x-"):
+            echo.append((name, value or b""))
     return RequestHeaders(
         request_id=_id(known),
         content_type=_text(known, "content-type"),
@@ -107,7 +112,7 @@ def from_kafka(headers: Iterable[tuple[str, bytes]]) -> RequestHeaders:
         reply_channel=_text(known, "reply-channel"),
         registry_offset=_number(known, "registry-offset"),
         traceparent=_text(known, "traceparent"),
-        echo=tuple((name, value or b"") for name, value in headers if name.lower().startswith("x-")),
+        echo=tuple(echo),
     )
 
 
@@ -140,9 +145,9 @@ def _text(headers: dict[str, bytes | None], name: str) -> str | None:
 
 
 def _number(headers: dict[str, bytes | None], name: str) -> int | None:
-    text = _text(headers, name)
-    if text is None:
+    if name not in headers:
         return None
+    text = _text(headers, name) or ""
     if not (text.isascii() and text.isdigit() and len(text) <= 18):  # noqa: PLR2004 - below 2**63
         raise InvalidInput(f"header {name} is {text[:40]!r}, not a decimal number")
     return int(text)

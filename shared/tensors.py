@@ -276,12 +276,14 @@ def _check_shape(tensor: Tensor) -> tuple[int, int]:
         refuse(tensor.name, f"has the unknown datatype {tensor.datatype!r}")
     if len(tensor.shape) > MAX_RANK:
         refuse(tensor.name, f"has rank {len(tensor.shape)}, above {MAX_RANK}")
-    if not all(type(dim) is int and dim >= 0 for dim in tensor.shape):
-        refuse(tensor.name, f"has the shape {list(tensor.shape)}: dims must be integers from 0")
+    for dim in tensor.shape:
+        if type(dim) is not int or dim < 0:
+            refuse(tensor.name, f"has the shape {list(tensor.shape)}: dims must be integers from 0")
+    count = math.prod(tensor.shape)
     # Zeros are left out: numpy refuses (0, 2**62), and a product of 0 would hide it.
-    if math.prod(dim or 1 for dim in tensor.shape) * dtype.itemsize > MAX_TENSOR_BYTES:
+    if (count or math.prod(dim or 1 for dim in tensor.shape)) * dtype.itemsize > MAX_TENSOR_BYTES:
         refuse(tensor.name, f"has the shape {list(tensor.shape)}, which is too large")
-    return math.prod(tensor.shape), dtype.itemsize
+    return count, dtype.itemsize
 
 
 def _flatten(name: str, shape: tuple[int, ...], data: list[Any]) -> list[Any]:

@@ -247,6 +247,35 @@ def test_random_bytes_raise_nothing_else(body, content_type, header_length):
         decode_request(content_type, body, header_length)
 
 
+ODD = st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=2) | st.just([]) | st.just({})
+STRANGE_INPUT = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": NAMES | ODD,
+        "datatype": st.sampled_from(["FP32", "INT8", "BOOL", "BYTES", "FP0"]) | ODD,
+        "shape": st.lists(st.integers(0, 2) | ODD, max_size=3) | ODD,
+        "data": st.lists(st.integers(0, 1) | ODD, max_size=4) | st.binary(max_size=8) | ODD,
+        "parameters": PARAMETERS | st.just({"binary_data_size": 4}) | ODD,
+        "later": ODD,
+    },
+)
+STRANGE_REQUEST = st.fixed_dictionaries(
+    {"inputs": st.lists(STRANGE_INPUT, max_size=2) | ODD},
+    optional={"id": ODD, "parameters": PARAMETERS | ODD, "outputs": st.just([{"name": "y"}]) | ODD, "later": ODD},
+)
+
+
+@given(STRANGE_REQUEST, st.binary(max_size=4))
+def test_the_quick_way_and_the_careful_way_agree(document, behind):
+    def outcome(read):
+        try:
+            return read(document, oip._Tail(behind))
+        except InvalidInput as err:
+            return err.message
+
+    assert outcome(oip._request) == outcome(oip._careful_request)
+
+
 def test_binary_outputs_follow_the_output_then_the_request():
     outputs = (RequestedOutput("a", binary=False), RequestedOutput("b", binary=True), RequestedOutput("c"))
     names = ["a", "b", "c"]
