@@ -10,14 +10,15 @@ import contextlib
 import gc
 import random
 import socket
+import uuid
 from itertools import pairwise
 
 import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from services.gateway import express_connection, http_server
-from services.gateway.express import Inference
+from services.gateway import express_connection, http_server, turnstile
+from services.gateway.express import Inference, _new_id
 from shared.tensors import Tensor
 from support.lone_gateway import LoneGateway, body, chunked, post, silent
 from support.waiting import eventually
@@ -291,6 +292,25 @@ async def test_a_client_that_leaves_when_its_answer_comes_is_logged_once(tmp_pat
         assert not gateway.usual
 
 
+async def test_the_line_of_an_answer_that_is_handed_over_tells_of_the_whole_request(tmp_path):
+    async with LoneGateway(tmp_path) as gateway, gateway.line() as line:
+        with capture_logs() as logged:
+            await line.send(post(silent(), "accept-encoding: identity;q=0, gzip"))
+            record = await gateway.record()
+            await asyncio.sleep(0.1)
+            await gateway.answer(record)
+            assert (await line.answer()).id == record.id
+            await eventually(lambda: lines_of(logged))
+        assert lines_of(logged)[0]["duration_ms"] >= 100
+
+
+def test_ids_are_random_uuids():
+    ids = {_new_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    for each in ids:
+        assert (str(uuid.UUID(each)), uuid.UUID(each).version, uuid.UUID(each).variant) == (each, 4, uuid.RFC_4122)
+
+
 async def test_append_failures_free_the_place(tmp_path):
     async with LoneGateway(tmp_path, max_in_flight_per_model=1) as gateway, gateway.line() as line:
         gateway.log.fails = True
@@ -395,6 +415,24 @@ async def test_what_arrives_in_part_is_answered_before_the_end(tmp_path):
         answer = await line.ask(whole[-5:])
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert await line.closed()
+        await stopping
+
+
+async def test_a_refusal_that_is_due_is_sent_before_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(turnstile, "_STEP_S", 60)
+    monkeypatch.setattr(turnstile, "_LONGEST_S", 60)
+    full = LoneGateway(tmp_path, max_in_flight_per_model=1, drain_timeout_s=0.2)
+    async with full as gateway, gateway.line() as line, gateway.line() as other:
+        await other.send(post(silent()))
+        await gateway.record()
+        for _ in range(2):
+            assert (await line.ask(post(body()))).status == 503
+        await line.send(post(body()))
+        await eventually(lambda: any(connection._due for connection in gateway.connections))
+        stopping = asyncio.create_task(gateway.stopped())
+        assert (await line.answer()).json["code"] == "overloaded"
+        assert await line.closed()
+        assert (await other.answer()).json["code"] == "stopping"
         await stopping
 
 
