@@ -10,6 +10,7 @@ import contextlib
 import gc
 import random
 import socket
+import ssl
 import uuid
 from itertools import pairwise
 
@@ -20,6 +21,7 @@ from structlog.testing import capture_logs
 from services.gateway import express_connection, http_server, turnstile
 from services.gateway.express import Inference, _new_id
 from shared.tensors import Tensor
+from support.certificates import Certificates
 from support.lone_gateway import LoneGateway, body, chunked, post, silent
 from support.waiting import eventually
 
@@ -512,6 +514,55 @@ async def test_who_asks_on_without_taking_answers_is_cut_off(tmp_path):
             await eventually(lambda: gateway.log.records)
             await eventually(lambda: not gateway.connections)
         await gateway.let_go()
+
+
+# ------------------------------------------------------------------ over TLS
+
+
+@pytest.fixture
+def tls(tmp_path):
+    """Settings of a server, and what its clients need."""
+    certificates = Certificates(tmp_path)
+    certificate, key = certificates.issue("gateway")
+    trusted = ssl.create_default_context(cafile=certificates.authority)
+    return {"gateway_tls_certfile": certificate, "gateway_tls_keyfile": key}, {"ssl": trusted}
+
+
+@pytest.mark.usefixtures("patient")
+async def test_over_tls_it_is_the_same(tmp_path, tls):
+    settings, how = tls
+    whole = post(named("1"))
+    async with LoneGateway(tmp_path, **settings) as gateway:
+        async with gateway.line(**how) as line:
+            assert (await line.ask(whole)).status == 200
+            assert (await line.ask(whole[:-5], whole[-5:])).status == 200
+            assert not gateway.usual
+            await line.send(post(named("0", behaviour="silent")))
+            record = await gateway.record(2)
+            await line.send(whole, post(named("2")) + LIVE)
+            await gateway.answer(record)
+            assert [(await line.answer()).json["id"] for _ in range(3)] == ["0", "1", "2"]
+            assert (await line.answer()).json == {"live": True}
+            await line.send(post(silent()))
+            record = await gateway.record(5)
+        await gateway.let_go()
+        assert gateway.state(record.id) == (True, None)
+
+
+async def test_over_tls_a_client_that_takes_nothing_is_cut_off_quietly(tmp_path, tls):
+    settings, how = tls
+    failed = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+    async with LoneGateway(tmp_path, stall_timeout_s=0.3, **settings) as gateway:
+        gateway.answer_with["large"] = sized(LARGE)
+        asked = post(body(parameters={"behaviour": "large", "binary_data_output": True}))
+        async with gateway.line(**how, limit=1000) as line:
+            for _ in range(3):
+                await line.send(asked)
+            await eventually(lambda: gateway.log.records)
+            await eventually(lambda: not gateway.connections)
+        await gateway.let_go()
+    assert not failed
 
 
 # ------------------------------------------------------------------ nothing is left
