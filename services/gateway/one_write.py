@@ -52,7 +52,9 @@ class OneWrite:
         self._transport.close()
 
     def flush(self) -> None:
-        """Write now what is to be written."""
+        """Write now what is to be written; a connection that was cut off meanwhile takes nothing."""
         if self._written:
             written, self._written, self._size_bytes = self._written, [], 0
+            if self._transport.is_closing():
+                return
             self._transport.write(written[0] if len(written) == 1 else b"".join(written))

@@ -10,6 +10,7 @@ from services.gateway import bodies, http_server
 from services.gateway.bodies import ClientGone
 from services.gateway.edge import Edge
 from services.gateway.gateway import Gateway
+from services.gateway.one_write import OneWrite
 from services.gateway.settings import GatewaySettings
 from shared.errors import Stalled, TooLarge
 from support.http_port import hello, served
@@ -119,6 +120,45 @@ async def test_a_client_that_takes_nothing_is_let_go():
     gateway = Gateway(GatewaySettings(stall_timeout_s=0.05))
     await Edge(answer_413, gateway)(scope(), receiving(), stuck)
     assert gateway.in_flight == 0
+
+
+# ------------------------------------------------------------------ one write
+
+
+class Transport:
+    """Notes what is written; after `abort` it can't be written to any more."""
+
+    def __init__(self):
+        self.written = []
+        self._closing = False
+
+    def write(self, data):
+        assert not self._closing
+        self.written.append(data)
+
+    def is_closing(self):
+        return self._closing
+
+    def abort(self):
+        self._closing = True
+
+
+async def test_what_one_turn_writes_goes_together_and_nothing_after_the_end():
+    transport = Transport()
+    writer = OneWrite(transport, asyncio.get_running_loop())
+    writer.write(b"a")
+    writer.write(b"b")
+    assert not transport.written
+    await asyncio.sleep(0)
+    assert transport.written == [b"ab"]
+    writer.write(b"c")
+    writer.write_whole(b"d")
+    assert transport.written == [b"ab", b"c", b"d"]
+    writer.write(b"lost")
+    writer.abort()
+    await asyncio.sleep(0)
+    writer.flush()
+    assert transport.written == [b"ab", b"c", b"d"]
 
 
 # ------------------------------------------------------------------ uvicorn
