@@ -1,0 +1,67 @@
+"""Dynamic INT8: weights once, activations in each run by the range of the whole tensor. Never batched across requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from services.optimizer.recipes import graph as graphs
+from services.optimizer.recipes.errors import not_built
+from services.optimizer.recipes.ort_tools import PRODUCTS, excluded, finished, prepared, quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onnx import ModelProto
+
+    from services.optimizer.recipes.configs import DynamicInt8
+
+_MARKS: Final = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "QAttention", "DequantizeLinear"})
+
+
+def build(config: DynamicInt8, model: ModelProto) -> ModelProto:
+    """The model with INT8 weights, and activations quantized as they come; in subgraphs too.
+
+    Raises:
+        NotBuilt: nothing in it can be quantized, or a step failed.
+    """
+    return finished(model, quantized(prepared(model), config), _MARKS)
+
+
+def operators(config: DynamicInt8) -> list[str]:
+    """The types of the operators that are quantized."""
+    from onnxruntime.quantization import registry  # noqa: PLC0415 - heavy, and only some recipes need it
+
+    if config.operators == "products":
+        return [name for name in PRODUCTS if name != "Conv"]  # ConvInteger is many times slower than Conv
+    return sorted(registry.IntegerOpsRegistry)
+
+
+def quantized(ready: ModelProto, config: DynamicInt8, only: Sequence[str] = ()) -> ModelProto:
+    """The prepared model quantized; of its nodes `only` these, if any are named.
+
+    Raises:
+        NotBuilt: the quantizer failed.
+    """
+    from onnxruntime.quantization import QuantType  # noqa: PLC0415 - as above
+    from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer  # noqa: PLC0415 - as above
+    from onnxruntime.quantization.quant_utils import QuantizationMode  # noqa: PLC0415 - as above
+
+    skipped = excluded(ready, config.exclude)
+    with not_built("quantizing"), quiet():
+        quantizer = ONNXQuantizer(
+            graphs.copied(ready),
+            config.per_channel,
+            False,  # noqa: FBT003 - reduce_range: 7 bits are for CPUs before VNNI
+            QuantizationMode.IntegerOps,
+            False,  # noqa: FBT003 - static
+            QuantType.QInt8,
+            QuantType.QUInt8,
+            None,
+            list(only),
+            skipped,
+            operators(config),
+            {"MatMulConstBOnly": True, "EnableSubgraph": True},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        return quantizer.model.model  # type: ignore[no-any-return] # untyped

@@ -1,0 +1,104 @@
+"""The way to ONNX Runtime's quantization tools (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
+
+They print, configure the root logger, and import sympy, so they are imported where they are used and run inside
+`quiet`. `prepared` is what has to happen to a graph first: shapes inferred, constants folded, nodes named.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final
+
+import onnx
+
+from services.optimizer.recipes import graph as graphs
+from services.optimizer.recipes.errors import NotBuilt, not_built
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from onnx import ModelProto
+
+    from services.optimizer.recipes.configs import Nodes
+
+PRODUCTS: Final = ("Conv", "MatMul", "Gemm")
+"""Where nearly all time goes."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Neither prints, nor logs, nor warnings: the tools address a person at a terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def prepared(model: ModelProto) -> ModelProto:
+    """The model as quantizers want it: shapes known, constants folded, an opset with per-channel scales, named nodes.
+
+    The same model gives the same names, so that a config may exclude nodes by name.
+
+    Raises:
+        NotBuilt: it can't be prepared.
+    """
+    from onnxruntime.quantization import QuantType  # noqa: PLC0415 - heavy, and only some recipes need it
+    from onnxruntime.quantization.quant_utils import update_opset_version  # noqa: PLC0415 - as above
+
+    with not_built("preparing the graph"), quiet():
+        ready = update_opset_version(_preprocessed(model), QuantType.QInt8)
+    graphs.name_nodes(ready.graph)
+    return ready
+
+
+def _preprocessed(model: ModelProto) -> ModelProto:
+    """Symbolic shape inference fails on transformers out of torch's exporter; the plain one is enough for them."""
+    try:
+        return _preprocess(model, skip_symbolic_shape=False)
+    except Exception:  # noqa: BLE001 - sympy's and its own errors alike; what fails again is reported
+        return _preprocess(model, skip_symbolic_shape=True)
+
+
+def _preprocess(model: ModelProto, *, skip_symbolic_shape: bool) -> ModelProto:
+    from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415 - as above
+
+    with TemporaryDirectory(prefix="prepare-") as directory:
+        path = Path(directory) / "prepared.onnx"
+        # A copy, as the tensors' data are moved out of what is given.
+        quant_pre_process(graphs.copied(model), path, skip_symbolic_shape=skip_symbolic_shape)
+        return onnx.load_model(path)
+
+
+def excluded(ready: ModelProto, exclude: Nodes) -> list[str]:
+    """The names as a list.
+
+    Raises:
+        NotBuilt: the prepared graph has no node of such a name: it was named after another graph.
+    """
+    if unknown := set(exclude) - {node.name for node in ready.graph.node}:
+        raise NotBuilt(f"there is no node {min(unknown)!r} to exclude")
+    return list(exclude)
+
+
+def finished(original: ModelProto, quantized: ModelProto, marks: frozenset[str]) -> ModelProto:
+    """The quantized model without the tools' notes, once it is sure that something was quantized.
+
+    Raises:
+        NotBuilt: there is no more of any operator in `marks` than before.
+    """
+    before, after = graphs.operator_counts(original.graph), graphs.operator_counts(quantized.graph)
+    if not any(after[mark] > before[mark] for mark in marks):
+        kinds = ", ".join(sorted(before))[:300]
+        raise NotBuilt(f"none of its operators can be quantized this way ({kinds or 'there are none'})")
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(original.metadata_props)
+    return quantized
