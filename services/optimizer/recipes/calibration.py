@@ -47,6 +47,8 @@ def ranges(ready: ModelProto, config: StaticQdq, operators: Sequence[str], rows:
         plain, augmented = Path(directory) / "plain.onnx", Path(directory) / "augmented.onnx"
         onnx.save_model(ready, plain)
         calibrator = _calibrator(config, plain, augmented, operators)
+        if not calibrator.select_tensors_to_calibrate(calibrator.model)[0]:
+            raise NotBuilt("no floating-point tensor goes into or out of an operator that can be quantized")
         calibrator.augment_graph()
         calibrator.infer_session = _Session(calibrator.model, means)
         for feeds in rows:

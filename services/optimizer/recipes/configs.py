@@ -75,7 +75,7 @@ class DynamicInt8(_Config, frozen=True, kw_only=True, tag="dynamic-int8"):
     """
 
     operators: Literal["all", "products"] = "all"
-    """All that ONNX Runtime has dynamic kernels for (Conv, Gather and LSTM among them), or only MatMul and Gemm."""
+    """All that ONNX Runtime has dynamic kernels for (Conv and Gather among them), or only MatMul, Gemm, LSTM, Attention."""
     per_channel: bool = True
     exclude: Nodes = ()
 

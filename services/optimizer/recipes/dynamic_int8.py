@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.optimizer.recipes import graph as graphs
 from services.optimizer.recipes.errors import not_built
-from services.optimizer.recipes.ort_tools import PRODUCTS, excluded, finished, prepared, quiet
+from services.optimizer.recipes.ort_tools import excluded, finished, prepared, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from services.optimizer.recipes.configs import DynamicInt8
 
+_PRODUCTS: Final = ("Attention", "Gemm", "LSTM", "MatMul")
+"""Not Conv: ConvInteger is several times slower than Conv in fp32."""
 _MARKS: Final = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "QAttention", "DequantizeLinear"})
 
 
@@ -32,7 +34,7 @@ def operators(config: DynamicInt8) -> list[str]:
     from onnxruntime.quantization import registry  # noqa: PLC0415 - heavy, and only some recipes need it
 
     if config.operators == "products":
-        return [name for name in PRODUCTS if name != "Conv"]  # ConvInteger is many times slower than Conv
+        return list(_PRODUCTS)
     return sorted(registry.IntegerOpsRegistry)
 
 
@@ -42,12 +44,12 @@ def quantized(ready: ModelProto, config: DynamicInt8, only: Sequence[str] = ()) 
     Raises:
         NotBuilt: the quantizer failed.
     """
-    from onnxruntime.quantization import QuantType  # noqa: PLC0415 - as above
-    from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer  # noqa: PLC0415 - as above
-    from onnxruntime.quantization.quant_utils import QuantizationMode  # noqa: PLC0415 - as above
-
     skipped = excluded(ready, config.exclude)
     with not_built("quantizing"), quiet():
+        from onnxruntime.quantization import QuantType  # noqa: PLC0415 - as above
+        from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer  # noqa: PLC0415 - as above
+        from onnxruntime.quantization.quant_utils import QuantizationMode  # noqa: PLC0415 - as above
+
         quantizer = ONNXQuantizer(
             graphs.copied(ready),
             config.per_channel,

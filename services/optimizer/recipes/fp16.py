@@ -2,8 +2,9 @@
 
 Done by `onnxruntime.transformers.float16`, which ships with ONNX Runtime and is the maintained descendant of
 onnxconverter-common's `float16`: it knows which inputs must stay fp32 in which opset, converts subgraphs, and keeps
-operators without fp16 kernels in fp32. Numbers beyond its range become its largest, 1e4, which keeps sums with masks
-of -10000 finite.
+operators without fp16 kernels in fp32. Numbers beyond 1e4 become 1e4, which keeps sums with masks of -10000 finite.
+The graph is prepared first, since that folds away constants that are worse off in fp16 than their product, such as the
+variances of a batch normalization.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from onnx import TensorProto
 
 from services.optimizer.recipes import graph as graphs
 from services.optimizer.recipes.errors import NotBuilt, not_built
-from services.optimizer.recipes.ort_tools import quiet
+from services.optimizer.recipes.ort_tools import finished, prepared, quiet
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -26,13 +27,13 @@ def build(model: ModelProto) -> ModelProto:
     Raises:
         NotBuilt: it has no fp32 constants, or the conversion failed.
     """
-    from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415 - heavy, only needed here
-
     if not _halvable(model):
         raise NotBuilt("the model has no fp32 constants to halve")
+    ready = prepared(model)
     with not_built("converting to fp16"), quiet():
-        converted: ModelProto = convert_float_to_float16(graphs.copied(model), keep_io_types=True)
-    return converted
+        from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415 - heavy, only needed here
+
+        return finished(model, convert_float_to_float16(ready, keep_io_types=True), frozenset({"Cast"}))
 
 
 def _halvable(model: ModelProto) -> bool:

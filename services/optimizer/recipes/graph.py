@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
 CONTRIB_DOMAIN: Final = "com.microsoft"
+_BIAS: Final = 2
+"""Which of a Gemm's inputs is its bias."""
 
 
 def copied(model: ModelProto) -> ModelProto:
@@ -56,6 +58,32 @@ def drop_unused(graph: GraphProto, constants: set[str]) -> None:
     kept = [tensor for tensor in graph.initializer if tensor.name not in constants or uses[tensor.name]]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def hoist_constants(graph: GraphProto) -> None:
+    """Make initializers of the main graph's `Constant` nodes that hold a tensor: some exporters keep weights there."""
+    kept = []
+    for node in graph.node:
+        value = node.attribute[0] if node.op_type == "Constant" and len(node.attribute) == 1 else None
+        if value is None or value.name != "value" or not node.output[0]:
+            kept.append(node)
+            continue
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(value.t)
+        tensor.name = node.output[0]
+    if len(kept) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(kept)
+
+
+def flatten_biases(graph: GraphProto) -> None:
+    """Make vectors [N] of constant biases [1, N] of Gemms: they mean the same, and quantizers know vectors alone."""
+    biases = {node.input[2] for node in graph.node if node.op_type == "Gemm" and len(node.input) > _BIAS}
+    others = {name for node in nodes(graph) for name in node.input[: _BIAS if node.op_type == "Gemm" else None]}
+    others |= {value.name for value in (*graph.input, *graph.output)}
+    for tensor in graph.initializer:
+        if tensor.name in biases - others and len(tensor.dims) == 2 and tensor.dims[0] == 1:  # noqa: PLR2004 - a matrix
+            del tensor.dims[0]
 
 
 def name_nodes(graph: GraphProto) -> None:

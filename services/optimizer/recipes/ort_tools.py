@@ -20,7 +20,7 @@ from services.optimizer.recipes import graph as graphs
 from services.optimizer.recipes.errors import NotBuilt, not_built
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from onnx import ModelProto
 
@@ -28,36 +28,52 @@ if TYPE_CHECKING:
 
 PRODUCTS: Final = ("Conv", "MatMul", "Gemm")
 """Where nearly all time goes."""
+_MIN_OPSET: Final = 13
+_MAX_KINDS_CHARS: Final = 300
+_FATAL_ONLY, _WARNINGS = 4, 2
+"""Severities of ONNX Runtime's log; the second is its default."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Neither prints, nor logs, nor warnings: the tools address a person at a terminal."""
+    import onnxruntime as ort  # noqa: PLC0415 - heavy, and only some recipes need it
+
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    ort.set_default_logger_severity(_FATAL_ONLY)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
+        ort.set_default_logger_severity(_WARNINGS)
         logging.disable(before)
 
 
 def prepared(model: ModelProto) -> ModelProto:
-    """The model as quantizers want it: shapes known, constants folded, an opset with per-channel scales, named nodes.
+    """The model as quantizers want it: an opset with per-channel scales, shapes known, constants folded, named nodes.
 
     The same model gives the same names, so that a config may exclude nodes by name.
 
     Raises:
         NotBuilt: it can't be prepared.
     """
-    from onnxruntime.quantization import QuantType  # noqa: PLC0415 - heavy, and only some recipes need it
-    from onnxruntime.quantization.quant_utils import update_opset_version  # noqa: PLC0415 - as above
-
     with not_built("preparing the graph"), quiet():
-        ready = update_opset_version(_preprocessed(model), QuantType.QInt8)
+        ready = _preprocessed(_recent(model))
+    graphs.flatten_biases(ready.graph)
     graphs.name_nodes(ready.graph)
     return ready
+
+
+def _recent(model: ModelProto) -> ModelProto:
+    """The model in an opset whose DequantizeLinear takes a scale for each channel."""
+    opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), _MIN_OPSET)
+    if opset >= _MIN_OPSET:
+        return model
+    from onnx import version_converter  # noqa: PLC0415 - old models alone need it
+
+    return version_converter.convert_version(model, _MIN_OPSET)
 
 
 def _preprocessed(model: ModelProto) -> ModelProto:
@@ -72,9 +88,10 @@ def _preprocess(model: ModelProto, *, skip_symbolic_shape: bool) -> ModelProto:
     from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415 - as above
 
     with TemporaryDirectory(prefix="prepare-") as directory:
-        path = Path(directory) / "prepared.onnx"
-        # A copy, as the tensors' data are moved out of what is given.
-        quant_pre_process(graphs.copied(model), path, skip_symbolic_shape=skip_symbolic_shape)
+        source, path = Path(directory) / "model.onnx", Path(directory) / "prepared.onnx"
+        # By path: of a ModelProto it moves the tensors into another file, and does not find that again.
+        onnx.save_model(model, source)
+        quant_pre_process(source, path, skip_symbolic_shape=skip_symbolic_shape)
         return onnx.load_model(path)
 
 
@@ -89,6 +106,19 @@ def excluded(ready: ModelProto, exclude: Nodes) -> list[str]:
     return list(exclude)
 
 
+def quantizable(ready: ModelProto, operators: Sequence[str], exclude: Nodes = ()) -> list[str]:
+    """The nodes of these operators, by name.
+
+    Raises:
+        NotBuilt: there are none. Those in subgraphs do not count: quantizers of QDQ stay out of them.
+    """
+    found = [node.name for node in ready.graph.node if node.op_type in operators and node.name not in exclude]
+    if not found:
+        kinds = ", ".join(sorted({node.op_type for node in ready.graph.node}))[:_MAX_KINDS_CHARS]
+        raise NotBuilt(f"no operator in its main graph can be quantized this way ({kinds or 'there are none'})")
+    return found
+
+
 def finished(original: ModelProto, quantized: ModelProto, marks: frozenset[str]) -> ModelProto:
     """The quantized model without the tools' notes, once it is sure that something was quantized.
 
@@ -97,7 +127,7 @@ def finished(original: ModelProto, quantized: ModelProto, marks: frozenset[str])
     """
     before, after = graphs.operator_counts(original.graph), graphs.operator_counts(quantized.graph)
     if not any(after[mark] > before[mark] for mark in marks):
-        kinds = ", ".join(sorted(before))[:300]
+        kinds = ", ".join(sorted(before))[:_MAX_KINDS_CHARS]
         raise NotBuilt(f"none of its operators can be quantized this way ({kinds or 'there are none'})")
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(original.metadata_props)

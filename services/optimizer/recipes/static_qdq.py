@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from services.optimizer.recipes import graph as graphs
 from services.optimizer.recipes.calibration import ranges
 from services.optimizer.recipes.errors import not_built
-from services.optimizer.recipes.ort_tools import PRODUCTS, excluded, finished, prepared, quiet
+from services.optimizer.recipes.ort_tools import PRODUCTS, excluded, finished, prepared, quantizable, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,7 @@ def build(config: StaticQdq, model: ModelProto, rows: Rows, means: Means) -> Mod
         NotBuilt: nothing in it can be quantized, or a step failed.
     """
     ready = prepared(model)
+    quantizable(ready, operators(config), config.exclude)
     found = ranges(ready, config, operators(config), rows, means)
     return finished(model, quantized(ready, config, found), _MARKS)
 
@@ -50,12 +51,12 @@ def quantized(ready: ModelProto, config: StaticQdq, found: Any, only: Sequence[s
     Raises:
         NotBuilt: the quantizer failed.
     """
-    from onnxruntime.quantization import QuantType  # noqa: PLC0415 - as above
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer  # noqa: PLC0415 - as above
-
     signed = config.activations == "s8"
     skipped = excluded(ready, config.exclude)
     with not_built("quantizing"), quiet():
+        from onnxruntime.quantization import QuantType  # noqa: PLC0415 - as above
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer  # noqa: PLC0415 - as above
+
         quantizer = QDQQuantizer(
             graphs.copied(ready),
             config.per_channel,

@@ -41,6 +41,7 @@ def build(config: WeightOnly, model: ModelProto) -> ModelProto:
     """
     quantized = graphs.copied(model)
     graph = quantized.graph
+    graphs.hoist_constants(graph)
     constants = _constants(graph)
     taken = graphs.names(graph)
     nodes: list[NodeProto] = []
