@@ -1,10 +1,11 @@
-"""Recipes: how a smaller or faster form of a model is built. A `ModelProto` and calibration rows in, a `ModelProto` out.
+"""Recipes: how a smaller or faster form of a model is built. `ModelProto` and calibration rows in, `ModelProto` out.
 
-1. `configs` are what can be asked for, as data: a frozen struct each, which is kept as the provenance of what it built.
+1. `configs` are what can be asked for, as data: a frozen struct each, kept as the provenance of what it built.
    `registry` gives the usual ones their names, and says for which of them the same bytes come out again.
-2. `build` makes a model from one. Behind it `weight_only`, `static_qdq` (with `calibration`), `dynamic_int8` and `fp16`;
-   `ort_tools` is the way to ONNX Runtime's quantization tools, and `graph` what they all do to a graph.
-3. `sensitivity` finds the nodes that quantization hurts, and what leaving them in fp32 gives: a curve of recipes.
+2. `build` makes a model from one. Behind it are `weight_only` (with `packing`), `static_qdq` (with `calibration`),
+   `dynamic_int8` and `fp16`; `ort_tools` is the way to ONNX Runtime's quantization tools, `graph` what is done to
+   graphs, `running` how models are run on rows.
+3. `sensitivity` finds the nodes that quantization hurts, and what leaving them in fp32 gives: a `curve` of recipes.
 
 A recipe takes any model, one that was pruned or healed before too: combinations are made by applying one to the other's
 result. It judges nothing: quality, speed and row independence are measured afterwards.

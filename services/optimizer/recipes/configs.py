@@ -1,4 +1,4 @@
-"""What can be asked for, as data. A config with the model and the calibration rows says all of what was built from them.
+"""What can be asked for, as data: with the model and the calibration rows, a config says all of what was built.
 
 Configs are tagged msgspec structs, so they travel as JSON (`kind` names the class) and are kept as provenance.
 """
@@ -75,7 +75,7 @@ class DynamicInt8(_Config, frozen=True, kw_only=True, tag="dynamic-int8"):
     """
 
     operators: Literal["all", "products"] = "all"
-    """All that ONNX Runtime has dynamic kernels for (Conv and Gather among them), or only MatMul, Gemm, LSTM, Attention."""
+    """All that ONNX Runtime has dynamic kernels for, Conv and Gather too, or only MatMul, Gemm, LSTM and Attention."""
     per_channel: bool = True
     exclude: Nodes = ()
 
@@ -86,7 +86,7 @@ class DynamicInt8(_Config, frozen=True, kw_only=True, tag="dynamic-int8"):
 
 
 class Fp16(_Config, frozen=True, kw_only=True, tag="fp16"):
-    """Numbers as fp16 inside, inputs and outputs as they were. For GPUs: CPUs convert back and forth and gain nothing."""
+    """fp16 inside, inputs and outputs as they were. For GPUs: CPUs convert back and forth and gain nothing."""
 
 
 Recipe = WeightOnly | StaticQdq | DynamicInt8 | Fp16

@@ -1,4 +1,7 @@
-"""Dynamic INT8: weights once, activations in each run by the range of the whole tensor. Never batched across requests."""
+"""Dynamic INT8: weights once, activations in each run by the range of the whole tensor.
+
+So a variant of it is never batched across requests: see `configs.DynamicInt8`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
 
 _PRODUCTS: Final = ("Attention", "Gemm", "LSTM", "MatMul")
 """Not Conv: ConvInteger is several times slower than Conv in fp32."""
-_MARKS: Final = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "QAttention", "DequantizeLinear"})
+MARKS: Final = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "QAttention", "DequantizeLinear"})
+"""Operators of which there are more once something was quantized."""
 
 
 def build(config: DynamicInt8, model: ModelProto) -> ModelProto:
@@ -26,7 +30,7 @@ def build(config: DynamicInt8, model: ModelProto) -> ModelProto:
     Raises:
         NotBuilt: nothing in it can be quantized, or a step failed.
     """
-    return finished(model, quantized(prepared(model), config), _MARKS)
+    return finished(model, quantized(prepared(model), config), MARKS)
 
 
 def operators(config: DynamicInt8) -> list[str]:
@@ -53,9 +57,9 @@ def quantized(ready: ModelProto, config: DynamicInt8, only: Sequence[str] = ()) 
         quantizer = ONNXQuantizer(
             graphs.copied(ready),
             config.per_channel,
-            False,  # noqa: FBT003 - reduce_range: 7 bits are for CPUs before VNNI
+            False,  # reduce_range: 7 bits are for CPUs before VNNI
             QuantizationMode.IntegerOps,
-            False,  # noqa: FBT003 - static
+            False,  # static
             QuantType.QInt8,
             QuantType.QUInt8,
             None,

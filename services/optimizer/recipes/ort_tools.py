@@ -60,7 +60,10 @@ def prepared(model: ModelProto) -> ModelProto:
         NotBuilt: it can't be prepared.
     """
     with not_built("preparing the graph"), quiet():
+        from onnxruntime.quantization.quant_utils import add_infer_metadata  # noqa: PLC0415 - as above
+
         ready = _preprocessed(_recent(model))
+        add_infer_metadata(ready)  # spares each quantizer another inference of shapes, which goes through a file
     graphs.flatten_biases(ready.graph)
     graphs.name_nodes(ready.graph)
     return ready

@@ -24,9 +24,9 @@ _TINY: Final = np.finfo(np.float32).tiny
 def int8(matrix: Matrix, block: int) -> Packed:
     """One byte a number, symmetric: 1 to 255 around 128."""
     blocks = _blocks(matrix, block)
-    scales = np.abs(blocks).max(axis=2) / _LARGEST_8
+    scales = np.asarray(np.abs(blocks).max(axis=2) / _LARGEST_8, np.float32)
     whole = np.rint(blocks / _divisor(scales)) + _ZERO_8
-    return np.clip(whole, 1, 255).astype(np.uint8), scales.astype(np.float32)
+    return np.clip(whole, 1, 255).astype(np.uint8), scales
 
 
 def int4(matrix: Matrix, block: int) -> Packed:
@@ -37,9 +37,10 @@ def int4(matrix: Matrix, block: int) -> Packed:
     """
     blocks = _blocks(matrix, block)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[:, :, None], axis=2)[:, :, 0]
-    scales = largest / -_ZERO_4
+    scales = np.asarray(largest / -_ZERO_4, np.float32)
     whole = np.clip(np.rint(blocks / _divisor(scales)) + _ZERO_4, 0, _HIGHEST_4).astype(np.uint8)
-    return whole[:, :, 0::2] | (whole[:, :, 1::2] << _NIBBLE), scales.astype(np.float32)
+    packed = whole[:, :, 0::2] | np.left_shift(whole[:, :, 1::2], np.uint8(_NIBBLE))
+    return np.asarray(packed, np.uint8), scales
 
 
 def _blocks(matrix: Matrix, block: int) -> Matrix:

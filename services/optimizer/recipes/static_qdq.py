@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from services.optimizer.recipes.configs import StaticQdq
     from services.optimizer.recipes.running import Means, Rows
 
-_MARKS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
+MARKS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
+"""Operators of which there are more once something was quantized."""
 
 
 def build(config: StaticQdq, model: ModelProto, rows: Rows, means: Means) -> ModelProto:
@@ -33,7 +34,7 @@ def build(config: StaticQdq, model: ModelProto, rows: Rows, means: Means) -> Mod
     ready = prepared(model)
     quantizable(ready, operators(config), config.exclude)
     found = ranges(ready, config, operators(config), rows, means)
-    return finished(model, quantized(ready, config, found), _MARKS)
+    return finished(model, quantized(ready, config, found), MARKS)
 
 
 def operators(config: StaticQdq) -> list[str]:
@@ -60,7 +61,7 @@ def quantized(ready: ModelProto, config: StaticQdq, found: Any, only: Sequence[s
         quantizer = QDQQuantizer(
             graphs.copied(ready),
             config.per_channel,
-            False,  # noqa: FBT003 - reduce_range: 7 bits are for CPUs before VNNI
+            False,  # reduce_range: 7 bits are for CPUs before VNNI
             QuantType.QInt8,
             QuantType.QInt8 if signed else QuantType.QUInt8,
             found,

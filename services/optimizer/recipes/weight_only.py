@@ -80,9 +80,7 @@ class _Product:
     bias: str | None = None
     bias_is_row: bool = False
 
-    def quantized(
-        self, node: NodeProto, prefix: str, config: WeightOnly
-    ) -> tuple[list[NodeProto], list[TensorProto]]:
+    def quantized(self, node: NodeProto, prefix: str, config: WeightOnly) -> tuple[list[NodeProto], list[TensorProto]]:
         """The nodes and initializers that do what `node` did."""
         rows, columns = self.matrix.shape
         block = int(min(config.block_size, max(_MIN_BLOCK, 2 ** (rows - 1).bit_length())))
@@ -98,9 +96,7 @@ class _Product:
         output = f"{prefix}_product" if added_bias else node.output[0]
         attributes: dict[str, Any] = {"K": rows, "N": columns, "bits": config.bits, "block_size": block}
         attributes["accuracy_level"] = _ACCURACY_LEVEL
-        nodes = [
-            helper.make_node("MatMulNBits", inputs, [output], prefix, domain=graphs.CONTRIB_DOMAIN, **attributes)
-        ]
+        nodes = [helper.make_node("MatMulNBits", inputs, [output], prefix, domain=graphs.CONTRIB_DOMAIN, **attributes)]
         if added_bias:
             nodes.append(helper.make_node("Add", [output, str(self.bias)], [node.output[0]], f"{prefix}_bias"))
         return nodes, tensors
