@@ -48,9 +48,9 @@ class Curve(Struct, frozen=True, kw_only=True):
     points: tuple[Point, ...]
     elapsed_s: float
 
-    def within(self, max_error: float) -> Point | None:
-        """The point with the fewest excluded nodes and no more error than this; None: no point is as close."""
-        return next((point for point in self.points if point.error <= max_error), None)
+    def reaching(self, min_cosine: float) -> Point | None:
+        """The point with the fewest excluded nodes that is at least this close; None: no point is."""
+        return next((point for point in self.points if point.cosine >= min_cosine), None)
 
 
 def pareto(points: Sequence[Point]) -> tuple[Point, ...]:

@@ -42,6 +42,11 @@ def operators(config: DynamicInt8) -> list[str]:
     return sorted(registry.IntegerOpsRegistry)
 
 
+def _as_products(names: Sequence[str]) -> list[str]:
+    """The names, and those of the products that the quantizer makes of Gemms before it looks at names."""
+    return [*names, *(f"{name}_MatMul" for name in names)]
+
+
 def quantized(ready: ModelProto, config: DynamicInt8, only: Sequence[str] = ()) -> ModelProto:
     """The prepared model quantized; of its nodes `only` these, if any are named.
 
@@ -63,8 +68,8 @@ def quantized(ready: ModelProto, config: DynamicInt8, only: Sequence[str] = ()) 
             QuantType.QInt8,
             QuantType.QUInt8,
             None,
-            list(only),
-            skipped,
+            _as_products(only),
+            _as_products(skipped),
             operators(config),
             {"MatMulConstBOnly": True, "EnableSubgraph": True},
         )

@@ -123,7 +123,7 @@ def quantizable(ready: ModelProto, operators: Sequence[str], exclude: Nodes = ()
 
 
 def finished(original: ModelProto, quantized: ModelProto, marks: frozenset[str]) -> ModelProto:
-    """The quantized model without the tools' notes, once it is sure that something was quantized.
+    """The quantized model without the tools' notes and unused imports, once it is sure that something was quantized.
 
     Raises:
         NotBuilt: there is no more of any operator in `marks` than before.
@@ -134,4 +134,9 @@ def finished(original: ModelProto, quantized: ModelProto, marks: frozenset[str])
         raise NotBuilt(f"none of its operators can be quantized this way ({kinds or 'there are none'})")
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(original.metadata_props)
+    used = {node.domain for node in graphs.nodes(quantized.graph)} | {""}
+    known = {opset.domain for opset in original.opset_import}
+    imports = [opset for opset in quantized.opset_import if opset.domain in used | known]
+    del quantized.opset_import[:]
+    quantized.opset_import.extend(imports)
     return quantized

@@ -7,7 +7,7 @@
    number of excluded nodes and in error is the curve. Each point is a whole recipe, so it can be built and kept.
 
 All of it ends within a time budget, of which scanning may use two thirds: a step begins only if as much is left as the
-longest one so far took. Nodes that were not reached are named, and stay quantized. Errors of nodes add up only roughly;
+longest one so far took; the first one may run over. Nodes that were not reached are named, and stay quantized. Errors of nodes add up only roughly;
 that is why the curve is measured, not computed.
 """
 
@@ -40,8 +40,9 @@ _SCANNING_SHARE: Final = 2 / 3
 class _Budget:
     """Time left, and how long the longest step took."""
 
-    def __init__(self, clock: Callable[[], float], budget_s: float) -> None:
+    def __init__(self, clock: Callable[[], float], budget_s: float, on_progress: Callable[[float], None]) -> None:
         self._clock = clock
+        self._on_progress = on_progress
         self._began_s = self._step_s = clock()
         self._budget_s = budget_s
         self._longest_s = 0.0
@@ -51,9 +52,10 @@ class _Budget:
         return self._clock() - self._began_s
 
     def step(self) -> None:
-        """A step has ended, and the next one begins."""
+        """A step has ended."""
         now_s = self._clock()
         self._longest_s, self._step_s = max(self._longest_s, now_s - self._step_s), now_s
+        self._on_progress(min(1.0, self.elapsed_s / self._budget_s))
 
     def allows(self, share: float = 1.0) -> bool:
         """Whether one more step is likely to end within this share of it."""
@@ -70,6 +72,7 @@ def explore(
     budget_s: float,
     means: Means | None = None,
     clock: Callable[[], float] = time.monotonic,
+    on_progress: Callable[[float], None] = lambda _: None,
 ) -> Curve:
     """Rank the nodes that the recipe would quantize, and measure what excluding the most sensitive ones gives.
 
@@ -81,11 +84,14 @@ def explore(
         budget_s: seconds for all of it. Preparing and calibrating are within, but are not cut short.
         means: what runs may use.
         clock: seconds that only grow.
+        on_progress: called after each step with the share of the budget that is spent.
 
     Raises:
-        NotBuilt: there is nothing to quantize, or no time was left to measure a single point.
+        NotBuilt: there is nothing to quantize, no row is held out, or no time was left to measure a single point.
     """
-    budget = _Budget(clock, budget_s)
+    if not held_out:
+        raise NotBuilt("sensitivities are measured on held-out rows, and there are none")
+    budget = _Budget(clock, budget_s, on_progress)
     bench = _Bench(recipe, model, rows, held_out, means or Means())
     ranking, unscanned = _scan(bench, budget)
     points = list(_points(bench, ranking, budget))
