@@ -25,13 +25,14 @@ def chosen(config: Training, names: Iterable[str]) -> list[str]:
     Raises:
         InvalidConfig: none is.
     """
-    found = [name for name in names if _matches(name, config.train) and not _matches(name, config.freeze)]
+    found = [name for name in names if matches(name, config.train) and not matches(name, config.freeze)]
     if not found:
         raise InvalidConfig(f"train: {', '.join(config.train)} without {', '.join(config.freeze)} leaves no weight")
     return found
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns fits the name."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
