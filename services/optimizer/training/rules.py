@@ -204,7 +204,8 @@ def _reduce(links: Links) -> None:
     if axes is None and links.input(1):
         return
     if not axes and links.attributes.get("noop_with_empty_axes", 0):
-        return links.broadcast(tensor, out)
+        links.broadcast(tensor, out)
+        return
     gone = {axis % links.rank(tensor) for axis in axes or range(links.rank(tensor))}
     keep, target = bool(links.attributes.get("keepdims", 1)), 0
     for axis in range(links.rank(tensor)):
@@ -213,7 +214,6 @@ def _reduce(links: Links) -> None:
         else:
             links.same(tensor, axis, out, target)
         target += int(keep or axis not in gone)
-    return None
 
 
 def _shape(links: Links) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from onnx import helper, numpy_helper
 
-from services.optimizer.training.links import Links
 from services.optimizer.training.rules import slices
 from services.optimizer.training.weights import array_of, copied, replaced
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
     from services.optimizer.training.coupling import Axis
+    from services.optimizer.training.links import Links
     from services.optimizer.training.weights import Array
 
     Kept = Mapping[Axis, npt.NDArray[np.bool_]]

@@ -86,8 +86,8 @@ def _families(coupling: Coupling, tensors: tuple[str, ...]) -> tuple[Family, ...
             alike[tuple(where)].append(found)
     order = {name: index for index, name in enumerate(tensors)}
     families = []
-    for where, groups in alike.items():
-        names = sorted({axes[index][0] for index in where} & order.keys(), key=order.__getitem__)
+    for shared, groups in alike.items():
+        names = sorted({axes[index][0] for index in shared} & order.keys(), key=order.__getitem__)
         if names and len(groups) > 1:
             families.append(Family(tuple(names), np.array(groups)))
     return tuple(families)
