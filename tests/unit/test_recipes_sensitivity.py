@@ -15,7 +15,6 @@ from services.optimizer.recipes.build import build
 from services.optimizer.recipes.configs import DynamicInt8, StaticQdq
 from services.optimizer.recipes.curve import Point, figures, pareto
 from services.optimizer.recipes.errors import NotBuilt
-from services.optimizer.recipes.ort_tools import PRODUCTS
 from services.optimizer.recipes.running import Means, answers
 from services.optimizer.recipes.sensitivity import explore
 from support import recipe_models, uploads

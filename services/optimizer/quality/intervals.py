@@ -70,7 +70,7 @@ def bootstrap(rows: Floats, statistics: Statistics, seed: int, resamples: int = 
     drawn = []
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
-        weights = random.multinomial(count, np.full(count, 1 / count), size=size)
+        weights = _times_drawn(random, size, count)
         drawn.append(statistics(weights @ rows / count))
     figures = np.concatenate(drawn)
     values = statistics(rows.mean(axis=0)[None])[0]
@@ -79,6 +79,12 @@ def bootstrap(rows: Floats, statistics: Statistics, seed: int, resamples: int = 
         Estimate(value=float(value), low=float(min(low, value)), high=float(max(high, value)), method="bootstrap")
         for value, low, high in zip(values, lows, highs, strict=True)
     ]
+
+
+def _times_drawn(random: np.random.Generator, samples: int, rows: int) -> Floats:
+    """How often each row is in each sample: f64[samples, rows]."""
+    drawn = random.integers(0, rows, (samples, rows)) + rows * np.arange(samples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=samples * rows).reshape(samples, rows).astype(np.float64)
 
 
 def means(rows: Floats, seed: int) -> list[Estimate]:

@@ -7,8 +7,8 @@
    number of excluded nodes and in error is the curve. Each point is a whole recipe, so it can be built and kept.
 
 All of it ends within a time budget, of which scanning may use two thirds: a step begins only if as much is left as the
-longest one so far took; the first one may run over. Nodes that were not reached are named, and stay quantized. Errors of nodes add up only roughly;
-that is why the curve is measured, not computed.
+longest one so far took; the first one may run over. Nodes that were not reached are named, and stay quantized. Errors
+of nodes add up only roughly: that is why the curve is measured, not computed.
 """
 
 from __future__ import annotations
