@@ -35,6 +35,8 @@ Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 ModelName = Annotated[str, Meta(pattern=_MODEL_NAME)]
 Version = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Patterns = Annotated[tuple[Name, ...], Meta(max_length=1000)]
+"""Names of weights, where `*`, `?` and `[…]` match as in a shell."""
 OffsetMap = dict[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=0)]]
 
 
@@ -92,11 +94,11 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Search(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Look for the learning rate and the regularization that do best on the held-out part."""
+    """Look for the learning rate and the weight decay that do best on the held-out part, then train with them."""
 
     trials: Annotated[int, Meta(ge=1, le=_MAX_TRIALS)] = 8
-    epochs: Annotated[int, Meta(ge=1, le=_MAX_EPOCHS)] = 3
-    """Of a trial; the best one is then trained in full."""
+    budget_s: Annotated[float, Meta(gt=0, le=30 * _DAY_S)] | None = None
+    """No trial begins after it."""
 
 
 class WarmStart(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,27 +111,35 @@ class WarmStart(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an update is trained."""
 
-    loss: Literal["auto", "cross_entropy", "mse", "distillation"] = "auto"
-    """`auto`: cross entropy for labels that are classes, squared error for numbers, distillation for a teacher's."""
+    loss: Literal["auto", "cross_entropy", "soft_cross_entropy", "mse", "cosine"] = "auto"
+    """`auto`: what fits the labels or, without labels, the answers that are learnt."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
-    learning_rate: Positive = 1e-3
-    momentum: Share = 0.9
+    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 1e-3
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     nesterov: bool = False
-    weight_decay: NotNegative = 0.0
-    schedule: Literal["constant", "cosine", "one_cycle", "step"] = "cosine"
-    warmup: Share = 0.0
+    weight_decay: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    schedule: Literal["constant", "cosine", "steps"] = "cosine"
+    warmup: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """The share of all steps in which the learning rate rises."""
-    clip_norm: Positive | None = 1.0
+    clip_norm: Annotated[float, Meta(gt=0, le=1e9)] | None = 1.0
     epochs: Annotated[int, Meta(ge=1, le=_MAX_EPOCHS)] = 10
-    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 32
-    patience: Annotated[int, Meta(ge=1, le=_MAX_EPOCHS)] | None = 3
-    """Epochs without a better result on the held-out part before training stops; None: never."""
-    layers: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=1000)] | None = None
-    """Only weights whose names match one of these patterns (`fc*`) are trained; None: all."""
+    batch_rows: Annotated[int, Meta(ge=1, le=65_536)] = 32
+    held_out: Annotated[float, Meta(ge=0, le=0.9)] = 0.2
+    """Of the rows to train on: training keeps the epoch that is best on these."""
+    patience: Annotated[int, Meta(ge=1, le=_MAX_EPOCHS)] | None = 5
+    """Epochs without a better result on those before training stops; None: never."""
+    train: Patterns = ("*",)
+    """Only weights whose names match one of these are trained."""
+    freeze: Patterns = ()
+    """Weights that stay as they are."""
     classes: Annotated[int, Meta(ge=2, le=100_000)] | None = None
     """A new head, freshly drawn, for so many classes."""
     warm_start: WarmStart | None = None
     search: Search | None = None
+
+    def __post_init__(self) -> None:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
 
 
 class Optimization(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

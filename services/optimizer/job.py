@@ -22,6 +22,7 @@ from services.optimizer.documents import Document
 from services.optimizer.messages import (
     PARENT_FILE,
     UPLOAD_FILE,
+    WARM_START_FILE,
     Found,
     Progress,
     Rejected,
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 
 _ESSENTIAL = frozenset({REFERENCE, TRAIN})
 """Steps without which there is nothing to serve."""
+_TRAINING_SHARE = 0.5
+"""Of the time that is left, for the training within one candidate."""
 _UNBUDGETED = frozenset({REFERENCE, COMPARE})
 """What is done whatever the budget."""
 
@@ -71,6 +74,8 @@ class Task:
     """The model's."""
     elsewhere: Mapping[str, tuple[StepPlace, Step]] = field(default_factory=dict)
     """What is finished of other versions, by key."""
+    warm_start: Artifact | None = None
+    """The file that an update's weights may begin with."""
 
     @property
     def blame(self) -> bool:
@@ -82,7 +87,10 @@ class Task:
         """The task of a version."""
         model = known.model(version.model)
         parent = None if version.parent is None else model.versions.get(version.parent)
-        return cls(version, parent, model.policy, registry.finished(known))
+        asked = None if version.training is None else version.training.warm_start
+        source = None if asked is None else known.models.get(asked.model)
+        begun = None if source is None or asked is None else source.versions.get(asked.version)
+        return cls(version, parent, model.policy, registry.finished(known), None if begun is None else begun.artifact)
 
 
 @dataclass(frozen=True)
@@ -259,6 +267,10 @@ class _Attempt:
             batched=None if reference is None else reference.found.batched,
             data=dict.fromkeys(self._data, 1),
             holdout=self._options.holdout,
+            training_budget_s=max(1.0, self._budget_left_s() * _TRAINING_SHARE),
+            checkpoint_s=self._jobs.settings.checkpoint_s,
+            checkpoint=self._checkpoint(left[0]),
+            trials=self._trials(left[0]),
         )
         self._lap_s()
         return await self._jobs.sandbox.run(job, self._space.directory, self._heard, self._allowed_s)
@@ -270,7 +282,7 @@ class _Attempt:
             case Rejected():
                 self._rejected = self._rejected or message
             case Found(step=step):
-                spec = next((spec for spec in self._left() if spec.name == step), None)
+                spec = next((spec for spec in self._left() if _belongs(step, spec.name)), None)
                 if spec is not None:
                     await self._finished(spec, message)
 
@@ -293,8 +305,17 @@ class _Attempt:
                 await self._space.fetch(step.file, step_file(base), 2 * self._jobs.settings.max_model_bytes)
         if UPLOAD in bases:
             await self._space.fetch(self._version.artifact, UPLOAD_FILE)
+        if (checkpoint := self._steps.get(self._checkpoint(left[0]) or "")) is not None and checkpoint.file is not None:
+            await self._space.fetch(
+                checkpoint.file, step_file(checkpoint.name), 2 * self._jobs.settings.max_model_bytes
+            )
         if self._task.parent is not None:
             await self._space.fetch(self._task.parent.artifact, PARENT_FILE)
+        training = self._version.training
+        if training is not None and training.warm_start is not None and self._task.warm_start is None:
+            raise Rejection("not_trained", "There is no such version to start from")
+        if self._task.warm_start is not None:
+            await self._space.fetch(self._task.warm_start, WARM_START_FILE)
         for role, artifact in self._data.items():
             await self._space.fetch(artifact, data_file(role), self._jobs.settings.max_data_bytes)
 
@@ -321,10 +342,10 @@ class _Attempt:
         Raises:
             Rejection: nothing was made, and without it there is nothing to serve.
         """
-        if spec.name in _ESSENTIAL and not (found.file or found.batched):
+        if found.step in _ESSENTIAL and not (found.file or found.batched):
             raise Rejection("vet_crashed", f"Step {spec.name!r} ended without a result")
         makes = found.measurements is not None or found.file
-        file = await self._space.keep(step_file(spec.name)) if makes else None
+        file = await self._space.keep(step_file(found.step)) if makes else None
         made_of = None
         if file is not None:
             digests = {name: step.file.sha256 for name, step in self._steps.items() if step.file is not None}
@@ -332,7 +353,22 @@ class _Attempt:
             made_of = documents.provenance(spec, found, digests, self._seed, self._means, self._used())
         document = Document(found=found, provenance=made_of)
         result = await self._put(document.encode())
-        await self._tell(Step(spec.name, self._keys()[spec.name], result, file, self._lap_s()), document)
+        key = self._keys()[spec.name]
+        key = key if found.step == spec.name else plans.part_of(key, found.step)
+        await self._tell(Step(found.step, key, result, file, self._lap_s()), document)
+
+    def _checkpoint(self, spec: Spec) -> str | None:
+        """The step that holds the newest state of a training that was not ended."""
+        kept = [name for name, step in self._steps.items() if _belongs(name, spec.name) and step.file is not None]
+        return max(kept, key=lambda name: int(name.rpartition(".")[2]), default=None)
+
+    def _trials(self, spec: Spec) -> tuple[str, ...]:
+        """The trials of its search that are done, as JSON."""
+        prefix = f"{spec.name}.trial."
+        kept = sorted(
+            (name for name in self._steps if name.startswith(prefix)), key=lambda name: int(name[len(prefix) :])
+        )
+        return tuple(self._documents[name].found.parameters for name in kept)
 
     def _used(self) -> dict[str, DataUsed]:
         drawn = {role: each.data for role, each in self._documents.items() if each.data is not None}
@@ -423,6 +459,11 @@ class _Attempt:
                     parse_labels(await self._jobs.store.get_bytes(step.labels))
         except CallerError as err:
             raise Rejection("processing_mismatch", err.message) from err
+
+
+def _belongs(name: str, step: str) -> bool:
+    """Whether a result is of a step, or of a part of it: `train.3` is of `train`."""
+    return name == step or name.startswith(f"{step}.")
 
 
 def rejected(version: Version, owner: str, rejection: Rejection) -> ModelRejected:

@@ -31,6 +31,8 @@ UNUSABLE_EXIT: Final = 78
 UPLOAD_FILE: Final = "upload"
 PARENT_FILE: Final = "parent"
 """Of an update: what it is trained from and compared with."""
+WARM_START_FILE: Final = "warm-start"
+"""Of an update: whose weights it may begin with."""
 
 
 def step_file(step: str) -> str:
@@ -89,6 +91,14 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of the reference, if its step is done."""
     data: dict[str, int] = {}
     """The data sets that lie in the directory, by role."""
+    training_budget_s: float | None = None
+    """Training in one step ends after so long, with what was best until then."""
+    checkpoint_s: float = 30.0
+    """How often training tells how far it is, so that another child can go on there."""
+    checkpoint: str | None = None
+    """The step whose file is the newest state of the training that is left."""
+    trials: tuple[str, ...] = ()
+    """Trials of the search that is left, as JSON."""
     holdout: float = 0.25
     """The share of the data set `data` that is judged by, if there is no `evaluation`."""
 

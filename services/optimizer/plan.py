@@ -191,6 +191,11 @@ def keys(
     return found
 
 
+def part_of(key: str, name: str) -> str:
+    """The key of a part of a step, such as a checkpoint."""
+    return _digest([key, name])
+
+
 def work(version: Version) -> str:
     """The digest of what is asked for: versions that have it in common are worked on one after the other."""
     parts = (version.artifact.sha256, version.processing, version.optimization, version.training)

@@ -47,11 +47,14 @@ class Meter:
 
     def recalled(self, step: str) -> None:
         """It is done, and was not done here."""
-        self._done.add(step)
-        self._recalled.add(step)
+        if step in self._steps:  # and not a part of one
+            self._done.add(step)
+            self._recalled.add(step)
 
     async def done(self, step: str) -> None:
         """It is done."""
+        if step not in self._steps:
+            return
         self._done.add(step)
         await self.say(step, 0.0, "done")
 

@@ -34,6 +34,8 @@ class OptimizerSettings(PlatformSettings):
     """The most that a policy may ask for."""
     step_timeout_s: float = Field(default=600.0, gt=0)
     """How long one candidate may take. Training may take all of the budget."""
+    checkpoint_s: float = Field(default=30.0, ge=0)
+    """How often the state of a training is kept, so that another optimizer can go on there."""
     run_timeout_s: float = Field(default=20.0, gt=0)
     """How long one run of the model may take before it is terminated."""
     sandbox_memory_bytes: int = Field(default=6 * 1024**3, ge=1024**3)

@@ -109,7 +109,7 @@ EXAMPLES: dict[str, ev.Event] = {
         model="my-model",
         upload_id="u-2",
         parent=3,
-        training=Training(layers=("fc*",), search=Search(), warm_start=WarmStart(model="other", version=1)),
+        training=Training(train=("fc*",), search=Search(), warm_start=WarmStart(model="other", version=1)),
         optimization=OPTIMIZATION,
         requested_version=4,
         tenant="acme",

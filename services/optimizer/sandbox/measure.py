@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import psutil
 
+from services.optimizer.messages import PARENT_FILE
 from services.optimizer.quality.compare import labelled, unlabelled
 from services.optimizer.quality.estimates import NotComparable
+from services.optimizer.sandbox import signature, vet
 from services.optimizer.sandbox.batching import holds
 from services.optimizer.sandbox.probes import Rows, stack
+from services.optimizer.sandbox.reference import engine as engine_of
 from shared.events import Estimate, Latency, Measurements
 from shared.machine import isa
 
@@ -132,6 +136,26 @@ def comparisons(reference: Reference, one: Engine, other: Engine, size: int) -> 
         truth = None if sets is None else sets.truth(spec.name)
         compared += _labelled(spec.name, wide, narrow, truth) or unlabelled(spec.name, wide, narrow)
     return tuple(compared)
+
+
+def beside_parent(reference: Reference) -> tuple[Comparison, ...]:
+    """What an update loses against its parent, as `comparisons`; by classes alone if their number has changed.
+
+    Raises:
+        Rejection, NotComparable: as `comparisons`.
+    """
+    parent_content = Path(PARENT_FILE).read_bytes()
+    parent_signature = signature.read(vet.parse(parent_content))
+    parent = engine_of(reference.job, parent_content, parent_signature)
+    if parent_signature.outputs == reference.signature.outputs:
+        return comparisons(reference, parent, reference.engine, 1)
+    judged, sets = reference.judged(), reference.sets.judged
+    name = reference.signature.outputs[0].name
+    own = answers(reference.engine, judged, reference.batching, 1)[name]
+    before = answers(parent, judged, reference.batching, 1).get(name)
+    if sets is None or sets.label is None or before is None:
+        raise NotComparable("its answers have another form, and there are no labels")
+    return labelled(name, before.argmax(axis=-1), own.argmax(axis=-1), sets.label)
 
 
 def _labelled(output: str, expected: Array, found: Array, truth: Array | None) -> tuple[Comparison, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 import msgspec
 import onnxruntime as ort
 
-from services.optimizer.actions import REFERENCE, Refer
+from services.optimizer.actions import REFERENCE, Compare, Refer, Train
 from services.optimizer.messages import Found, Message, Probed, Progress, Rejected, step_file
 from services.optimizer.quality.estimates import NotComparable
 from services.optimizer.recipes.errors import NotBuilt
@@ -18,7 +18,8 @@ from services.optimizer.rejections import Rejection
 from services.optimizer.sandbox import measure
 from services.optimizer.sandbox.building import build
 from services.optimizer.sandbox.engine import PROVIDERS
-from services.optimizer.sandbox.reference import Reference, examined, resumed
+from services.optimizer.sandbox.lessons import Lessons
+from services.optimizer.sandbox.reference import Reference, examined, resumed, to_train
 from shared.machine import isa
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ class Pipeline:
         match spec.action:
             case Refer():
                 found = self._refer(spec)
+            case Train():
+                found = self._train(spec, spec.action)
+            case Compare():
+                found = self._compare(spec)
             case _:
                 found = self._candidate(spec)
         report(self._out, found)
@@ -84,6 +89,39 @@ class Pipeline:
         self, spec: Spec, what: str, fraction: float, points: Mapping[str, tuple[int, float]] | None = None
     ) -> None:
         report(self._out, Progress(step=spec.name, what=what, fraction=fraction, points=dict(points or {})))
+
+    def _lessons(self, spec: Spec) -> Lessons:
+        return Lessons(
+            self._job,
+            spec.name,
+            lambda what, share, points: self._say(spec, what, share, points),
+            lambda found: report(self._out, found),
+        )
+
+    def _train(self, spec: Spec, action: Train) -> Found:
+        """The model of an update.
+
+        Raises:
+            Rejection: it can't be trained.
+        """
+        from services.optimizer.sandbox import learning  # noqa: PLC0415 - it loads torch
+        from services.optimizer.training.errors import TrainingError  # noqa: PLC0415 - as above
+
+        try:
+            model, sets = to_train(self._job)
+            made, parameters = learning.updated(action, model, sets, self._lessons(spec))
+        except (TrainingError, NotBuilt) as err:
+            raise Rejection("not_trained", f"Training failed: {err}") from err
+        Path(step_file(spec.name)).write_bytes(made.SerializeToString(deterministic=True))
+        text = msgspec.json.encode(parameters).decode()
+        return Found(step=spec.name, parameters=text, rows={"data": len(sets)}, file=True)
+
+    def _compare(self, spec: Spec) -> Found:
+        """The update beside its parent."""
+        try:
+            return Found(step=spec.name, comparisons=measure.beside_parent(self._reference))
+        except (Rejection, NotComparable) as err:
+            return Found(step=spec.name, failed=f"it could not be compared with its parent: {err}"[:_MAX_REASON_CHARS])
 
     @property
     def _reference(self) -> Reference:
@@ -120,7 +158,7 @@ class Pipeline:
         """Build and measure one candidate; whatever goes wrong rejects it and nothing else."""
         reference = self._reference
         try:
-            built = build(spec, reference)
+            built = build(spec, reference, self._lessons(spec))
             self._say(spec, "measure", 0.5)
             return self._measured(spec, reference, built)
         except Rejection as rejection:

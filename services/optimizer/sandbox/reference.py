@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from services.optimizer.actions import REFERENCE, UPLOAD
-from services.optimizer.messages import UPLOAD_FILE, Batched, step_file
+from services.optimizer.messages import UPLOAD_FILE, Batched, data_file, step_file
 from services.optimizer.rejections import Rejection
 from services.optimizer.sandbox import batching, signature, vet
 from services.optimizer.sandbox.batching import Batching
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from services.optimizer.messages import Job
     from services.optimizer.sandbox.engine import Feeds
+    from services.optimizer.sandbox.probes import Axes
     from shared.signature import Signature
 
 JUDGED_ROWS = 256
@@ -127,7 +128,7 @@ def examined(job: Job, base: str, say: Callable[[str, float], None]) -> Referenc
     if inline != content:
         _compare(job, loaded, engine(job, content, found), found, batched)
     del content
-    return Reference(job, inline, model, loaded, found, batched, _sets(job, found, batched))
+    return Reference(job, inline, model, loaded, found, batched, _sets(job, found, batched.inputs))
 
 
 def resumed(job: Job) -> Reference:
@@ -142,10 +143,26 @@ def resumed(job: Job) -> Reference:
     found = signature.read(model)
     known = job.batched
     batched = Batching(Setting(known.sizes, known.highs), dict(known.inputs), known.outputs, known.cap)
-    return Reference(job, content, model, engine(job, content, found), found, batched, _sets(job, found, batched))
+    return Reference(
+        job, content, model, engine(job, content, found), found, batched, _sets(job, found, batched.inputs)
+    )
 
 
-def _sets(job: Job, found: Signature, batched: Batching) -> Sets:
+def to_train(job: Job) -> tuple[ModelProto, DataSet]:
+    """The model of an update's parent, and the rows to train on: those that nothing is judged by.
+
+    Raises:
+        Rejection: it is no model, or the data are unusable.
+    """
+    model = vet.parse(source_file(UPLOAD).read_bytes())
+    found = signature.read(model)
+    learnt = _sets(job, found, dict.fromkeys((spec.name for spec in found.inputs), 0)).learnt
+    if learnt is None:
+        raise Rejection("data_unusable", "There are no data to train on")
+    return model, learnt
+
+
+def _sets(job: Job, found: Signature, axes: Axes) -> Sets:
     """The data sets that lie beside the model.
 
     Raises:
@@ -154,7 +171,7 @@ def _sets(job: Job, found: Signature, batched: Batching) -> Sets:
     held: dict[str, DataSet] = {}
     for role in job.data:
         try:
-            held[role] = read(Path(f"data-{role}"), found, batched.inputs)
+            held[role] = read(Path(data_file(role)), found, axes)
         except Unusable as err:
             raise Rejection("data_unusable", f"The data set {role!r} can't be used: {err}") from err
     learnt, judged = held.get(_DATA), held.get(_EVALUATION)
