@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 
 import msgspec
 import numpy as np
@@ -201,11 +202,18 @@ def test_a_detector_builds(name):
         assert cosine(model, built, recipe_models.images(size=24, seed=5)) > 0.98
 
 
-def test_the_tools_leave_nothing_behind(capfd, cnn):
-    """Neither prints nor a logging set-up: the child's streams and loggers are its own."""
+def test_the_tools_leave_nothing_behind(capfd, cnn, tmp_path, monkeypatch):
+    """Neither prints, nor a logging set-up, nor files: the child's streams, loggers and directory are its own."""
     model, rows, _, _ = cnn
+    temporary, working = tmp_path / "temporary", tmp_path / "working"
+    for directory in (temporary, working):
+        directory.mkdir()
+    monkeypatch.chdir(working)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     handlers = list(logging.root.handlers)
-    build(StaticQdq(method="entropy"), model, rows)
+    for name in sorted(ORT_BASED):
+        build(registry.RECIPES[name], model, rows)
+    assert not list(tmp_path.glob("*/*"))
     assert logging.root.handlers == handlers
     assert not logging.root.manager.disable
     assert capfd.readouterr() == ("", "")

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from services.optimizer.recipes import graph as graphs
 from services.optimizer.recipes.errors import NotBuilt, not_built
-from services.optimizer.recipes.ort_tools import finished, prepared, quiet
+from services.optimizer.recipes.ort_tools import cleaned, prepared, quiet
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -33,7 +33,7 @@ def build(model: ModelProto) -> ModelProto:
     with not_built("converting to fp16"), quiet():
         from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415 - heavy, only needed here
 
-        return finished(model, convert_float_to_float16(ready, keep_io_types=True), frozenset({"Cast"}))
+        return cleaned(model, convert_float_to_float16(ready, keep_io_types=True))
 
 
 def _halvable(model: ModelProto) -> bool:

@@ -1,6 +1,6 @@
 """The way to ONNX Runtime's quantization tools (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
 
-They print, configure the root logger, and import sympy, so they are imported where they are used and run inside
+They print, configure the root logger and import much, so they are imported where they are used and run inside
 `quiet`. `prepared` is what has to happen to a graph first: shapes inferred, constants folded, nodes named.
 """
 
@@ -80,21 +80,18 @@ def _recent(model: ModelProto) -> ModelProto:
 
 
 def _preprocessed(model: ModelProto) -> ModelProto:
-    """Symbolic shape inference fails on transformers out of torch's exporter; the plain one is enough for them."""
-    try:
-        return _preprocess(model, skip_symbolic_shape=False)
-    except Exception:  # noqa: BLE001 - sympy's and its own errors alike; what fails again is reported
-        return _preprocess(model, skip_symbolic_shape=True)
+    """Constants folded and operators fused as ONNX Runtime does it on any hardware, then shapes inferred by onnx.
 
-
-def _preprocess(model: ModelProto, *, skip_symbolic_shape: bool) -> ModelProto:
+    Symbolic shape inference is left out: it fails on transformers out of torch's exporter and then leaves the weights
+    in the working directory, takes seconds, and gave nothing to any model that was tried.
+    """
     from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415 - as above
 
     with TemporaryDirectory(prefix="prepare-") as directory:
         source, path = Path(directory) / "model.onnx", Path(directory) / "prepared.onnx"
         # By path: of a ModelProto it moves the tensors into another file, and does not find that again.
         onnx.save_model(model, source)
-        quant_pre_process(source, path, skip_symbolic_shape=skip_symbolic_shape)
+        quant_pre_process(source, path, skip_symbolic_shape=True)
         return onnx.load_model(path)
 
 
@@ -123,7 +120,7 @@ def quantizable(ready: ModelProto, operators: Sequence[str], exclude: Nodes = ()
 
 
 def finished(original: ModelProto, quantized: ModelProto, marks: frozenset[str]) -> ModelProto:
-    """The quantized model without the tools' notes and unused imports, once it is sure that something was quantized.
+    """The quantized model cleaned, once it is sure that something was quantized.
 
     Raises:
         NotBuilt: there is no more of any operator in `marks` than before.
@@ -132,11 +129,15 @@ def finished(original: ModelProto, quantized: ModelProto, marks: frozenset[str])
     if not any(after[mark] > before[mark] for mark in marks):
         kinds = ", ".join(sorted(before))[:_MAX_KINDS_CHARS]
         raise NotBuilt(f"none of its operators can be quantized this way ({kinds or 'there are none'})")
-    del quantized.metadata_props[:]
-    quantized.metadata_props.extend(original.metadata_props)
-    used = {node.domain for node in graphs.nodes(quantized.graph)} | {""}
-    known = {opset.domain for opset in original.opset_import}
-    imports = [opset for opset in quantized.opset_import if opset.domain in used | known]
-    del quantized.opset_import[:]
-    quantized.opset_import.extend(imports)
-    return quantized
+    return cleaned(original, quantized)
+
+
+def cleaned(original: ModelProto, built: ModelProto) -> ModelProto:
+    """The model without the tools' notes, and without imports of operator sets that it does not use."""
+    del built.metadata_props[:]
+    built.metadata_props.extend(original.metadata_props)
+    used = {node.domain for node in graphs.nodes(built.graph)} | {opset.domain for opset in original.opset_import}
+    imports = [opset for opset in built.opset_import if opset.domain in used]
+    del built.opset_import[:]
+    built.opset_import.extend(imports)
+    return built
