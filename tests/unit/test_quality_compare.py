@@ -82,6 +82,11 @@ class TestClassification:
         assert (found["accuracy"].reference.value, found["accuracy"].candidate.value) == (1.0, 0.75)
         assert 0 < found["macro-f1"].loss.value < 1
 
+    def test_too_many_classes_for_macro_f1(self):
+        labels = np.arange(1500)
+        found = by_metric(labelled("label", labels, labels[::-1], labels))
+        assert set(found) == {"accuracy"}
+
     def test_a_class_that_only_the_answers_have_is_no_hit(self):
         reference, labels = np.eye(4, dtype=np.float32)[[0, 1, 3, 3]], np.array([0, 1, 0, 1])
         found = by_metric(labelled("s", reference, reference, labels))

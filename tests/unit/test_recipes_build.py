@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from contextlib import suppress
 
 import msgspec
 import numpy as np
@@ -187,6 +188,28 @@ class TestNotBuilt:
     def test_a_cause_is_named(self):
         with pytest.raises(NotBuilt, match=r"sorting failed: KeyError\('a'\)"), not_built("sorting"):
             {}["a"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        uploads.centred,
+        uploads.conv,
+        uploads.embedding,
+        uploads.dynamically_quantized,
+        uploads.shared_out,
+        uploads.bomb,
+        uploads.endless,
+        uploads.custom_operator,
+        uploads.with_outside_initializer,
+        lambda: uploads.inside_if(helper.make_node("Relu", ["x"], ["b"])),
+    ],
+)
+def test_whatever_comes_is_built_or_not_built(make):
+    """No other exception, and nothing but a reason: rows that do not fit are among what may come."""
+    for recipe in registry.RECIPES.values():
+        with suppress(NotBuilt):
+            assert build(recipe, make(), [{"x": np.ones((1,), np.float32)}], Means(run_timeout_s=1)).graph.node
 
 
 @pytest.mark.parametrize("name", sorted(ORT_BASED))

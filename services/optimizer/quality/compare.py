@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from services.optimizer.quality.scores import Flags
     from shared.tensors import Array
 
-_MAX_CLASSES: Final = 1000
-"""For macro-F1; beyond it, it is left out."""
+_MAX_COUNTS: Final = 2_000_000
+"""Rows times classes for macro-F1, whose bootstrap keeps six numbers for each; beyond it, it is left out."""
 
 
 def labelled(
@@ -101,11 +101,11 @@ def unlabelled(
 def _classified(
     output: str, reference: Array, candidate: Array, labels: Array, counted: Flags, seed: int
 ) -> tuple[Comparison, ...]:
-    """From predicted classes: accuracy, and macro-F1 if there are not too many classes."""
+    """From predicted classes: accuracy, and macro-F1 if that is not too large."""
     right = (np.asarray(reference == labels), np.asarray(candidate == labels))
     accuracy = _shares(output, "accuracy", right, counted, seed, gates=True)
     classes = np.unique(labels[counted])
-    if len(classes) > _MAX_CLASSES:
+    if len(classes) * len(labels) > _MAX_COUNTS:
         return (accuracy,)
     counts = [scores.confusion(predicted, labels, classes, counted) for predicted in (reference, candidate)]
 
