@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from aiokafka import AIOKafkaProducer
 
+    from services.gateway.job_progress import JobProgress
     from services.gateway.request_log import RequestLog
     from services.gateway.request_topics import RequestTopics
     from services.gateway.request_watch import RequestWatch
@@ -54,6 +55,7 @@ class Backbone:
     waiter: ReplyWaiter
     watch: RequestWatch
     store: ArtifactStore
+    progress: JobProgress
 
 
 class Gateway:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from services.optimizer.claims import Listening
 from services.optimizer.confined import open_sandbox
+from services.optimizer.drawing import Drawer
 from services.optimizer.job import Jobs
 from services.optimizer.plan import Means
 from services.optimizer.reactor import Reactor
@@ -51,7 +52,8 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
             about = f"{machine.isa}, {machine.threads} threads"
             return Means(training="torch" in probed.tools, gpu=gpu, machine=about, tools=probed.tools)
 
-        reactor = Reactor(settings, log, listening, Jobs(settings, store, sandbox, means), telemetry)
+        jobs = Jobs(settings, store, sandbox, means, Drawer(settings))
+        reactor = Reactor(settings, log, listening, jobs, telemetry)
 
         def beat() -> Heartbeat:
             return Heartbeat(

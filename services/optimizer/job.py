@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from services.optimizer.actions import Spec
     from services.optimizer.confined import Sandbox
-    from services.optimizer.data import Drawer
+    from services.optimizer.drawing import Drawer
     from services.optimizer.messages import Message
     from services.optimizer.plan import Means, Plan
     from services.optimizer.progress import Progressed
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from shared.artifacts import ArtifactStore
     from shared.events import AttemptEvent
     from shared.registry import Registry, Version
+    from shared.signature import Signature
 
 _ESSENTIAL = frozenset({REFERENCE, TRAIN})
 """Steps without which there is nothing to serve."""
@@ -76,6 +77,8 @@ class Task:
     """What is finished of other versions, by key."""
     warm_start: Artifact | None = None
     """The file that an update's weights may begin with."""
+    signatures: Mapping[str, Signature] = field(default_factory=dict)
+    """Of the models that answer now, by name."""
 
     @property
     def blame(self) -> bool:
@@ -91,6 +94,14 @@ class Task:
         source = None if asked is None else known.models.get(asked.model)
         begun = None if source is None or asked is None else source.versions.get(asked.version)
         return cls(version, parent, model.policy, registry.finished(known), None if begun is None else begun.artifact)
+
+
+def _signatures(known: Registry) -> dict[str, Signature]:
+    return {
+        name: model.versions[model.active].serving.signature
+        for name, model in known.models.items()
+        if model.active is not None
+    }
 
 
 @dataclass(frozen=True)
@@ -234,7 +245,7 @@ class _Attempt:
             if self._jobs.drawer is None:
                 raise Rejection("data_unusable", "This optimizer draws no data from the log")
             await self._meter.say(spec.name, 0.0)
-            drawn = await self._jobs.drawer.draw(spec.action.source, self._version)
+            drawn = await self._jobs.drawer.draw(spec.action.source, self._version.model, self._task.signatures)
             file = await self._put(drawn.content)
             used = DataUsed(sha256=file.sha256, rows=drawn.rows, offsets=dict(drawn.offsets))
             document = Document(found=Found(step=spec.name, file=True), data=used)
