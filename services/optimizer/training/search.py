@@ -21,7 +21,7 @@ from msgspec import Meta, Struct
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from services.optimizer.training.config import Config, Decay, Rate, Seed, Training, checked
+from services.optimizer.training.config import Config, Rate, Seed, Training, checked
 from services.optimizer.training.errors import Diverged, InvalidConfig
 from services.optimizer.training.progress import NO_HOOKS, Epoch, Hooks
 from services.optimizer.training.train import train
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from services.optimizer.training.data import Rows
 
+Positive = Annotated[float, Meta(gt=0, le=10)]
 _FIRST_TRIALS: Final = 4
 """Drawn at random, before there is a history to learn from."""
 
@@ -44,7 +45,7 @@ class Search(Config, frozen=True, kw_only=True):
     budget_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     """After this time no further trial begins, and the one under way ends without counting."""
     learning_rate: tuple[Rate, Rate] = (1e-4, 1e-1)
-    weight_decay: tuple[Annotated[Decay, Meta(gt=0)], Annotated[Decay, Meta(gt=0)]] = (1e-6, 1e-1)
+    weight_decay: tuple[Positive, Positive] = (1e-6, 1e-1)
     give_up: bool = True
     """End a trial that is worse than the median of the earlier ones at the same epoch."""
     seed: Seed = 0

@@ -1,8 +1,9 @@
 """Transfer: a model begins with what another has learned, and with a head of its own.
 
 Warm start copies initializers where name and shape match; the rest stays. The new head stands in place of the last
-product before the output. Whether the rest is frozen is the training's choice (`Training.train`): here it was better
-to train all of it (docs/training.md).
+product before the output, and begins at 0: it knows nothing yet, and what it does not know must not pull at what the
+layers below have learned (a head drawn at random lost on every network tried, see docs/training.md). Whether the rest
+is frozen is the training's choice (`Training.train` with `exactly`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import numpy as np
 
 from services.optimizer.training.errors import InvalidConfig, NoHead
 from services.optimizer.training.graph import Network
-from services.optimizer.training.initial import fan_in, uniform
 from services.optimizer.training.weights import floats, replaced
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def warm_start(model: ModelProto, source: ModelProto) -> Warm:
     return Warm(replaced(model, fitting), tuple(fitting), kept)
 
 
-def new_head(model: ModelProto, classes: int, seed: int) -> Headed:
-    """Replace the last Gemm or MatMul and its bias by fresh ones with so many columns.
+def new_head(model: ModelProto, classes: int) -> Headed:
+    """Replace the last Gemm or MatMul and its bias by ones of zeros, with so many columns.
 
     Raises:
         InvalidConfig: `classes` is out of range.
@@ -74,9 +74,8 @@ def new_head(model: ModelProto, classes: int, seed: int) -> Headed:
     matrix = arrays[names[0]]
     columns = 0 if product.operator == "Gemm" and product.attributes.get("transB", 0) else matrix.ndim - 1
     shape = tuple(classes if axis == columns else size for axis, size in enumerate(matrix.shape))
-    generator = np.random.default_rng(seed)
     fresh: dict[str, Array] = {
-        names[0]: uniform(shape, fan_in(product, 1, matrix.shape) or 1, generator, matrix.dtype),
+        names[0]: np.zeros(shape, matrix.dtype),
         **{name: np.zeros((*arrays[name].shape[:-1], classes), arrays[name].dtype) for name in names[1:]},
     }
     made = replaced(model, fresh)

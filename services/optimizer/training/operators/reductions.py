@@ -24,7 +24,7 @@ def _reduction(function: Reduction) -> Operator:
     def compute(call: Call) -> Tensor:
         tensor, axes = call.tensor(0), call.integers(1, "axes")
         if not axes and call.get("noop_with_empty_axes", 0):
-            return tensor
+            return function(tensor.unsqueeze(-1), [-1], False)  # of each number alone
         return function(tensor, axes or list(range(tensor.dim())), bool(call.get("keepdims", 1)))
 
     return compute

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -60,18 +60,34 @@ def _gather(call: Call) -> Tensor:
 
 
 def _pad(call: Call) -> Tensor:
-    tensor, pads, value = call.tensor(0), call.integers(1, "pads"), call.numbers(2)
+    tensor, pads, value = call.tensor(0), call.integers(1, "pads") or [], call.numbers(2)
     axes = call.integers(3, "axes")
     axes = list(range(tensor.dim())) if axes is None else [axis % tensor.dim() for axis in axes]
-    mode = {"edge": "replicate", "reflect": "reflect", "constant": "constant"}.get(call.get("mode", "constant"))
-    if mode is None or pads is None:
-        raise call.unsupported(f"mode {call.get('mode', '')}")
     around = dict(zip(axes, zip(pads[: len(axes)], pads[len(axes) :], strict=True), strict=True))
-    first = min((axis for axis, both in around.items() if any(both)), default=tensor.dim())
-    pairs = [around.get(axis, (0, 0)) for axis in reversed(range(first, tensor.dim()))]
-    if mode != "constant":
-        return functional.pad(tensor, list(chain(*pairs)), mode) if pairs else tensor
-    return functional.pad(tensor, list(chain(*pairs)), value=value[0] if value else call.get("value", 0.0))
+    mode = call.get("mode", "constant")
+    if mode == "constant":
+        pairs = [around.get(axis, (0, 0)) for axis in reversed(range(tensor.dim()))]
+        return functional.pad(tensor, list(chain(*pairs)), value=value[0] if value else call.get("value", 0.0))
+    if mode not in _SOURCES:
+        raise call.unsupported(f"mode {mode}")
+    for axis, (begin, end) in around.items():
+        size = tensor.shape[axis]
+        sources = _SOURCES[mode](torch.arange(-begin, size + end), size)
+        tensor = tensor.index_select(axis, sources) if begin or end else tensor
+    return tensor
+
+
+def _reflected(places: Tensor, size: int) -> Tensor:
+    turned = places.remainder(max(1, 2 * (size - 1)))
+    return torch.minimum(turned, (2 * (size - 1) - turned).clamp_min(0))
+
+
+_SOURCES: Final[Mapping[str, Callable[[Tensor, int], Tensor]]] = {
+    "edge": lambda places, size: places.clamp(0, size - 1),
+    "reflect": _reflected,
+    "wrap": lambda places, size: places.remainder(size),
+}
+"""Where a place around a tensor takes its element from."""
 
 
 def _range(call: Call) -> Tensor:
@@ -109,8 +125,9 @@ def _slice(call: Call) -> Tensor:
 def _split(call: Call) -> tuple[Tensor, ...]:
     tensor, sizes, axis = call.tensor(0), call.integers(1, "split"), call.get("axis", 0)
     if sizes is None:
-        size = -(-tensor.shape[axis] // call.get("num_outputs", call.outputs))
-        return tuple(torch.split(tensor, size, axis))
+        whole, parts = tensor.shape[axis], call.get("num_outputs", call.outputs)
+        size = -(-whole // parts)
+        sizes = [min(size, max(0, whole - part * size)) for part in range(parts)]
     ends = accumulate(sizes, initial=0)
     return tuple(tensor.narrow(axis, start, end - start) for start, end in pairwise(ends))
 
