@@ -17,7 +17,7 @@ from services.cli.client import Gateway
 from services.cli.demo import digits, files, upstream
 from services.cli.errors import CommandError
 from services.cli.follow import follow, variants_table
-from services.cli.printing import activity, size, table
+from services.cli.printing import activity, bar, size, table
 from services.cli.trust import trust
 from shared.topics import OUTCOMES
 
@@ -90,14 +90,14 @@ def _upload(out: Console, place: Place, models: dict[str, Path]) -> None:
             what = f"{path.name} ({size(byte_size)}) as {name} version {numbers[name]}"
             out.print(f"  uploaded {what}", soft_wrap=True)
         for name, number in numbers.items():
-            _await_gate(out, gateway, place, name, number)
+            _await_gate(out, gateway, name, number)
 
 
-def _await_gate(out: Console, gateway: Gateway, place: Place, name: str, number: int) -> None:
+def _await_gate(out: Console, gateway: Gateway, name: str, number: int) -> None:
     """Follow a version through the gate and show what was measured."""
     started_s = time.monotonic()
-    with activity(out) as say:
-        version = follow(gateway, name, number, say, monitor_url=place.monitor_url, timeout_s=_GATE_TIMEOUT_S)
+    with bar(out) as tell_of:
+        version = follow(gateway, name, number, tell_of, timeout_s=_GATE_TIMEOUT_S)
     if version["state"] != "ready":
         raise CommandError(f"{name} was {version['state']}: {version['reason']}")
     took_s = time.monotonic() - started_s
