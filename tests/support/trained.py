@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from functools import cache
 from io import BytesIO
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -15,6 +18,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.serving import minilm as benchmark
 from services.optimizer.training.config import AdamW, Training
 from services.optimizer.training.data import Rows
 from services.optimizer.training.train import train
@@ -180,3 +184,34 @@ def accuracy(model, rows=None):
     """On the test digits, in ONNX Runtime."""
     rows = rows or digits()[1]
     return float((answers(model, dict(rows.inputs))[0].argmax(-1) == rows.targets).mean())
+
+
+@cache
+def minilm(layers=2, heads=4, width=32, inner=48):
+    """MiniLM's graph (`benchmarks.serving.minilm`) with few and random numbers in it."""
+    generator = np.random.default_rng(4)
+    shapes = {
+        "embeddings.word_embeddings.weight": (100, width),
+        "embeddings.position_embeddings.weight": (512, width),
+        "embeddings.token_type_embeddings.weight": (2, width),
+        **_norm("embeddings.LayerNorm", width),
+    }
+    for number in range(layers):
+        name = f"encoder.layer.{number}"
+        for part in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
+            shapes |= _dense(f"{name}.{part}", width, width)
+        shapes |= _dense(f"{name}.intermediate.dense", width, inner) | _dense(f"{name}.output.dense", inner, width)
+        shapes |= _norm(f"{name}.attention.output.LayerNorm", width) | _norm(f"{name}.output.LayerNorm", width)
+    weights = {name: (generator.standard_normal(shape) / 4).astype(np.float32) for name, shape in shapes.items()}
+    sizes = {"_LAYERS": layers, "_HEADS": heads, "_WIDTH": width}
+    with tempfile.TemporaryDirectory() as directory, patch.multiple(benchmark, **sizes):
+        benchmark._export(weights, Path(directory) / "minilm.onnx")
+        return onnx.load(Path(directory) / "minilm.onnx")
+
+
+def _dense(name, inputs, outputs):
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name, width):
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
