@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from services.optimizer.claims import Listening
 from services.optimizer.confined import open_sandbox
+from services.optimizer.curves import Curves
 from services.optimizer.drawing import Drawer
 from services.optimizer.job import Jobs
 from services.optimizer.plan import Means
@@ -53,7 +54,9 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
             return Means(training="torch" in probed.tools, gpu=gpu, machine=about, tools=probed.tools)
 
         jobs = Jobs(settings, store, sandbox, means, Drawer(settings))
-        reactor = Reactor(settings, log, listening, jobs, telemetry)
+        curves = Curves(settings.curves_dir)
+        stack.callback(curves.close)
+        reactor = Reactor(settings, log, listening, jobs, telemetry, curves)
 
         def beat() -> Heartbeat:
             return Heartbeat(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from services.optimizer import rows
@@ -86,8 +87,7 @@ class Drawer:
 
     async def _range(self, consumer: AIOKafkaConsumer, source: LoggedRequests, model: str) -> Range:
         """Times as offsets, and what is left open as what there is."""
-        topic = self._settings.topics.requests(model)
-        partitions = [TopicPartition(topic, number) for number in sorted(await _partitions(consumer, topic))]
+        partitions = await self._partitions(self._settings.topics.requests(model))
         begins = await consumer.beginning_offsets(partitions)
         ends = await consumer.end_offsets(partitions)
         first = await _at(consumer, partitions, source.from_ms, begins, ends)
@@ -99,6 +99,12 @@ class Drawer:
             if (begin := max(begin, begins[at])) < (end := min(end, ends[at])):
                 found[at] = (begin, end)
         return found
+
+    async def _partitions(self, topic: str) -> list[TopicPartition]:
+        """Of a topic that nobody here follows, so that no consumer knows it."""
+        async with kafka.started(lambda: AIOKafkaAdminClient(**kafka.client_options(self._settings)), topic) as admin:
+            [found] = await admin.describe_topics([topic])
+        return [TopicPartition(topic, number) for number in sorted(each["partition"] for each in found["partitions"])]
 
     async def _requests(
         self, consumer: AIOKafkaConsumer, span: Range, signature: Signature, most: int
@@ -137,8 +143,7 @@ class Drawer:
         return [Answered(each.request_id, each.inputs, truth) for each, truth in found if truth is not None]
 
     async def _feedback(self, consumer: AIOKafkaConsumer, model: str, ids: set[str]) -> dict[str, FeedbackGiven]:
-        topic = self._settings.topics.name(topics.FEEDBACK)
-        partitions = [TopicPartition(topic, number) for number in sorted(await _partitions(consumer, topic))]
+        partitions = await self._partitions(self._settings.topics.name(topics.FEEDBACK))
         begins, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
         given = {}
         async for record in _records(consumer, {at: (begins[at], ends[at]) for at in partitions}):
@@ -187,11 +192,6 @@ async def _records(consumer: AIOKafkaConsumer, span: Range) -> AsyncIterator[Con
             for record in (await consumer.getmany(at, timeout_ms=_POLL_MS)).get(at, ()):
                 if record.offset < end:
                     yield record
-
-
-async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
-    await consumer.topics()  # the partitions of a topic that nobody has subscribed to are not known before
-    return consumer.partitions_for_topic(topic) or set()
 
 
 async def _at(

@@ -93,7 +93,14 @@ class Task:
         asked = None if version.training is None else version.training.warm_start
         source = None if asked is None else known.models.get(asked.model)
         begun = None if source is None or asked is None else source.versions.get(asked.version)
-        return cls(version, parent, model.policy, registry.finished(known), None if begun is None else begun.artifact)
+        return cls(
+            version,
+            parent,
+            model.policy,
+            registry.finished(known),
+            None if begun is None else begun.artifact,
+            _signatures(known),
+        )
 
 
 def _signatures(known: Registry) -> dict[str, Signature]:

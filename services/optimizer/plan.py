@@ -139,7 +139,7 @@ def _first(name: str) -> tuple[str, str]:
     """`pruned-50-int8-static` as `pruned-50` and `int8-static`."""
     found = _SHARED.match(name)
     first = found.group() if found else _STUDENT
-    if name != first and not name.startswith(f"{first}-"):
+    if name != first and (not name.startswith(f"{first}-") or name.endswith("-")):
         raise UnknownCandidate(name)
     return first, name[len(first) + 1 :]
 
@@ -203,4 +203,5 @@ def work(version: Version) -> str:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
+    plain = msgspec.to_builtins(value, str_keys=True)
+    return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()

@@ -23,6 +23,7 @@ from shared.errors import LogUnavailable, Unavailable
 
 if TYPE_CHECKING:
     from services.optimizer.claims import Key, Listening, Work
+    from services.optimizer.curves import Curves
     from services.optimizer.job import Jobs
     from services.optimizer.progress import Progressed
     from services.optimizer.settings import OptimizerSettings
@@ -42,13 +43,20 @@ class Reactor:
     """One optimizer's work, one job at a time."""
 
     def __init__(
-        self, settings: OptimizerSettings, log: RegistryLog, listening: Listening, jobs: Jobs, telemetry: Telemetry
+        self,
+        settings: OptimizerSettings,
+        log: RegistryLog,
+        listening: Listening,
+        jobs: Jobs,
+        telemetry: Telemetry,
+        curves: Curves | None = None,
     ) -> None:
         self._owner = settings.owner
         self._log = log
         self._listening = listening
         self._jobs = jobs
         self._telemetry = telemetry
+        self._curves = curves
         self._parked_until_s: dict[Key, float] = {}
 
     async def run(self) -> None:
@@ -153,6 +161,8 @@ class Reactor:
             points=dict(progressed.points),
         )
         await self._telemetry.publish([event])
+        if self._curves is not None:
+            self._curves.add(version, progressed.points)
 
 
 def _is_known(version: Version, event: ev.AttemptEvent) -> bool:

@@ -66,6 +66,11 @@ class OptimizerSettings(PlatformSettings):
         )
 
     @property
+    def curves_dir(self) -> Path:
+        """Where TensorBoard finds the curves of trainings."""
+        return self.data_dir / "tensorboard"
+
+    @property
     def jobs_dir(self) -> Path:
         """The directory of the jobs' directories, absolute: children work elsewhere."""
         return (self.scratch_dir or self.data_dir / "jobs").absolute()

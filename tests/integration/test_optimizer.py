@@ -6,18 +6,23 @@ import asyncio
 import signal
 from contextlib import asynccontextmanager, contextmanager
 
+import numpy as np
 import psutil
 import pytest
 from aiokafka import TopicPartition
 
 from services.optimizer.rejections import ADVICE
+from services.optimizer.rows import packed
 from services.optimizer.settings import OptimizerSettings
 from shared import events as ev
 from shared import kafka, registry_log, topics
 from shared.artifacts import ArtifactStore
-from shared.codec import decode_event
-from shared.optimization import Optimization
+from shared.codec import decode_event, encode_event
+from shared.oip import InferenceRequest, encode_request_msgpack
+from shared.optimization import DataFile, LoggedRequests, Optimization, Training
 from shared.registry import MAX_ATTEMPTS
+from shared.requests import RequestHeaders
+from shared.tensors import from_numpy
 from support import uploads
 from support.processes import service
 from support.waiting import eventually
@@ -58,10 +63,16 @@ class Rig:
     async def ended(self, model, number=1):
         return await self.becomes(model, "ready", "rejected", number=number)
 
-    async def finished(self, model, step):
+    async def store_data(self, **arrays):
+        async def chunks():
+            yield packed(arrays)
+
+        return await self.store.put_stream(chunks(), limit_bytes=10**8)
+
+    async def finished(self, model, step, number=1):
         """The version, once a step of it is finished."""
         return await eventually(
-            lambda: version if step in (version := self.log.registry.version(model, 1)).steps else None,
+            lambda: version if step in (version := self.log.registry.version(model, number)).steps else None,
             within_s=WITHIN_S,
             what=f"step {step} of {model}",
         )
@@ -94,8 +105,9 @@ def start(rig, tmp_path):
     """Start an optimizer of some name, as a context that ends with it."""
 
     @contextmanager
-    def start(name="o1"):
-        settings = rig.settings.model_copy(update={"instance": f"{rig.settings.instance}-{name}"})
+    def start(name="o1", **changed):
+        changed |= {"instance": f"{rig.settings.instance}-{name}"}
+        settings = rig.settings.model_copy(update=changed)
         with (tmp_path / f"{name}.log").open("ab") as log, service("optimizer", settings, log) as process:
             yield process
 
@@ -258,6 +270,115 @@ async def test_a_cancel_ends_the_child(rig, start):
         assert (await rig.ended("next")).state == "ready"
     version = rig.log.registry.version("slow", 1)
     assert (version.state, version.code, version.reason) == ("rejected", "cancelled", "a mistake")
+
+
+# --------------------------------------------------------------------------- updates
+
+
+def blobs(rows, seed=0):
+    """Points around four corners, and which corner."""
+    random = np.random.default_rng(seed)
+    label = random.integers(0, 4, rows)
+    corners = np.random.default_rng(9).standard_normal((4, 8)) * 3
+    return (corners[label] + random.standard_normal((rows, 8))).astype(np.float32), label
+
+
+async def feed(rig, model, rows, told=lambda label: label):
+    """Requests of one row each, straight into the log, and feedback on each."""
+    x, label = blobs(rows)
+    async with kafka.started(lambda: kafka.producer(rig.settings), "upstream") as producer:
+        for number, (row, right) in enumerate(zip(x, label, strict=True)):
+            request = InferenceRequest(inputs=(from_numpy("x", row[None]),))
+            about = RequestHeaders(request_id=f"r{number}").to_kafka("upstream")
+            topic = rig.settings.topics.requests(model)
+            await producer.send(topic, encode_request_msgpack(request), headers=about, partition=number % 2)
+            given = ev.FeedbackGiven(model=model, request_id=f"r{number}", label=(int(told(right)),))
+            await producer.send(rig.settings.topics.name(topics.FEEDBACK), encode_event(given))
+        await producer.send(rig.settings.topics.requests(model), b"not a request", partition=0)
+        await producer.flush()
+
+
+async def ask(rig, model, training, **options):
+    options = {"candidates": ("int8-weight-only",), "seed": 5, **options}
+    event = ev.UpdateRequested(
+        model=model, upload_id="update", parent=1, training=training, optimization=Optimization(**options)
+    )
+    registry = await rig.log.publish(event)
+    return registry.model(model).uploads["update"]
+
+
+async def test_an_update_learns_from_feedback_in_the_log_and_may_be_promoted(rig, start):
+    await rig.upload("m", uploads.mlp())
+    await kafka.ensure_topics(rig.settings, "m")
+    with start():
+        await rig.ended("m")
+        await feed(rig, "m", 200)
+        training = Training(learning_rate=0.02, epochs=30)
+        number = await ask(rig, "m", training, data=LoggedRequests(labels="feedback"))
+        version = await rig.ended("m", number)
+        steps = await _steps(rig, "m")
+    assert version.state == "ready", version.reason
+    assert [*version.steps][:4] == ["data", "train", "fp32", "compare"]
+    assert version.artifact == version.steps["train"].file
+    found = version.comparison
+    assert (found.parent, found.metric, found.own.rows, found.worse) == (1, "accuracy", 50, False)
+    assert found.own.value > 0.9 > found.parents.value
+    assert rig.log.registry.model("m").active == 1
+    promoted = await rig.log.publish(ev.ModelPromoted(model="m", version=number))
+    assert promoted.model("m").active == number
+    made_of = version.variants["fp32"].provenance
+    assert made_of.parent_sha256 == version.artifact.sha256
+    drawn = made_of.data["data"]
+    assert drawn.rows == 200
+    assert sum(end - begin for begin, end in drawn.offsets.values()) == 201  # the garbage, too
+    assert {"data", "train: train", "compare"} <= steps
+
+
+async def test_a_worse_update_can_not_be_promoted(rig, start):
+    await rig.upload("m", uploads.mlp())
+    await kafka.ensure_topics(rig.settings, "m")
+    with start():
+        await rig.ended("m")
+        await feed(rig, "m", 120)
+        good = await ask(rig, "m", Training(learning_rate=0.02, epochs=20), data=LoggedRequests(labels="feedback"))
+        first = await rig.ended("m", good)
+        x, label = blobs(120)
+        bad = await rig.store_data(x=x, label=(label + 1) % 4)
+        judged = await rig.store_data(x=x, label=label)
+        event = ev.UpdateRequested(
+            model="m",
+            upload_id="worse",
+            parent=good,
+            training=Training(learning_rate=0.05, epochs=20),
+            optimization=Optimization(data=DataFile(artifact=bad), evaluation=DataFile(artifact=judged), candidates=()),
+        )
+        number = (await rig.log.publish(event)).model("m").uploads["worse"]
+        second = await rig.ended("m", number)
+    assert not first.comparison.worse
+    assert second.comparison.worse
+    assert second.comparison.own.value < 0.5 < second.comparison.parents.value
+    refused = await rig.log.publish(ev.ModelPromoted(model="m", version=number))
+    assert refused.model("m").active == 1
+
+
+async def test_training_goes_on_from_its_last_checkpoint(rig, start):
+    await rig.upload("m", uploads.mlp())
+    x, label = blobs(2000)
+    data = DataFile(artifact=await rig.store_data(x=x, label=label))
+    training = Training(learning_rate=0.001, epochs=20, patience=None)
+    with start("o1", checkpoint_s=0) as first:
+        await rig.ended("m")
+        number = await ask(rig, "m", training, data=data)
+        await rig.finished("m", "train.2", number)
+        first.kill()
+    before = rig.log.registry.version("m", number).steps
+    assert "train" not in before
+    with start("o2", checkpoint_s=0):
+        version = await rig.ended("m", number)
+    assert version.state == "ready", version.reason
+    told = [fact.step for fact in await rig.facts(ev.StepFinished) if fact.version == number]
+    assert len(told) == len(set(told))
+    assert [step for step in told if step.startswith("train.")] == [f"train.{epoch}" for epoch in range(1, 21)]
 
 
 async def _heartbeat(rig, name):
