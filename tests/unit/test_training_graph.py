@@ -1,4 +1,4 @@
-"""A graph as a torch module: it answers as ONNX Runtime does, gives gradients, and its weights go back into the file."""
+"""A graph as a torch module: it answers as ONNX Runtime does, gives gradients, and its weights go back."""
 
 from __future__ import annotations
 

@@ -2,8 +2,11 @@
 
 Warm start copies initializers where name and shape match; the rest stays. The new head stands in place of the last
 product before the output, and begins at 0: it knows nothing yet, and what it does not know must not pull at what the
-layers below have learned (a head drawn at random lost on every network tried, see docs/training.md). Whether the rest
-is frozen is the training's choice (`Training.train` with `exactly`).
+layers below have learned. Whether the rest is frozen is the training's choice (`Training.train` with `exactly`).
+
+What was trained long generalizes worse from there than what is new, if there are few rows. `softened` mends that: it
+shrinks the weights and adds fresh ones ("shrink and perturb", https://arxiv.org/abs/1910.08475). Figures are in
+docs/training.md.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import numpy as np
 
 from services.optimizer.training.errors import InvalidConfig, NoHead
 from services.optimizer.training.graph import Network
+from services.optimizer.training.initial import reinitialised
 from services.optimizer.training.weights import floats, replaced
 
 if TYPE_CHECKING:
@@ -57,6 +61,21 @@ def warm_start(model: ModelProto, source: ModelProto) -> Warm:
     }
     kept = tuple(name for name in floats(model) if name not in fitting)
     return Warm(replaced(model, fitting), tuple(fitting), kept)
+
+
+def softened(model: ModelProto, keep: float, seed: int) -> ModelProto:
+    """The model with weights that are `keep` of what they were and the rest of fresh ones; a head of zeros stays so.
+
+    Raises:
+        InvalidConfig: `keep` is not within 0 to 1.
+    """
+    if not 0 <= keep <= 1:
+        raise InvalidConfig(f"keep: {keep:g} is not within 0 to 1")
+    fresh, mixed = floats(reinitialised(model, seed)), Network(model).weights()
+    for name, array in mixed.items():
+        if array.any():
+            mixed[name] = (keep * array + (1 - keep) * fresh[name]).astype(array.dtype)
+    return replaced(model, mixed)
 
 
 def new_head(model: ModelProto, classes: int) -> Headed:
