@@ -1,0 +1,57 @@
+"""Curves as TensorBoard files: `{directory}/{model}/{version}/{attempt}`, for `tensorboard --logdir {directory}`.
+
+Written with tensorboardX, which knows the format and brings neither TensorBoard nor TensorFlow. A disk that is full
+costs the curves, not the job: what matters is in the log.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tensorboardX import SummaryWriter
+
+from shared import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from shared.registry import Version
+
+Key = tuple[str, int, int]
+
+
+class Curves:
+    """The files of one optimizer. It works on one version at a time, so one is open."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._open: tuple[Key, SummaryWriter] | None = None
+
+    def add(self, version: Version, points: Mapping[str, tuple[int, float]]) -> None:
+        """Write the newest points of a version's curves."""
+        if not points:
+            return
+        try:
+            writer = self._writer(version)
+            for name, (step, value) in points.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+        except OSError as err:
+            logs.get().warning("curves not written", model=version.model, error=str(err))
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def _writer(self, version: Version) -> SummaryWriter:
+        key = (version.model, version.number, version.attempt)
+        if self._open is not None and self._open[0] == key:
+            return self._open[1]
+        self.close()
+        place = self._directory / version.model / str(version.number) / str(version.attempt)
+        writer = SummaryWriter(logdir=str(place), flush_secs=5)
+        self._open = (key, writer)
+        return writer
