@@ -24,7 +24,7 @@ class OptimizerSettings(PlatformSettings):
     batch_cap: int = Field(default=128, ge=1, le=1024)
     """Most rows that a variant may be proved for; the measured time and memory of a run may lower it."""
     max_batch_run_s: float = Field(default=0.25, gt=0)
-    """How long a run of a full batch may take: the cap of a slow model stays below it, and an urgent request never waits
+    """How long a run of a full batch may take: the cap of a slow model stays below it, and an urgent request waits no
     longer for a run that has begun."""
 
     job_timeout_s: float = Field(default=300.0, gt=0)

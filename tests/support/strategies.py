@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ FIXED = {Signature: SIGNATURE, Processing: PROCESSING}
 """Structs whose fields belong together in ways that their types do not tell."""
 
 
+@cache  # types don't change, and to look at the larger ones takes longer than the rest of an example
 def events(event_type: type[Any]) -> st.SearchStrategy[Any]:
     """Any value of this struct of the schema that is written."""
     return _values(inspect.type_info(event_type))
