@@ -40,13 +40,8 @@ if TYPE_CHECKING:
 
 async def optimized(jobs: Jobs, name: str, model: Model, budget_s: float) -> tuple[tuple[AttemptEvent, ...], float]:
     """What the optimizer says of an upload, and how long that took."""
-    sets = {role: getattr(model, role) for role in ("data", "evaluation")}
-    held = {
-        role: DataFile(artifact=await _put(jobs.store, content))
-        for role, content in sets.items()
-        if content is not None
-    }
-    options = Optimization(policy=Policy(time_budget_s=budget_s), **held)
+    data, evaluation = await _stored(jobs.store, model.data), await _stored(jobs.store, model.evaluation)
+    options = Optimization(policy=Policy(time_budget_s=budget_s), data=data, evaluation=evaluation)
     artifact = await _put(jobs.store, model.content)
     version = Version(name, 1, "u", artifact, "onnx", None, 0, optimization=options, attempt=1, owner="o")
 
@@ -59,6 +54,10 @@ async def optimized(jobs: Jobs, name: str, model: Model, budget_s: float) -> tup
     began_s = time.monotonic()
     events = await jobs.run(Task(version), Hooks(on_progress, record))
     return events, time.monotonic() - began_s
+
+
+async def _stored(store: ArtifactStore, content: bytes | None) -> DataFile | None:
+    return None if content is None else DataFile(artifact=await _put(store, content))
 
 
 async def _put(store: ArtifactStore, content: bytes) -> Artifact:

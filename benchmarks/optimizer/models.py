@@ -41,7 +41,7 @@ class Model:
 
 def _packed(**arrays: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type] # numpy types the keywords as flags
+    np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _HEALING: Final = configs.Training(
     optimizer=configs.AdamW(learning_rate=2e-3, weight_decay=0.0), clip_norm=1.0, patience=None, held_out=0.1
 )
-_LEAST_STEPS: Final = {Prune: 800, Distil: 2500}
+_LEAST_STEPS: Final[dict[type, int]] = {Prune: 800, Distil: 2500}
 """Few rows are gone through more often: it is steps that teach, not epochs."""
 
 
@@ -93,7 +93,7 @@ def updated(action: Train, model: ModelProto, learnt: DataSet, lessons: Lessons)
         warm = transfer.warm_start(model, onnx.load_model(WARM_START_FILE))
         model, chosen["copied"] = warm.model, len(warm.copied)
     if asked.classes is not None:
-        model = transfer.new_head(model, asked.classes, seed).model
+        model = transfer.new_head(model, asked.classes).model
     rows = Rows(dict(learnt.inputs), _targets(learnt, model))
     training = _config(asked, seed, lessons.job.training_budget_s)
     if asked.search is not None:
