@@ -7,7 +7,7 @@ business. The gateway is one more producer of this contract; what it alone sends
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -15,7 +15,7 @@ from shared.codec import MSGPACK, cloud_event_headers
 from shared.errors import InvalidId, InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from shared.codec import Headers
 
@@ -101,19 +101,9 @@ def from_kafka(headers: Iterable[tuple[str, bytes]]) -> RequestHeaders:
         known[lower] = value
         if lower.startswith("x-"):
             echo.append((name, value or b""))
-    return RequestHeaders(
-        request_id=_id(known),
-        content_type=_text(known, "content-type"),
-        header_length=_number(known, "inference-header-content-length"),
-        deadline_ms=_number(known, "deadline"),
-        model_version=_number(known, "model-version"),
-        tenant=_text(known, "tenant"),
-        reply_topic=_text(known, "reply-topic"),
-        reply_channel=_text(known, "reply-channel"),
-        registry_offset=_number(known, "registry-offset"),
-        traceparent=_text(known, "traceparent"),
-        echo=tuple(echo),
-    )
+    request_id = _id(known)
+    read: dict[str, Any] = {field: how(name, known[name]) for name, (field, how) in _FIELDS.items() if name in known}
+    return RequestHeaders(request_id=request_id, echo=tuple(echo), **read)
 
 
 def _by_name(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, bytes | None]:
@@ -132,10 +122,9 @@ def _id(headers: dict[str, bytes | None]) -> str | None:
     raise InvalidId(f"ce_id must be 1 to {MAX_ID_BYTES} printable ASCII characters, none of them a space")
 
 
-def _text(headers: dict[str, bytes | None], name: str) -> str | None:
-    if name not in headers:
-        return None
-    value = headers[name] or b""
+def _text(name: str, value: bytes | None) -> str:
+    if value is None:
+        return ""
     if len(value) > MAX_HEADER_BYTES:
         raise InvalidInput(f"header {name} is longer than {MAX_HEADER_BYTES} bytes")
     try:
@@ -144,10 +133,22 @@ def _text(headers: dict[str, bytes | None], name: str) -> str | None:
         raise InvalidInput(f"header {name} is not ASCII") from err
 
 
-def _number(headers: dict[str, bytes | None], name: str) -> int | None:
-    if name not in headers:
-        return None
-    text = _text(headers, name) or ""
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):  # noqa: PLR2004 - below 2**63
+def _number(name: str, value: bytes | None) -> int:
+    text = _text(name, value)
+    if not (text.isdigit() and len(text) <= 18):  # noqa: PLR2004 - below 2**63
         raise InvalidInput(f"header {name} is {text[:40]!r}, not a decimal number")
     return int(text)
+
+
+_FIELDS: Final[dict[str, tuple[str, Callable[[str, bytes | None], str | int]]]] = {
+    "content-type": ("content_type", _text),
+    "inference-header-content-length": ("header_length", _number),
+    "deadline": ("deadline_ms", _number),
+    "model-version": ("model_version", _number),
+    "tenant": ("tenant", _text),
+    "reply-topic": ("reply_topic", _text),
+    "reply-channel": ("reply_channel", _text),
+    "registry-offset": ("registry_offset", _number),
+    "traceparent": ("traceparent", _text),
+}
+"""Headers by name: the field that says the same, and how it is read."""

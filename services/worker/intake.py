@@ -179,17 +179,22 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
 
     async def _take(self) -> None:
         room = {high: self._room(high=high) for high in (True, False)}
-        assigned = self._consumer.assignment()
-        some = [partition for partition in assigned if room[self._topics[partition.topic]] > 0]
-        if assigned and not some:
-            self._freed.clear()
-            self._consumer.pause(*assigned)
-            await self._consumer.getmany(timeout_ms=0)  # keeps the membership: the consumer is polled
-            await set_within(self._freed, _FULL_POLL_MS / 1000)
-            return
-        self._consumer.resume(*self._consumer.paused())
         # Without names it is all partitions, those too that are assigned while it waits.
-        named, wait_ms = ((), _POLL_MS) if len(some) == len(assigned) else (some, _HALF_FULL_POLL_MS)
+        named, wait_ms = list[TopicPartition](), _POLL_MS
+        if min(room.values()) <= 0 and (assigned := self._consumer.assignment()):
+            named = [partition for partition in assigned if room[self._topics[partition.topic]] > 0]
+            if not named:
+                self._freed.clear()
+                self._consumer.pause(*assigned)
+                await self._consumer.getmany(timeout_ms=0)  # keeps the membership: the consumer is polled
+                await set_within(self._freed, _FULL_POLL_MS / 1000)
+                return
+            if len(named) == len(assigned):
+                named = []
+            else:
+                wait_ms = _HALF_FULL_POLL_MS
+        if paused := self._consumer.paused():
+            self._consumer.resume(*paused)
         most = min((_AT_ONCE, *(records for records in room.values() if records > 0)))  # without partitions, maybe none
         try:
             fetched = await self._consumer.getmany(*named, timeout_ms=wait_ms, max_records=most)

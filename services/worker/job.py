@@ -10,26 +10,27 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from services.worker.batching import ShapeKey
 from shared import logs
 from shared.errors import AiaasError, InvalidId, InvalidInput, WorkerCrashed
 from shared.oip import decode_request
+from shared.registry import Variant, Version
 from shared.replies import Claim
 from shared.requests import RequestHeaders, derived_id, from_kafka, request_id_of
 
 if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
 
-    from services.worker.batching import ShapeKey
     from services.worker.ledger import Ledger
     from shared.oip import InferenceRequest
-    from shared.registry import Variant, Version
 
 DEATHS_ALLOWED = 2
 """Workers that may die while running a record; the third time it fails instead of running again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, gc=False):
     """What will answer a job, decided under one registry."""
 
     registry_offset: int
@@ -39,6 +40,8 @@ class Plan:
     """Jobs with equal keys can share a run."""
     rows: int | None
     """None: it runs alone."""
+    unprepared: bool = False
+    """Whether it has to be prepared first: key and rows are not known then."""
 
 
 @dataclass(eq=False, slots=True)

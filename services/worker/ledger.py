@@ -11,24 +11,21 @@ Pure: no I/O, no clock.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from shared.events import Receipt
-    from shared.results import Result
+import msgspec
+
+from shared.events import Receipt
+from shared.results import Result
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What a row is completed with: the receipt, and the reply to copy to a topic if the request asked for one."""
 
     receipt: Receipt
     copy: ReplyCopy | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyCopy:
+class ReplyCopy(msgspec.Struct, frozen=True, gc=False):
     """A reply that also goes to `topic`, with the request's key and `x-*` headers."""
 
     topic: str

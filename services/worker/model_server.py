@@ -116,7 +116,7 @@ class ModelServer:
             self._plan(job)
         if job.error is not None:
             return False
-        if job.plan is not None and self._preparation.wanted(job):
+        if job.plan is not None and job.plan.unprepared:
             self._preparation.start(job)
         else:
             self._enqueue(job)
@@ -165,7 +165,7 @@ class ModelServer:
                 plan = self._plan_due(job, now_ms)
                 if job.error is not None:
                     unserved.append(job)
-                elif plan is not None and self._preparation.wanted(job):
+                elif plan is not None and plan.unprepared:
                     self._preparation.start(job)
                 elif plan is None or not self._shelf.has(plan.variant) or not used.admits(job, plan):
                     later.append(job)
@@ -220,9 +220,9 @@ class ModelServer:
             raise AssertionError("a job without a request has an error and is never queued")
         version = registry.route(self.name, job.request_id, job.headers.model_version)
         variant = version.serving
-        plan = job.plan = Plan(registry.offset, version, variant, (), None)  # what does not fit still names its version
+        job.plan = Plan(registry.offset, version, variant, (), None)  # what does not fit still names its version
         if self._preparation.wanted(job):
-            return plan
+            return Plan(registry.offset, version, variant, (), None, unprepared=True)
         key, rows = self._fit(request, variant)
         return Plan(registry.offset, version, variant, key, None if job.deaths else rows)
 

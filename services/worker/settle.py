@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
+from services.worker.job import Job
 from services.worker.ledger import Outcome, ReplyCopy
 from shared import logs
 from shared.codec import decode_event, encode_event
@@ -30,7 +32,6 @@ from shared.results import Result
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from services.worker.job import Job
     from services.worker.receipts import Receipts
     from services.worker.settings import WorkerSettings
     from shared.dead_letters import DeadLetters
@@ -55,8 +56,7 @@ async def persistently(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
             wait_s = min(2 * wait_s, _MAX_WAIT_S)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What a job is to be answered with. `receipt` is the one in `result`, before it was encoded.
 
     `to_store` says that `claims.OutputStore` has to see to the outputs, and to their digest, before it may be settled.
