@@ -32,6 +32,9 @@ class Answered:
     """Without its inputs."""
     result: Result
     tenant: str | None
+    trace_id: str | None
+    began_s: float
+    """When it came, by `time.perf_counter`."""
 
 
 class Connection(Protocol):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
 _SLOT_S: Final = 0.004
+_MOST_EMPTY: Final = 512
+"""Numbers of slots that are empty again, beyond those of slots that are not, before they are forgotten."""
 
 
 class Deadlines:
@@ -24,6 +26,8 @@ class Deadlines:
         self._slots: dict[int, dict[Hashable, Callable[[], object]]] = {}
         self._order: list[int] = []
         """A heap of the slots' numbers; of slots that are empty again, too, and of some twice."""
+        self._called: dict[tuple[int, Hashable], Callable[[], object]] = {}
+        """Those that are due, until their turn of the event loop."""
         self._timer: asyncio.TimerHandle | None = None
         self._timed = 0
 
@@ -33,7 +37,10 @@ class Deadlines:
         slot = self._slots.get(number)
         if slot is None:
             slot = self._slots[number] = {}
-            heapq.heappush(self._order, number)
+            if len(self._order) > 2 * len(self._slots) + _MOST_EMPTY:
+                self._order = sorted(self._slots)
+            else:
+                heapq.heappush(self._order, number)
             self._time()
         slot[who] = callback
         return number
@@ -45,6 +52,8 @@ class Deadlines:
             waiting.pop(who, None)
             if not waiting:
                 del self._slots[slot]
+        if self._called:
+            self._called.pop((slot, who), None)
 
     def _time(self) -> None:
         """Time the first slot."""
@@ -57,12 +66,19 @@ class Deadlines:
         self._timer = asyncio.get_running_loop().call_at(first * _SLOT_S, self._due)
 
     def _due(self) -> None:
+        """Call whoever is due, each by itself: one may discard another, and if it fails, the others are called."""
         self._timer = None
-        now_s = asyncio.get_running_loop().time()
-        callbacks: list[Callable[[], object]] = []
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
         while self._order and (self._order[0] * _SLOT_S <= now_s or self._order[0] not in self._slots):
-            callbacks += self._slots.pop(heapq.heappop(self._order), {}).values()
+            number = heapq.heappop(self._order)
+            for who, callback in self._slots.pop(number, {}).items():
+                self._called[number, who] = callback
+                loop.call_soon(self._call, (number, who))
         if self._order:
             self._time()
-        for callback in callbacks:
+
+    def _call(self, who: tuple[int, Hashable]) -> None:
+        callback = self._called.pop(who, None)
+        if callback is not None:
             callback()

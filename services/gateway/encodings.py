@@ -151,7 +151,9 @@ def _quality(parameters: list[str]) -> float:
 
 def may_encode(body: bytes, accept: str | None) -> bool:
     """Whether `encode` might change an answer with this body."""
-    return bool(accept) and (len(body) >= _WORTH_BYTES or "identity" in accept or "*" in accept)  # type: ignore[operator]
+    if not accept:
+        return False
+    return len(body) >= _WORTH_BYTES or "*" in accept or "identity" in accept.lower()
 
 
 async def encode(response: Response, accept: str | None) -> Response:

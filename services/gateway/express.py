@@ -79,7 +79,7 @@ class _WaitedFor:
     __slots__ = ("_error", "_inference", "_waiting", "_written", "prepared")
 
     def __init__(self, inference: Inference, prepared: infer.Prepared) -> None:
-        self._inference = inference
+        self._inference: Inference | None = inference
         self.prepared = prepared
         self._written: Written | None = None
         self._error: BaseException | None = None
@@ -90,12 +90,15 @@ class _WaitedFor:
 
     def set_result(self, written: Written) -> None:
         self._written = written
+        self._inference = None  # nothing more to be told: each is freed with its last reference, not by the collector
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(written)
 
     def set_exception(self, error: BaseException) -> None:
         self._error = error
-        self._inference.set_exception(error)
+        if self._inference is not None:
+            self._inference.set_exception(error)
+            self._inference = None
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(error)
 
@@ -118,6 +121,7 @@ class Inference:
     """One request. To `ReplyWaiter` and `Gateway` it is whoever waits for a result, as a future would be."""
 
     __slots__ = (
+        "_began_s",
         "_body_bytes",
         "_call",
         "_code",
@@ -131,7 +135,6 @@ class Inference:
         "_request",
         "_result",
         "_slot",
-        "_started_s",
         "_waited_for",
     )
 
@@ -140,7 +143,7 @@ class Inference:
         self._gateway = gateway
         self._connection = connection
         self._head = head
-        self._started_s = time.perf_counter()
+        self._began_s = time.perf_counter()
         self._id = _new_id()
         self._over = False
         self._body_bytes = 0
@@ -167,9 +170,8 @@ class Inference:
             self._connection.begun()
             self._fail(err)
         except Exception:  # noqa: BLE001 - the last rung: a bug is logged, and the caller still gets an answer
-            logs.get().exception("a bug in the express lane", request_id=self._id)
             self._connection.begun()
-            self._fail(AiaasError("the gateway failed; its log says why"))
+            self._fail(self._bug())
         else:
             self._connection.begun()
         return True
@@ -178,7 +180,7 @@ class Inference:
         gateway, head = self._gateway, self._head
         backbone, settings, headers = gateway.backbone, gateway.settings, head.headers
         tenant = tenant_of(headers, settings.api_keys)
-        if gateway.quotas.has(tenant) or not backbone.topics.has(head.model):
+        if gateway.quotas.has(tenant) or not backbone.topics.has(head.model) or len(body) > settings.max_body_bytes:
             raise _Unusual
         call = infer.Call(self._id, head.model, head.version, tenant, infer.traceparent_of(headers))
         self._call = call
@@ -233,6 +235,14 @@ class Inference:
         if self._place is not None:
             self._place.answered = result.status in _BY_WORKERS
         self._result = result
+        try:
+            self._answer_with(result)
+        except AiaasError as err:  # JSON can't carry these outputs
+            self._fail(err)
+        except Exception:  # noqa: BLE001 - as in `begin`; who tells the results has more of them to tell
+            self._fail(self._bug())
+
+    def _answer_with(self, result: Result) -> None:
         if result.status != "succeeded":
             self._code = (result.error or {}).get("code")
             self._answer(answers.of_result(result, self._request))
@@ -240,11 +250,7 @@ class Inference:
         if claimed_outputs.any_in(result):
             self._hand_over(result)
             return
-        try:
-            body, headers = answers.success(result, self._request)
-        except AiaasError as err:  # JSON can't carry these outputs
-            self._fail(err)
-            return
+        body, headers = answers.success(result, self._request)
         if encodings.may_encode(body, self._head.headers.get("accept-encoding")):
             self._hand_over(result)
         else:
@@ -274,6 +280,8 @@ class Inference:
             result = await infer.expire(self._gateway.backbone, await self._acknowledged())
         except AiaasError as err:
             self.set_exception(err)
+        except Exception:  # noqa: BLE001 - as in `begin`
+            self.set_exception(self._bug())
         else:
             self.set_result(result)
 
@@ -295,7 +303,14 @@ class Inference:
 
     # ------------------------------------------------------------------ out
 
+    def _bug(self) -> AiaasError:
+        """Log what is being handled; what to say of it."""
+        logs.get().exception("a bug in the express lane", request_id=self._id)
+        return AiaasError("the gateway failed; its log says why")
+
     def _fail(self, err: AiaasError) -> None:
+        if self._over:
+            return
         self._code = err.code
         self._answer(answers.of_error(err))
 
@@ -308,10 +323,14 @@ class Inference:
         self._connection.answer(status, headers + b"x-request-id: %s\r\n" % self._id.encode(), body)
 
     def _hand_over(self, result: Result) -> None:
+        if self._connection.transport.is_closing():
+            self.lost()
+            return
         self._over = True
         self._let_go()
-        tenant = self._call.tenant if self._call is not None else None
-        self._connection.hand_over(Answered(self._id, self._request, result, tenant))
+        call = self._call
+        tenant, trace_id = (None, None) if call is None else (call.tenant, logs.trace_id(call.traceparent))
+        self._connection.hand_over(Answered(self._id, self._request, result, tenant, trace_id, self._began_s))
 
     def _end(self, status: int) -> None:
         self._over = True
@@ -323,7 +342,7 @@ class Inference:
         call, result = self._call, self._result
         return {
             "status": status,
-            "duration_ms": round((time.perf_counter() - self._started_s) * 1000, 3),
+            "duration_ms": round((time.perf_counter() - self._began_s) * 1000, 3),
             "request_id": self._id,
             "model": self._head.model,
             "tenant": call and call.tenant,

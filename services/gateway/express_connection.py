@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.gateway import heads
 from services.gateway.turnstile import Turnstile
+from shared import logs
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,7 +43,9 @@ class ExpressConnection(Turnstile):
     _waiting: asyncio.TimerHandle | None = None
     """Until that body is given up."""
     _stalling: asyncio.TimerHandle | None = None
-    """Until a client that takes nothing of its answer is cut off."""
+    """Until it is looked whether a client takes anything of its answer."""
+    _untaken_bytes = 0
+    """Of which there were so many the last time."""
     _early = b""
     """What came behind the request that is being answered."""
     _defaults: list[tuple[bytes, bytes]] | None = None
@@ -57,17 +60,18 @@ class ExpressConnection(Turnstile):
             self._early += data
             self.flow.pause_reading()
             return b""
+        if self._waiting is None:
+            self._pieces = 0
+        else:
+            data = self._arrived_so_far() + data
         if self.express is None or self._arriving or not self._is_quiet():
             return data
-        if self._waiting is not None:
-            data = self._arrived_so_far() + data
         end = data.find(heads.END, 0, heads.MOST_HEAD_BYTES) + len(heads.END)
         head = heads.usual(data[:end]) if end >= len(heads.END) else None
         if head is None or len(data) > end + head.body_bytes:
             return data
         if len(data) < end + head.body_bytes:
             return self._await_more(data)
-        self._pieces = 0
         body = data[end:]
         if self.refuse_whole(head.path, body) or self._begin(self.express, head, data, body):
             return b""
@@ -79,7 +83,7 @@ class ExpressConnection(Turnstile):
             (self.cycle is None or self.cycle.response_complete)
             and not self.flow.write_paused
             and not self.transport.is_closing()
-            and len(self.connections) <= self.most_connections
+            and not self.is_crowded
         )
 
     def _begin(self, express: Express, head: heads.Head, data: bytes, body: bytes) -> bool:
@@ -100,7 +104,6 @@ class ExpressConnection(Turnstile):
     def _await_more(self, data: bytes) -> bytes:
         self._pieces += 1
         if self._pieces >= _MOST_PIECES:
-            self._pieces = 0
             return data
         self._request = data
         self._waiting = self.loop.call_later(_MOMENT_S, self._usual_way)
@@ -115,7 +118,6 @@ class ExpressConnection(Turnstile):
 
     def _usual_way(self) -> None:
         """The moment is over: uvicorn reads what is there, and waits for the rest."""
-        self._pieces = 0
         self.read_usually(self._arrived_so_far())
 
     def read_usually(self, data: bytes) -> None:
@@ -149,8 +151,8 @@ class ExpressConnection(Turnstile):
 
     @property
     def is_busy(self) -> bool:
-        """Whether an answer is being made here."""
-        return self._inference is not None
+        """Whether an answer is being made, or a request has begun to arrive."""
+        return self._inference is not None or self._waiting is not None or super().is_busy
 
     def hand_over(self, answered: Answered) -> None:
         """Have the application send this answer."""
@@ -178,8 +180,8 @@ class ExpressConnection(Turnstile):
     def pause_writing(self) -> None:
         """The client takes nothing of an answer: not for ever."""
         super().pause_writing()
-        if self.express is not None and self._is_between_cycles():
-            self._stalling = self.loop.call_later(self.express.stall_timeout_s, self.transport.abort)
+        if self.express is not None and self._stalling is None:
+            self._look_again(self.express.stall_timeout_s)
 
     def resume_writing(self) -> None:
         """It does again."""
@@ -188,16 +190,34 @@ class ExpressConnection(Turnstile):
             self._stalling.cancel()
             self._stalling = None
 
+    def _look_again(self, after_s: float) -> None:
+        self._untaken_bytes = self.transport.get_write_buffer_size()
+        self._stalling = self.loop.call_later(after_s, self._look, after_s)
+
+    def _look(self, after_s: float) -> None:
+        """Cut the client off if it has taken nothing since the last look."""
+        self._stalling = None
+        if self.transport.get_write_buffer_size() < self._untaken_bytes:
+            self._look_again(after_s)
+        else:
+            logs.get().warning("a client took nothing of its answer", bytes=self._untaken_bytes)
+            self.transport.abort()
+
+    @property
+    def is_crowded(self) -> bool:
+        """As the turnstile has it; but what is answered already is sent all the same."""
+        return self.answered is None and super().is_crowded
+
     def _may_be_refused(self) -> bool:
         return self.answered is None and super()._may_be_refused()
-
-    def _is_between_cycles(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
 
     # ------------------------------------------------------------------ the end
 
     def shutdown(self) -> None:
-        """Close when what is being answered is answered."""
+        """Close when what is being answered is answered, and what has begun to arrive."""
+        self.send_refusal()
+        if self._waiting is not None:
+            self._usual_way()
         if self._inference is not None:
             self._closes = True
         else:
@@ -205,9 +225,9 @@ class ExpressConnection(Turnstile):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody is there to be answered."""
-        for timer in (self._waiting, self._stalling):
-            if timer is not None:
-                timer.cancel()
+        self._arrived_so_far()
+        if self._stalling is not None:
+            self._stalling.cancel()
         super().connection_lost(exc)
         if self._inference is not None:
             self._inference.lost()

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import Response
 
-from services.gateway import answers, bodies, claimed_outputs, claims, encodings, idempotency, infer, preferences
+from services.gateway import (
+    answers,
+    bodies,
+    claimed_outputs,
+    claims,
+    connection,
+    encodings,
+    idempotency,
+    infer,
+    preferences,
+)
 from services.gateway.auth import tenant_of
 from services.gateway.bodies import ClientGone
 from services.gateway.client import Client
@@ -48,7 +58,7 @@ class InferRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever comes of it."""
-        started_s = time.perf_counter()
+        began_s = _began_s(scope)
         line: dict[str, Any] = {"request_id": str(uuid.uuid4()), "model": scope["path_params"]["model"]}
         try:
             response = await self._answer(scope, receive, line)
@@ -64,7 +74,7 @@ class InferRoute:
             response = answers.error(AiaasError.code, "the gateway failed; its log says why")
         response.headers["x-request-id"] = line["request_id"]
         await response(scope, receive, send)
-        duration_ms = round((time.perf_counter() - started_s) * 1000, 3)
+        duration_ms = round((time.perf_counter() - began_s) * 1000, 3)
         logs.canonical("inference", [{"status": response.status_code, "duration_ms": duration_ms, **line}])
 
     async def _answer(self, scope: Scope, receive: Receive, line: dict[str, Any]) -> Response:
@@ -74,7 +84,7 @@ class InferRoute:
         client = Client(scope, receive)
         headers = client.headers
         if (known := client.answered) is not None:
-            line |= {"request_id": known.id, "tenant": known.tenant}
+            line |= {"request_id": known.id, "tenant": known.tenant, "trace_id": known.trace_id}
             response = await self._answered(known.result, known.request, line)
             return await encodings.encode(response, headers.get("accept-encoding"))
         tenant = tenant_of(headers, self._gateway.settings.api_keys)
@@ -170,6 +180,13 @@ class InferRoute:
 
     def _confirm(self, request: InferenceRequest, place: Place) -> None:
         place.confirm(high=infer.is_urgent(request), timeout_s=infer.timeout_of(request, self._gateway.settings))
+
+
+def _began_s(scope: Scope) -> float:
+    """When the request came: now, unless it had its result before."""
+    known = connection.of(scope)
+    answered = None if known is None else known.answered
+    return time.perf_counter() if answered is None else answered.began_s
 
 
 async def _decoded(headers: Mapping[str, str], body: bytes) -> InferenceRequest:

@@ -101,7 +101,7 @@ class Turnstile(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Let it in, or wait for its body to say why it should be."""
         self.send_refusal()
-        if len(self.connections) > self.most_connections:
+        if self.is_crowded:
             self.transport.write(_CROWDED)
             self.transport.close()
             return
@@ -110,6 +110,11 @@ class Turnstile(HttpToolsProtocol):
         if self._refused is None:
             self._refusals = 0
             super().on_headers_complete()
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are more connections than are served."""
+        return len(self.connections) > self.most_connections
 
     def on_body(self, body: bytes) -> None:
         """Hold the body of whoever waits."""
@@ -172,8 +177,8 @@ class Turnstile(HttpToolsProtocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether an answer is being made that uvicorn knows nothing of."""
-        return False
+        """Whether a request is being answered, so that the connection is not quiet at all."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def be_quiet(self) -> None:
         """An answer was sent past uvicorn: wait for the next request, but not for ever.
@@ -187,6 +192,8 @@ class Turnstile(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """Close if nothing came for so long."""
         left_s = self._quiet_since_s + self.timeout_keep_alive - self.loop.time()
+        if self.transport.is_closing():
+            return
         if self.is_busy:
             self._await_next(self.timeout_keep_alive)
         elif left_s > 0:
