@@ -1,22 +1,40 @@
 """Curves as TensorBoard files: `{directory}/{model}/{version}/{attempt}`, for `tensorboard --logdir {directory}`.
 
-Written with tensorboardX, which knows the format and brings neither TensorBoard nor TensorFlow. A disk that is full
-costs the curves, not the job: what matters is in the log.
+Written with tensorboardX, which knows the format and brings neither TensorBoard nor TensorFlow. It would load torch,
+if that is here, to see tensors in what it is given: seconds and 200 MB for a service that gives it numbers; so it is
+loaded as where torch is not. A disk that is full costs the curves, not the job: what matters is in the log.
 """
 
 from __future__ import annotations
 
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
-
-from tensorboardX import SummaryWriter
 
 from shared import logs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from shared.registry import Version
+
+
+@contextmanager
+def _not_here(name: str) -> Iterator[None]:
+    """A module that can't be imported meanwhile, unless it was before."""
+    hidden = name not in sys.modules
+    if hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # how the import system spells it
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[name]
+
+
+with _not_here("torch"):
+    from tensorboardX import SummaryWriter
 
 Key = tuple[str, int, int]
 
