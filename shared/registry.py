@@ -54,11 +54,11 @@ class Variant:
     signature: Signature
     batch_cap: int
     measurements: ev.Measurements
-    provenance: ev.Provenance | None = None
-    reason: str = ""
     processing: Processing | None = None
     """Its version's steps before and after the model."""
     processing_sha256: str | None = None
+    provenance: ev.Provenance | None = None
+    reason: str = ""
 
     @property
     def key(self) -> tuple[str, str | None]:
@@ -425,10 +425,10 @@ def _attempt(model: Model, event: ev.AttemptEvent) -> Model:
                 event.signature,
                 event.batch_cap,
                 event.measurements,
-                event.provenance,
-                event.reason,
                 version.processing,
                 None if version.processing is None else processing_sha256(version.processing),
+                event.provenance,
+                event.reason,
             )
             return _with(model, replace(version, variants={**version.variants, event.variant: variant}))
         case ev.VariantRejected():
