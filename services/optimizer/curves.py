@@ -1,42 +1,31 @@
 """Curves as TensorBoard files: `{directory}/{model}/{version}/{attempt}`, for `tensorboard --logdir {directory}`.
 
-Written with tensorboardX, which knows the format and brings neither TensorBoard nor TensorFlow. It would load torch,
-if that is here, to see tensors in what it is given: seconds and 200 MB for a service that gives it numbers; so it is
-loaded as where torch is not. A disk that is full costs the curves, not the job: what matters is in the log.
+A file is a series of TFRecords (https://www.tensorflow.org/tutorials/load_data/tfrecord), each an `Event` with the
+value of one scalar (tensorboard/compat/proto/event.proto and summary.proto). Written out here: the libraries that know
+the format, torch's and tensorboardX, both load torch into this process, for the few bytes that a point is.
+
+A disk that is full costs the curves, not the job: what matters is in the log.
 """
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import struct
+import time
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from shared import logs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from shared.registry import Version
 
-
-@contextmanager
-def _not_here(name: str) -> Iterator[None]:
-    """A module that can't be imported meanwhile, unless it was before."""
-    hidden = name not in sys.modules
-    if hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # how the import system spells it
-    try:
-        yield
-    finally:
-        if hidden:
-            del sys.modules[name]
-
-
-with _not_here("torch"):
-    from tensorboardX import SummaryWriter
-
 Key = tuple[str, int, int]
+_POLYNOMIAL: Final = 0x82F63B78
+"""Of CRC-32C, reflected (RFC 3720, appendix B.4)."""
+_MASK_DELTA: Final = 0xA282EAD8
+_WIRE_VARINT, _WIRE_DOUBLE, _WIRE_BYTES, _WIRE_FLOAT = 0, 1, 2, 5
 
 
 class Curves:
@@ -44,17 +33,17 @@ class Curves:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._open: tuple[Key, SummaryWriter] | None = None
+        self._open: tuple[Key, BinaryIO] | None = None
 
     def add(self, version: Version, points: Mapping[str, tuple[int, float]]) -> None:
         """Write the newest points of a version's curves."""
         if not points:
             return
         try:
-            writer = self._writer(version)
+            file = self._file(version)
             for name, (step, value) in points.items():
-                writer.add_scalar(name, value, step)
-            writer.flush()
+                file.write(record(scalar(name, step, value, time.time())))
+            file.flush()
         except OSError as err:
             logs.get().warning("curves not written", model=version.model, error=str(err))
 
@@ -64,12 +53,64 @@ class Curves:
             self._open[1].close()
             self._open = None
 
-    def _writer(self, version: Version) -> SummaryWriter:
+    def _file(self, version: Version) -> BinaryIO:
         key = (version.model, version.number, version.attempt)
         if self._open is not None and self._open[0] == key:
             return self._open[1]
         self.close()
         place = self._directory / version.model / str(version.number) / str(version.attempt)
-        writer = SummaryWriter(logdir=str(place), flush_secs=5)
-        self._open = (key, writer)
-        return writer
+        place.mkdir(parents=True, exist_ok=True)
+        file = (place / f"events.out.tfevents.{time.time():.0f}").open("ab")
+        file.write(record(_double(1, time.time()) + _bytes(3, b"brain.Event:2")))
+        self._open = (key, file)
+        return file
+
+
+def scalar(name: str, step: int, value: float, wall_time_s: float) -> bytes:
+    """An `Event` with one value."""
+    held = _bytes(1, name.encode()) + _tag(2, _WIRE_FLOAT) + struct.pack("<f", value)
+    at = _double(1, wall_time_s) + _tag(2, _WIRE_VARINT) + _varint(max(0, step))
+    return at + _bytes(5, _bytes(1, held))
+
+
+def record(content: bytes) -> bytes:
+    """A TFRecord: the length, the bytes, and the checksum of each."""
+    length = struct.pack("<Q", len(content))
+    return length + _checksum(length) + content + _checksum(content)
+
+
+def crc32c(content: bytes) -> int:
+    """The checksum of TFRecords, bit by bit: a record has some tens of bytes."""
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (_POLYNOMIAL if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def _checksum(content: bytes) -> bytes:
+    crc = crc32c(content)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF)
+
+
+def _double(field: int, value: float) -> bytes:
+    return _tag(field, _WIRE_DOUBLE) + struct.pack("<d", value)
+
+
+def _bytes(field: int, value: bytes) -> bytes:
+    return _tag(field, _WIRE_BYTES) + _varint(len(value)) + value
+
+
+def _tag(field: int, wire: int) -> bytes:
+    return _varint(field << 3 | wire)
+
+
+def _varint(value: int) -> bytes:
+    """Base 128, the lowest seven bits first (https://protobuf.dev/programming-guides/encoding)."""
+    out = bytearray()
+    while value > 0x7F:  # noqa: PLR2004 - what fits into seven bits
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tensorboardX.proto import event_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from services.optimizer import plan as plans
 from services.optimizer.actions import UPLOAD, Draw, Train
-from services.optimizer.curves import Curves
+from services.optimizer.curves import Curves, crc32c, record
 from services.optimizer.plan import Means, UnknownCandidate, candidate, keys, plan, work
 from services.optimizer.progress import Meter
 from shared.artifacts import Artifact
@@ -150,21 +150,55 @@ class TestMeter:
         assert self.told == [("a", 0.0, None)]
 
 
+def test_the_checksum_is_crc_32c():
+    assert crc32c(b"123456789") == 0xE3069283
+
+
 def test_curves_are_what_tensorboard_reads(tmp_path):
+    """The records as onnx's protobuf library reads them, by the field numbers of TensorBoard's `event.proto`."""
     curves = Curves(tmp_path)
     curves.add(version(attempt=1), {"loss/train": (1, 0.5)})
-    curves.add(version(attempt=1), {"loss/train": (2, 0.25), "metric": (2, 0.75)})
+    curves.add(version(attempt=1), {"loss/train": (300, 0.25), "metric": (2, 0.75)})
     curves.add(version(attempt=1), {})
     curves.close()
     [file] = (tmp_path / "m" / "1" / "1").iterdir()
-    events = [event_pb2.Event.FromString(record) for record in _records(file.read_bytes())]
-    scalars = [(value.tag, event.step, value.simple_value) for event in events for value in event.summary.value]
-    assert scalars == [("loss/train", 1, 0.5), ("loss/train", 2, 0.25), ("metric", 2, 0.75)]
+    assert file.name.startswith("events.out.tfevents.")
+    event = _event_type()
+    first, *events = [event.FromString(content) for content in _records(file.read_bytes())]
+    assert first.file_version == "brain.Event:2"
+    scalars = [(value.tag, each.step, value.simple_value) for each in events for value in each.summary.value]
+    assert scalars == [("loss/train", 1, 0.5), ("loss/train", 300, 0.25), ("metric", 2, 0.75)]
+
+
+def _event_type():
+    """The parts of `event.proto` and `summary.proto` that are written."""
+    file = descriptor_pb2.FileDescriptorProto(name="event.proto", package="t", syntax="proto3")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    fields = {
+        "Value": [("tag", 1, kinds.TYPE_STRING, ""), ("simple_value", 2, kinds.TYPE_FLOAT, "")],
+        "Summary": [("value", 1, kinds.TYPE_MESSAGE, ".t.Value")],
+        "Event": [
+            ("wall_time", 1, kinds.TYPE_DOUBLE, ""),
+            ("step", 2, kinds.TYPE_INT64, ""),
+            ("file_version", 3, kinds.TYPE_STRING, ""),
+            ("summary", 5, kinds.TYPE_MESSAGE, ".t.Summary"),
+        ],
+    }
+    for name, parts in fields.items():
+        message = file.message_type.add(name=name)
+        for field, number, kind, of in parts:
+            label = kinds.LABEL_REPEATED if field == "value" else kinds.LABEL_OPTIONAL
+            message.field.add(name=field, number=number, type=kind, type_name=of or None, label=label)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Event"))
 
 
 def _records(content):
-    """The records of a TFRecord file: a length and its checksum, the bytes and theirs."""
+    """The records of a TFRecord file; both checksums of each are right."""
     while content:
         length = int.from_bytes(content[:8], "little")
+        end = 12 + length + 4
+        assert record(content[12 : 12 + length]) == content[:end]
         yield content[12 : 12 + length]
-        content = content[12 + length + 4 :]
+        content = content[end:]

@@ -20,6 +20,7 @@ from services.cli.errors import CommandError
 from services.cli.follow import follow, variants_table
 from services.cli.printing import activity, bar, size, table
 from services.cli.trust import trust
+from services.cli.updates import stored_options
 from shared.topics import OUTCOMES
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 FILES, DIGITS = "magika", "digits-cnn"
 _GATE_TIMEOUT_S = 300.0
+_BUDGET_S = 20.0
+"""For the candidates of a model. The default finds more, and takes longer than a demo should."""
 _PRODUCE_TIMEOUT_S = 30.0
 _OUTCOMES_TIMEOUT_S = 120.0
 _STATS_TIMEOUT_S = 30.0
@@ -89,7 +92,9 @@ def _upload(out: Console, place: Place, models: dict[str, Path]) -> None:
         numbers = {}
         for name, path in models.items():
             byte_size = path.stat().st_size
-            numbers[name] = gateway.upload(name, [path.read_bytes()], byte_size, None)["version"]
+            options = stored_options(gateway, {"policy": {"time_budget_s": _BUDGET_S}})
+            content = [path.read_bytes()]
+            numbers[name] = gateway.upload(name, content, byte_size, optimization=options)["version"]
             what = f"{path.name} ({size(byte_size)}) as {name} version {numbers[name]}"
             out.print(f"  uploaded {what}", soft_wrap=True)
         for name, number in numbers.items():
