@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from shared.codec import decode_event
 from shared.events import HttpAnswered
 from support.gateway import Gateway, echo_signature, json_input, worker, writer
 from support.ports import free_port
+from support.waiting import eventually
 
 pytestmark = pytest.mark.stack
 BODY = {"inputs": [json_input("FP32")]}
@@ -97,6 +99,21 @@ async def test_without_redis_nothing_is_enqueued_and_nobody_waits_long(backbone)
         assert honest.headers["x-request-id"]
         await redis.mend()
         await gateway.ready()
+
+
+async def test_a_caller_that_leaves_finds_its_answer_by_its_id(backbone):
+    async with served(backbone) as (gateway, model, running):
+        for behaviour, state in (("slow", "succeeded"), ("silent", "queued")):
+            seen = len(running.records)
+            content = json.dumps(BODY | {"parameters": {"behaviour": behaviour}})
+            _, out = await asyncio.open_connection("127.0.0.1", gateway.settings.gateway_port)
+            head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
+            out.write(f"{head}{content}".encode())
+            await eventually(lambda seen=seen: len(running.records) > seen)
+            out.close()
+            url = f"/v2/models/{model}/requests/{running.records[-1][0].request_id}"
+            found = await gateway.until(url, lambda response, state=state: response.json().get("state") == state)
+            assert found.status_code == 200
 
 
 async def test_stopping_lets_callers_have_their_answer(backbone):

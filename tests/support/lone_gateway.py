@@ -184,12 +184,13 @@ class LoneGateway:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def answer(self, record, **fields):
+    async def answer(self, record, *, announced=True, **fields):
         """The record's outcome: its inputs, or what `fields` say."""
         model = record.topic.removeprefix(self.settings.topic_prefix).removeprefix("requests.").removesuffix(".high")
         about = {"id": record.id, "model_name": model, "model_version": 1, "status": "succeeded"}
         outputs = tuple(Tensor(t.name, t.datatype, t.shape, bytes(t.data), t.artifact) for t in record.request.inputs)
-        await self.replies.put([Result(**{**about, "outputs": outputs, **fields})], [self.settings.instance])
+        result = Result(**{**about, "outputs": outputs, **fields})
+        await self.replies.put([result], [self.settings.instance] if announced else [])
 
     async def record(self, number=0):
         """The record that is appended as this one."""
