@@ -183,16 +183,12 @@ class WholePartitionRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka
     The position then stands at what could not be read; it is fetched again, and the error comes first.
     """
 
-    _any = False
-
-    def __next__(self) -> Any:
+    def _unpack_records(self) -> Iterator[Any]:
+        some = False
         try:
-            record = super().__next__()
-        except StopIteration:
-            raise
-        except Exception as err:
-            if not self._any:
+            for record in super()._unpack_records():
+                some = True
+                yield record
+        except Exception:
+            if not some:
                 raise
-            raise StopIteration from err
-        self._any = True
-        return record

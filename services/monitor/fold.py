@@ -71,14 +71,15 @@ class Series:
         self.reexecuted += receipt.reexecuted
         if receipt.batch is not None:
             self.batch_sizes[bounded_size(receipt.batch.size)] += 1
-        timings = receipt.timings_ns
+        timings, phases = receipt.timings_ns, self.phases
         spent = (timings.queue, timings.compute_input, timings.compute_infer, timings.compute_output)
         total_ns = 0
         for phase, duration_ns in zip(PHASES, spent, strict=False):
             if duration_ns is not None:
-                self.phases[phase].observe(duration_ns)
-                total_ns += max(duration_ns, 0)
-        self.phases["total"].observe(total_ns)
+                phases[phase].observe(duration_ns)
+                if duration_ns > 0:
+                    total_ns += duration_ns
+        phases["total"].observe(total_ns)
         self.totals.add(receipt, total_ns, at_ms)
 
 

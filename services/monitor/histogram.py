@@ -30,9 +30,9 @@ class Histogram:
 
     def observe(self, duration_ns: int) -> None:
         """Count one duration. A negative one, from a clock that went backwards, counts as zero."""
-        duration_ns = max(duration_ns, 0)
         self.counts[bisect_left(BOUNDS_NS, duration_ns)] += 1
-        self.sum_ns += duration_ns
+        if duration_ns > 0:
+            self.sum_ns += duration_ns
 
     @property
     def count(self) -> int:

@@ -135,7 +135,13 @@ class OutcomeLog:
         while True:
             try:
                 await self._ends.cover(outcome for outcome in read if isinstance(outcome, Receipt))
-                return [await self._verdict(record, outcome) for record, outcome in zip(records, read, strict=True)]
+                known = self._ends.known
+                return [
+                    outcome
+                    if isinstance(outcome, Receipt) and not is_forged(outcome, known)
+                    else await self._refused(record, outcome)
+                    for record, outcome in zip(records, read, strict=True)
+                ]
             except (KafkaError, LogUnavailable) as err:
                 logs.get().warning("waiting for kafka", what="outcomes", error=repr(err))
                 await asyncio.sleep(_RETRY_S)
@@ -149,11 +155,10 @@ class OutcomeLog:
             return InvalidInput(f"an outcome of {receipt.request.topic} names another model")
         return receipt
 
-    async def _verdict(self, record: ConsumerRecord, outcome: Receipt | InvalidInput) -> Receipt | Ignored:
+    async def _refused(self, record: ConsumerRecord, outcome: Receipt | InvalidInput) -> Ignored:
+        """Why a record is no outcome, which was told the dead letters."""
         verdict: Ignored = "malformed"
         if isinstance(outcome, Receipt):
-            if not is_forged(outcome, self._ends.known):
-                return outcome
             verdict = "forged"
             at = outcome.request
             outcome = InvalidInput(f"an outcome of {at.topic}/{at.partition} offset {at.offset}, where no request is")
