@@ -16,7 +16,9 @@ from shared.events import (
     BatchMembership,
     Coordinates,
     Duration,
+    Estimate,
     Event,
+    FeedbackGiven,
     Heartbeat,
     HostSampled,
     HttpAnswered,
@@ -34,16 +36,22 @@ from shared.events import (
     ModelStatistics,
     ModelUnloaded,
     ModelUploaded,
+    OptimizationCancelled,
     OptimizationClaimed,
+    PolicySet,
+    Provenance,
     Receipt,
     RunStatistics,
     Runtime,
+    StepFinished,
     Timings,
     TrafficSplit,
+    UpdateRequested,
     VariantReady,
     VariantRejected,
 )
 from shared.oip import BINARY, JSON
+from shared.optimization import LoggedRequests, Optimization, Policy, Training
 from shared.signature import Signature, TensorSpec
 
 MODEL: Final = "digits"
@@ -60,6 +68,10 @@ _MEASURED: Final = Measurements(
     speedup=1.31,
     byte_size=21_344,
     machine="avx2",
+    quality={"agreement": Estimate(value=1.0, low=0.985, high=1.0, rows=256)},
+    throughput_rows_s=42_105.0,
+    memory_bytes=180_224,
+    judged_on="synthetic",
 )
 _SIGNATURE: Final = Signature(
     inputs=(TensorSpec(name="image", datatype="FP32", shape=("rows", 4), batch_axis=0),),
@@ -76,9 +88,25 @@ _SPENT: Final = Duration(count=2, ns=180_000)
 
 _ALL: Final[tuple[Event, ...]] = (
     ModelUploaded(model=MODEL, upload_id="1f0ac3b8f2c14f39a4b7b4c50b1f3c55", artifact=_ARTIFACT, tenant="acme"),
+    UpdateRequested(
+        model=MODEL,
+        upload_id="5b1b7d0e8c3a4a5d9b0a7c1f2e3d4c5b",
+        parent=1,
+        training=Training(optimizer="adamw", learning_rate=0.001, epochs=10),
+        optimization=Optimization(data=LoggedRequests(from_ms=1_795_467_600_000, labels="feedback"), seed=7),
+    ),
+    PolicySet(model=MODEL, policy=Policy(objective="latency", max_loss=0.01, time_budget_s=300.0)),
+    OptimizationCancelled(model=MODEL, version=2, reason="trained on the wrong data"),
     OptimizationClaimed(**_ATTEMPT),
+    StepFinished(**_ATTEMPT, step="fp32", key=_SHA256, result=_ARTIFACT, file=_ARTIFACT, seconds=1.8),
     VariantReady(
-        **_ATTEMPT, variant="int8", artifact=_ARTIFACT, signature=_SIGNATURE, batch_cap=64, measurements=_MEASURED
+        **_ATTEMPT,
+        variant="int8",
+        artifact=_ARTIFACT,
+        signature=_SIGNATURE,
+        batch_cap=64,
+        measurements=_MEASURED,
+        provenance=Provenance(parent_sha256=_SHA256, recipe="int8-weight-only", seed=7, tools={"onnx": "1.23.2"}),
     ),
     VariantRejected(**_ATTEMPT, variant="fp16", reason="slower than fp32 on avx2 (speedup 0.84)"),
     ModelReady(**_ATTEMPT, variant="int8", reason="the fastest that keeps the answers"),
@@ -160,9 +188,11 @@ _ALL: Final[tuple[Event, ...]] = (
         model=MODEL,
         version=1,
         attempt=1,
-        step="measure int8",
+        step="int8-weight-only: measure",
         fraction=0.6,
+        remaining_s=4.5,
     ),
+    FeedbackGiven(model=MODEL, request_id=_ID, label=(3,), source="crm"),
 )
 EVENTS: Final[dict[str, Any]] = {type(event).__name__: to_map(event) for event in _ALL}
 """Each event once, as the map that goes on the wire, by `ce_type`."""

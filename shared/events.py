@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal, dataclass_transform
 from msgspec import Meta, Struct, StructMeta
 
 from shared.artifacts import Artifact
+from shared.optimization import Optimization, Policy, Training
 from shared.processing import Processing
 from shared.signature import Signature
 
@@ -25,6 +26,9 @@ Text = Annotated[str, Meta(max_length=4000)]
 Short = Annotated[str, Meta(max_length=200)]
 MAX_VERSION = 2**31 - 1
 VersionNumber = Annotated[int, Meta(ge=1, le=MAX_VERSION)]
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+MAX_FEEDBACK_ROWS: Final = 1024
+MAX_FEEDBACK_NUMBERS: Final = 65_536
 Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 """Neither infinite nor NaN, which JSON does not have."""
 
@@ -70,6 +74,32 @@ class ModelUploaded(ModelEvent):
     tenant: Short | None = None
     processing: Processing | None = None
     """The steps before and after the model, for as long as the version lives."""
+    optimization: Optimization | None = None
+    """Data, policy and candidates, where the uploader has a say in them."""
+
+
+class UpdateRequested(ModelEvent):
+    """A new version is to be trained from a ready one. The fold gives it a number, as it does an upload."""
+
+    upload_id: Short
+    parent: VersionNumber
+    training: Training
+    optimization: Optimization
+    requested_version: VersionNumber | None = None
+    tenant: Short | None = None
+
+
+class PolicySet(ModelEvent):
+    """Versions that say nothing else are judged by this from now on; null: by the optimizer's settings again."""
+
+    policy: Policy | None = None
+
+
+class OptimizationCancelled(ModelEvent):
+    """Nobody wants the version any more: unless it is ready or rejected already, work on it ends."""
+
+    version: VersionNumber
+    reason: Short = ""
 
 
 class AttemptEvent(ModelEvent):
@@ -84,11 +114,48 @@ class OptimizationClaimed(AttemptEvent):
     """`owner` (an instance, with its incarnation) wants to do attempt `attempt`. The first claim of it wins."""
 
 
+class StepPlace(Fields):
+    """Where a step was done."""
+
+    model: ModelName
+    version: VersionNumber
+    step: Short
+
+
+class StepFinished(AttemptEvent):
+    """A step of the version's plan is done, and stays so whoever goes on with the version.
+
+    `key` is the digest of all that its result depends on.
+    """
+
+    step: Short
+    key: Sha256
+    result: Artifact
+    """The JSON document of what it found; see `services.optimizer.results`."""
+    file: Artifact | None = None
+    """The model or data set that it made."""
+    reused_from: StepPlace | None = None
+    """It was not done: the same was done there."""
+    seconds: Finite = 0.0
+    """What it took, 0 if it was reused."""
+
+
 class Latency(Fields):
     """Median seconds of one run at a batch size, on the machine that measured."""
 
     batch_size: int
     p50_s: Finite
+    reference_s: Finite | None = None
+    """That of fp32, measured by turns with it."""
+
+
+class Estimate(Fields):
+    """A share or a mean over `rows` rows, and the ends of its 95% interval."""
+
+    value: Finite
+    low: Finite
+    high: Finite
+    rows: int
 
 
 class Measurements(Fields):
@@ -103,6 +170,51 @@ class Measurements(Fields):
     """Reference time over this variant's, geometric mean over the batch sizes."""
     byte_size: int = 0
     machine: Short = ""
+    quality: dict[Short, Estimate] = {}
+    """Metrics of the task by name, where there were labels; of agreement with the reference where there were none."""
+    throughput_rows_s: Finite | None = None
+    """Rows a second at the batch size at which they are most."""
+    memory_bytes: int | None = None
+    """What loading and running it added to the process."""
+    judged_on: Short = ""
+    """The digest of the data set, or `synthetic`."""
+
+
+class DataUsed(Fields):
+    """A data set as it was used."""
+
+    sha256: Sha256
+    rows: int
+    offsets: dict[Short, tuple[int, int]] = {}
+    """Where it was drawn from the log: `topic/partition` to the first offset and the one behind the last."""
+
+
+class Provenance(Fields):
+    """What an artifact was made of, and how: enough to make it again."""
+
+    parent_sha256: Sha256
+    """The file that the recipe was applied to."""
+    recipe: Short
+    parameters: Annotated[str, Meta(max_length=16_384)] = "{}"
+    """Of the recipe, as JSON."""
+    seed: int = 0
+    tools: dict[Short, Short] = {}
+    """Versions by library."""
+    data: dict[Short, DataUsed] = {}
+    """By what it was used for."""
+    same_bytes: bool = False
+    """The recipe is of those that give the same bytes again, with the same tools on the same class of machine."""
+
+
+class Comparison(Fields):
+    """An update beside its parent, on the same data."""
+
+    parent: VersionNumber
+    metric: Short
+    own: Estimate
+    parents: Estimate
+    worse: bool
+    """By more than the policy allows."""
 
 
 class VariantReady(AttemptEvent):
@@ -114,6 +226,9 @@ class VariantReady(AttemptEvent):
     batch_cap: Annotated[int, Meta(ge=1)]
     """Most rows in one run; 1 if answers were not proved independent of their neighbours."""
     measurements: Measurements
+    provenance: Provenance | None = None
+    reason: Text = ""
+    """Why it was kept."""
 
 
 class VariantRejected(AttemptEvent):
@@ -122,6 +237,7 @@ class VariantRejected(AttemptEvent):
     variant: Short
     reason: Text
     measurements: Measurements | None = None
+    provenance: Provenance | None = None
 
 
 class ModelReady(AttemptEvent):
@@ -129,6 +245,8 @@ class ModelReady(AttemptEvent):
 
     variant: Short
     reason: Text
+    comparison: Comparison | None = None
+    """Of an update: it can be promoted if it is there and not worse."""
 
 
 class ModelRejected(AttemptEvent):
@@ -410,3 +528,25 @@ class JobProgressed(MetricEvent):
     attempt: int
     step: str
     fraction: Finite
+    """Of the whole job."""
+    remaining_s: Finite | None = None
+    """How long it may still take, guessed from what it took so far."""
+    points: dict[str, tuple[int, Finite]] = {}
+    """The newest point of each curve, as `loss/train`: its place (step or epoch) and value."""
+
+
+# --------------------------------------------------------------------------- ground truth (`feedback`)
+
+
+class FeedbackGiven(Event):
+    """What the right answer to an earlier request would have been. The key of its record is `request_id`.
+
+    The last one for a request counts. `label` is a class for each row; `outputs` are whole answers, flat, by output.
+    """
+
+    model: ModelName
+    request_id: Annotated[str, Meta(min_length=1, max_length=200)]
+    label: Annotated[tuple[int, ...], Meta(max_length=MAX_FEEDBACK_ROWS)] | None = None
+    outputs: dict[Short, Annotated[tuple[Finite, ...], Meta(max_length=MAX_FEEDBACK_NUMBERS)]] = {}
+    source: Short = ""
+    """Who says so."""

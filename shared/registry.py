@@ -20,15 +20,20 @@ from shared.errors import ModelNotLoaded, ModelNotReady, ModelRejected, ModelRet
 from shared.processing import sha256 as processing_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from shared.artifacts import Artifact
+    from shared.optimization import Optimization, Policy, Training
     from shared.processing import Processing
     from shared.signature import Signature
 
 VersionState = Literal["uploaded", "optimizing", "ready", "rejected", "retired"]
 MAX_ATTEMPTS = 3
-"""Claims of one version that may be made before it is given up as `optimizer_crashed`."""
+"""Claims of one version that may be made without a step finished between them before the step is given up."""
+TRAIN = "train"
+"""The step of an update whose file becomes the version's own."""
+CANCELLED = "cancelled"
+"""The code of a version that was cancelled."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Variant:
     processing: Processing | None = None
     """Its version's steps before and after the model."""
     processing_sha256: str | None = None
+    provenance: ev.Provenance | None = None
+    reason: str = ""
 
     @property
     def key(self) -> tuple[str, str | None]:
@@ -66,11 +73,24 @@ class Rejection:
     variant: str
     reason: str
     measurements: ev.Measurements | None
+    provenance: ev.Provenance | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finished step of a version's plan."""
+
+    name: str
+    key: str
+    result: Artifact
+    file: Artifact | None
+    seconds: float
+    reused_from: ev.StepPlace | None = None
 
 
 @dataclass(frozen=True)
 class Version:
-    """One upload and what became of it."""
+    """One upload or update, and what became of it."""
 
     model: str
     number: int
@@ -89,6 +109,35 @@ class Version:
     reason: str | None = None
     processing: Processing | None = None
     """The steps before and after the model, as declared at the upload."""
+    optimization: Optimization | None = None
+    parent: int | None = None
+    """The version that an update was trained from. Until it is trained, `artifact` is the parent's."""
+    training: Training | None = None
+    steps: Mapping[str, Step] = field(default_factory=dict)
+    """What is finished of its plan, by name; kept from one attempt to the next."""
+    stalled: int = 0
+    """Claims that were made since the last step was finished."""
+    comparison: ev.Comparison | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is still something to do for it."""
+        return self.state in ("uploaded", "optimizing")
+
+    @property
+    def why_not_promoted(self) -> str | None:
+        """What speaks against promoting it; None if nothing does."""
+        if self.state != "ready":
+            return f"is {self.state}: only a ready version can be promoted"
+        if self.parent is None:
+            return None
+        if self.comparison is None:
+            return f"was never compared with version {self.parent}, which it was trained from"
+        if self.comparison.worse:
+            own, parents = self.comparison.own.value, self.comparison.parents.value
+            found = f"{self.comparison.metric} {own:.4f}, not {parents:.4f}"
+            return f"is worse than version {self.parent}, which it was trained from: {found}"
+        return None
 
     @property
     def serving(self) -> Variant:
@@ -110,6 +159,8 @@ class Model:
     previous: tuple[int, ...] = ()
     weights: Mapping[int, int] = field(default_factory=dict)
     retired: bool = False
+    policy: Policy | None = None
+    """What versions that say nothing else are judged by."""
     unloaded: bool = False
     """Nothing answers, on purpose, until it is loaded again. A new upload does not change that: it would undo what an
     operator did."""
@@ -213,6 +264,17 @@ def _digests(model: Model) -> set[str]:
     return {variant.artifact.sha256 for version in model.versions.values() for variant in version.variants.values()}
 
 
+def finished(registry: Registry) -> dict[str, tuple[ev.StepPlace, Step]]:
+    """Every finished step of every version by its key, with where it was done."""
+    found: dict[str, tuple[ev.StepPlace, Step]] = {}
+    for model in registry.models.values():
+        for version in model.versions.values():
+            for step in version.steps.values():
+                here = ev.StepPlace(model=version.model, version=version.number, step=step.name)
+                found.setdefault(step.key, (step.reused_from or here, step))
+    return found
+
+
 # --------------------------------------------------------------------------- the fold
 
 
@@ -244,10 +306,23 @@ def _fold_model(model: Model | None, event: ev.ModelEvent, timestamp_ms: int) ->
     if model is None:
         return None
     match event:
+        case ev.UpdateRequested():
+            return _updated(model, event, timestamp_ms)
         case ev.AttemptEvent():
             return _attempt(model, event)
+        case ev.OptimizationCancelled(version=number, reason=reason):
+            return _cancel(model, number, reason)
+        case ev.PolicySet(policy=policy):
+            return model if policy == model.policy else replace(model, policy=policy)
+        case _:
+            return _routed(model, event)
+
+
+def _routed(model: Model, event: ev.ModelEvent) -> Model:
+    """What changes which versions answer."""
+    match event:
         case ev.ModelPromoted(version=number):
-            return _promote(model, number) if _is_ready(model, number) else model
+            return _promote(model, number) if _may_be_promoted(model, number) else model
         case ev.TrafficSplit(weights=weights):
             served = all(_is_ready(model, number) for number, weight in weights.items() if weight)
             return replace(model, weights=weights) if served else model
@@ -264,43 +339,85 @@ def _fold_model(model: Model | None, event: ev.ModelEvent, timestamp_ms: int) ->
 
 
 def _uploaded(model: Model, event: ev.ModelUploaded, timestamp_ms: int) -> Model:
+    def version(number: int) -> Version:
+        return Version(
+            model=model.name,
+            number=number,
+            upload_id=event.upload_id,
+            artifact=event.artifact,
+            format=event.format,
+            tenant=event.tenant,
+            uploaded_ms=timestamp_ms,
+            processing=event.processing,
+            optimization=event.optimization,
+        )
+
+    after = _numbered(model, event, version)
+    return after if after is model or after.versions is model.versions else replace(after, retired=False)
+
+
+def _updated(model: Model, event: ev.UpdateRequested, timestamp_ms: int) -> Model:
+    """A version that begins with its parent's file; none, if the parent is not ready."""
+    parent = model.versions.get(event.parent)
+    if event.upload_id not in model.uploads and (parent is None or parent.state != "ready"):
+        return replace(model, uploads={**model.uploads, event.upload_id: None})
+
+    def version(number: int) -> Version:
+        assert parent is not None  # noqa: S101 - for the type checker: looked at above
+        return replace(
+            Version(
+                model=model.name,
+                number=number,
+                upload_id=event.upload_id,
+                artifact=parent.artifact,
+                format=parent.format,
+                tenant=event.tenant,
+                uploaded_ms=timestamp_ms,
+            ),
+            processing=parent.processing,
+            optimization=event.optimization,
+            parent=event.parent,
+            training=event.training,
+        )
+
+    return _numbered(model, event, version)
+
+
+def _numbered(model: Model, event: ev.ModelUploaded | ev.UpdateRequested, version: Callable[[int], Version]) -> Model:
+    """The model with one more version, under the number asked for or the next."""
     if event.upload_id in model.uploads:
-        return model  # the same upload, told twice
+        return model  # the same one, told twice
     number = event.requested_version or max(model.versions, default=0) + 1
     if number in model.versions or number > ev.MAX_VERSION:
         return replace(model, uploads={**model.uploads, event.upload_id: None})
-    version = Version(
-        model=model.name,
-        number=number,
-        upload_id=event.upload_id,
-        artifact=event.artifact,
-        format=event.format,
-        tenant=event.tenant,
-        uploaded_ms=timestamp_ms,
-        processing=event.processing,
-    )
     return replace(
         model,
-        versions={**model.versions, number: version},
+        versions={**model.versions, number: version(number)},
         uploads={**model.uploads, event.upload_id: number},
-        retired=False,
     )
+
+
+def _cancel(model: Model, number: int, reason: str) -> Model:
+    version = model.versions.get(number)
+    if version is None or not version.is_open:
+        return model
+    return _with(model, replace(version, state="rejected", code=CANCELLED, reason=reason or "it was cancelled"))
 
 
 def _attempt(model: Model, event: ev.AttemptEvent) -> Model:
     version = model.versions.get(event.version)
-    if version is None or version.state not in ("uploaded", "optimizing"):
+    if version is None or not version.is_open:
         return model
     if isinstance(event, ev.OptimizationClaimed):
         if event.attempt != version.attempt + 1:
             return model  # another claim of this attempt came first
-        started = replace(
-            version, state="optimizing", attempt=event.attempt, owner=event.owner, variants={}, rejections=()
-        )
-        return _with(model, started)
+        started = replace(version, state="optimizing", variants={}, rejections=(), stalled=version.stalled + 1)
+        return _with(model, replace(started, attempt=event.attempt, owner=event.owner))
     if (event.attempt, event.owner) != (version.attempt, version.owner):
         return model  # a result of a superseded attempt
     match event:
+        case ev.StepFinished():
+            return _with(model, _step_finished(version, event))
         case ev.VariantReady():
             variant = Variant(
                 event.variant,
@@ -310,19 +427,32 @@ def _attempt(model: Model, event: ev.AttemptEvent) -> Model:
                 event.measurements,
                 version.processing,
                 None if version.processing is None else processing_sha256(version.processing),
+                event.provenance,
+                event.reason,
             )
             return _with(model, replace(version, variants={**version.variants, event.variant: variant}))
         case ev.VariantRejected():
-            rejection = Rejection(event.variant, event.reason, event.measurements)
+            rejection = Rejection(event.variant, event.reason, event.measurements, event.provenance)
             return _with(model, replace(version, rejections=(*version.rejections, rejection)))
         case ev.ModelRejected():
             return _with(model, replace(version, state="rejected", code=event.code, reason=event.reason))
         case ev.ModelReady() if event.variant in version.variants:
-            ready = replace(version, state="ready", chosen=event.variant, reason=event.reason)
+            comparison = event.comparison if version.parent is not None else None
+            ready = replace(version, state="ready", chosen=event.variant, reason=event.reason, comparison=comparison)
             model = _with(model, ready)
-            return _promote(model, ready.number) if model.active is None else model
+            first = model.active is None and ready.why_not_promoted is None
+            return _promote(model, ready.number) if first else model
         case _:
             return model
+
+
+def _step_finished(version: Version, event: ev.StepFinished) -> Version:
+    if event.step in version.steps:
+        return version
+    step = Step(event.step, event.key, event.result, event.file, event.seconds, event.reused_from)
+    artifact = event.file if event.step == TRAIN and version.parent is not None else None
+    steps = {**version.steps, step.name: step}
+    return replace(version, steps=steps, stalled=0, artifact=artifact or version.artifact)
 
 
 def _with(model: Model, version: Version) -> Model:
@@ -332,6 +462,11 @@ def _with(model: Model, version: Version) -> Model:
 def _is_ready(model: Model, number: int) -> bool:
     version = model.versions.get(number)
     return version is not None and version.state == "ready"
+
+
+def _may_be_promoted(model: Model, number: int) -> bool:
+    version = model.versions.get(number)
+    return version is not None and version.why_not_promoted is None
 
 
 def _promote(model: Model, number: int) -> Model:

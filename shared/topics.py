@@ -76,7 +76,11 @@ MODELS = Topic(
     read_by="everyone",
     events=(
         events.ModelUploaded,
+        events.UpdateRequested,
+        events.PolicySet,
+        events.OptimizationCancelled,
         events.OptimizationClaimed,
+        events.StepFinished,
         events.VariantReady,
         events.VariantRejected,
         events.ModelReady,
@@ -126,8 +130,19 @@ DEAD_LETTERS = Topic(
     config={"retention.ms": str(30 * _DAY_MS), "max.message.bytes": str(2 * 1024 * 1024)},
 )
 
-FIXED: tuple[Topic, ...] = (OUTCOMES, MODELS, WORKERS, STATISTICS, METRICS, DEAD_LETTERS)
-"""Topics that are there from the start. `feedback` and `replays` join them with the services that read them."""
+FEEDBACK = Topic(
+    name="feedback",
+    key="request id",
+    value="ground truth for past requests; the last one for a request counts",
+    written_by="gateway, upstream systems",
+    read_by="optimizer",
+    events=(events.FeedbackGiven,),
+    partitions=4,
+    config={"retention.ms": str(30 * _DAY_MS)},
+)
+
+FIXED: tuple[Topic, ...] = (OUTCOMES, MODELS, WORKERS, STATISTICS, METRICS, FEEDBACK, DEAD_LETTERS)
+"""Topics that are there from the start. `replays` joins them with the service that reads it."""
 
 EVENT_TYPES: dict[str, type[events.Event]] = {event.__name__: event for topic in FIXED for event in topic.events}
 """`ce_type` to event: what a record may call itself is listed here, never looked up by a name from the wire."""

@@ -76,13 +76,19 @@ class Gateway:
         )
 
     def upload(
-        self, model: str, content: Iterable[bytes], byte_size: int, version: int | None, processing: str | None = None
+        self,
+        model: str,
+        content: Iterable[bytes],
+        byte_size: int,
+        version: int | None = None,
+        processing: str | None = None,
+        optimization: str | None = None,
     ) -> dict[str, Any]:
         """Stream an ONNX file of `byte_size` bytes to the gateway; returns when it is in the log.
 
-        `processing` is the digest of a stored declaration.
+        `processing` is the digest of a stored declaration, `optimization` that of stored options.
         """
-        asked = {"format": "onnx", "version": version, "processing": processing}
+        asked = {"format": "onnx", "version": version, "processing": processing, "optimization": optimization}
         return self._map(
             "POST",
             f"{_model(model)}/versions",
@@ -139,6 +145,10 @@ class Gateway:
                 raise _refusal(response)
             for name, data in events.parse(response.iter_bytes()):
                 yield name, orjson.loads(data)
+
+    def give_feedback(self, model: str, request_id: str, feedback: Mapping[str, Any]) -> dict[str, Any]:
+        """Tell what the right answer to a request would have been: `{"label": [3]}` or `{"outputs": {…}}`."""
+        return self._map("POST", f"{_request(model, request_id)}/feedback", json=feedback)
 
     def cancel(self, model: str, request_id: str) -> dict[str, Any]:
         """Cancel a request; the state that it then has, which is another if the answer was faster."""

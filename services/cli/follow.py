@@ -1,70 +1,67 @@
 """A version's way from its upload to ready or rejected, and the table that shows what the gate measured and chose.
 
-The gateway knows the state; how far the optimizer is within it is known to the monitor alone, which is asked as long as
-it answers. A version is looked at a few times a second until it is settled or patience ends.
+The gateway knows the state, and how far the optimizer is within it. A version is looked at a few times a second until
+it is settled or patience ends.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from rich.markup import escape
 
 from services.cli.errors import CommandError
 from services.cli.printing import size, table
-from services.cli.trust import trust
-from services.cli.where import running_stack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.table import Table
 
     from services.cli.client import Gateway
+    from services.cli.printing import Tell
 
 _POLL_S = 0.3
-_MONITOR_TIMEOUT_S = 1.0
 _SETTLED = frozenset({"ready", "rejected", "retired"})
+_QUALITY = ("accuracy", "rmse", "agreement", "cosine")
+"""What is shown of what was measured, the first that is there."""
 
 
-def follow(
-    gateway: Gateway,
-    model: str,
-    number: int,
-    say: Callable[[str], None],
-    *,
-    timeout_s: float,
-    monitor_url: str | None = None,
-) -> dict[str, Any]:
+def follow(gateway: Gateway, model: str, number: int, tell: Tell, *, timeout_s: float) -> dict[str, Any]:
     """Wait until a version is ready, rejected or retired; returns it as the gateway shows it.
 
     Raises:
         CommandError: it is not settled after `timeout_s`.
     """
     deadline_s = time.monotonic() + timeout_s
-    with httpx.Client(base_url=monitor_url or _monitor_url(), timeout=_MONITOR_TIMEOUT_S, verify=trust()) as monitor:
-        while (version := gateway.version(model, number))["state"] not in _SETTLED:
-            if time.monotonic() > deadline_s:
-                raise CommandError(
-                    f"Version {number} of {model} is still {version['state']} after {timeout_s:g} s: "
-                    f"`aiaas models show {model}` tells how it goes on; does an optimizer run?"
-                )
-            step = _step(monitor, model, number) if version["state"] == "optimizing" else None
-            say(f"{model} version {number}: {version['state']}{f', {step}' if step else ''}")
-            time.sleep(_POLL_S)
+    while (version := gateway.version(model, number))["state"] not in _SETTLED:
+        if time.monotonic() > deadline_s:
+            raise CommandError(
+                f"Version {number} of {model} is still {version['state']} after {timeout_s:g} s: "
+                f"`aiaas models show {model}` tells how it goes on; does an optimizer run?"
+            )
+        progress = version.get("progress") or {}
+        words = f"{model} version {number}: {version['state']}"
+        tell(f"{words}, {_where(progress)}" if progress else words, progress.get("fraction"))
+        time.sleep(_POLL_S)
     return version
+
+
+def _where(progress: dict[str, Any]) -> str:
+    """The step, how long it may still take, and the newest loss."""
+    parts = [f"{progress['step']} ({progress['fraction']:.0%})"]
+    if progress["remaining_s"] is not None:
+        parts.append(f"about {progress['remaining_s']:.0f} s left")
+    parts += [f"{name} {point['value']:.4g}" for name, point in progress["points"].items() if name.startswith("loss/")]
+    return ", ".join(parts)
 
 
 def variants_table(version: dict[str, Any]) -> Table:
     """Every candidate of a version: what was measured of it, and why it serves or not."""
-    shown = table("variant", "verdict", "size", "speed", "max error", "cosine", "top-1", "rows a run", "why")
+    shown = table("variant", "verdict", "size", "speed", "rows/s", "quality", "rows a run", "why")
     for variant in version["variants"]:
         chosen = variant["name"] == version["chosen"]
-        verdict = "[bold green]chosen[/]" if chosen else "[green]passed[/]"
-        why = escape(version["reason"] or "") if chosen else ""
+        verdict = "[bold green]chosen[/]" if chosen else "[green]kept[/]"
+        why = escape((version["reason"] if chosen else variant.get("reason")) or "")
         cells = _measured(variant["measurements"], variant["byte_size"])
         shown.add_row(variant["name"], verdict, *cells, str(variant["batch_cap"]), why)
     for rejection in version["rejected"]:
@@ -75,37 +72,37 @@ def variants_table(version: dict[str, Any]) -> Table:
 
 
 def _measured(measured: dict[str, Any], byte_size: int) -> list[str]:
-    """Size, speed, error, cosine and agreement, as far as they were measured."""
+    """Size, speed, throughput and quality, as far as they were measured."""
     return [
         size(byte_size) if byte_size else "",
         _number(measured.get("speedup"), "{:.2f}x"),
-        _number(measured.get("max_abs_error"), "{:.2g}"),
-        _number(measured.get("cosine"), "{:.5f}"),
-        _number(measured.get("top1_agreement"), "{:.3f}"),
+        _number(measured.get("throughput_rows_s"), "{:,.0f}"),
+        quality(measured),
     ]
+
+
+def quality(measured: dict[str, Any]) -> str:
+    """The metric that says most, with its interval; of old measurements, the cosine."""
+    found = measured.get("quality") or {}
+    name = next((name for name in _QUALITY if name in found), None)
+    if name is None:
+        return _number(measured.get("cosine"), "cosine {:.5f}")
+    estimate = found[name]
+    return f"{name} {estimate['value']:.4f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+
+
+def comparison(version: dict[str, Any]) -> str | None:
+    """An update beside its parent, in a sentence."""
+    found = version.get("comparison")
+    if not found:
+        return None
+    own, parents = (f"{found[who]['value']:.4f}" for who in ("own", "parents"))
+    verdict = "worse than" if found["worse"] else "no worse than"
+    rows = found["own"]["rows"]
+    return (
+        f"{found['metric']} {own}, version {found['parent']} {parents}, on the same {rows} rows: {verdict} its parent"
+    )
 
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
-
-
-def _monitor_url() -> str:
-    stack = running_stack()
-    return (
-        os.environ.get("AIAAS_MONITOR_URL") or (stack.urls.get("monitor") if stack else None) or "http://127.0.0.1:8090"
-    )
-
-
-def _step(monitor: httpx.Client, model: str, number: int) -> str | None:
-    """The optimizer's step, from the monitor; None if it says nothing."""
-    try:
-        jobs = monitor.get("/v1/stats").raise_for_status().json()["jobs"]
-    except (httpx.HTTPError, ValueError, KeyError):
-        return None  # the state is enough to go on with
-    latest = max((job for job in jobs if (job["model"], job["version"]) == (model, number)), key=_when, default=None)
-    return f"{latest['step']} ({latest['fraction']:.0%})" if latest else None
-
-
-def _when(job: dict[str, Any]) -> int:
-    at_ns: int = job["at_ns"]
-    return at_ns

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from services.cli import provenance, updates
 from services.cli.client import Gateway, Url
 from services.cli.errors import CommandError, NotTried
-from services.cli.follow import follow, variants_table
-from services.cli.printing import Json, activity, as_json, console, size, table
+from services.cli.follow import comparison, follow, variants_table
+from services.cli.printing import Json, as_json, bar, console, size, table
 from services.cli.processing import stored
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Models: upload versions, look at them, decide which of them answer.")
 
 Model = Annotated[str, typer.Argument(help="The model's name.")]
+app.command("update")(updates.update)
+app.command("cancel")(updates.cancel)
+app.command("policy")(updates.policy)
 Number = Annotated[int, typer.Argument(min=1, help="The version's number.")]
 _CHUNK_BYTES = 1024 * 1024
 
@@ -34,6 +38,13 @@ def upload(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="A JSON file: the steps before and after the model."),
     ] = None,
+    data: updates.Data = None,
+    evaluation: updates.Evaluation = None,
+    objective: updates.Objective = None,
+    max_loss: updates.MaxLoss = None,
+    time_budget_s: updates.TimeBudget = None,
+    candidates: updates.Candidates = None,
+    seed: updates.Seed = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow it until it is ready or rejected.")] = False,
     timeout_s: Annotated[float, typer.Option(min=1, help="Follow it for so many seconds at most.")] = 600.0,
     url: Url = None,
@@ -42,13 +53,18 @@ def upload(
     """Upload a version. With --wait: exit code 1 if it is rejected, and the gate's measurements if it is ready."""
     with Gateway(url) as gateway:
         declared = None if processing is None else stored(gateway, processing)
-        uploaded = _upload(gateway, file, name, version, declared)
+        policy = updates.policy_of(objective, max_loss, time_budget_s)
+        options = updates.options_of(
+            gateway, data=data, evaluation=evaluation, candidates=candidates, seed=seed, policy=policy
+        )
+        asked = {"version": version, "processing": declared, "optimization": updates.stored_options(gateway, options)}
+        uploaded = _upload(gateway, file, name, asked)
         number = uploaded["version"]
         if not wait:
             _show_uploaded(uploaded, json=json)
             return
-        with activity(console(stderr=True)) as say:
-            settled = follow(gateway, name, number, say, timeout_s=timeout_s)
+        with bar(console(stderr=True)) as tell:
+            settled = follow(gateway, name, number, tell, timeout_s=timeout_s)
     show_settled(settled, json=json)
 
 
@@ -85,6 +101,7 @@ def show(
     for each in versions:
         _show_version(each)
     if version is None:
+        console().print(provenance.tree(found))
         console().print(f"{model} answers with: {_who_answers(found)}")
 
 
@@ -164,7 +181,7 @@ def parse_shares(shares: list[str]) -> dict[str, int]:
     return weights
 
 
-def _upload(gateway: Gateway, file: Path, name: str, version: int | None, processing: str | None) -> dict[str, Any]:
+def _upload(gateway: Gateway, file: Path, name: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Stream the file with a progress bar, which shows only on a terminal."""
     out = console(stderr=True)
     byte_size = file.stat().st_size
@@ -172,7 +189,7 @@ def _upload(gateway: Gateway, file: Path, name: str, version: int | None, proces
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
         task = progress.add_task(f"uploading {file.name}", total=byte_size)
         content = _chunks(file, lambda count: progress.advance(task, count))
-        return gateway.upload(name, content, byte_size, version, processing)
+        return gateway.upload(name, content, byte_size, **asked)
 
 
 def _chunks(file: Path, sent: Any) -> Iterator[bytes]:
@@ -218,4 +235,6 @@ def _show_version(version: dict[str, Any]) -> None:
     out.print(f"{what}, {size(version['byte_size'])} uploaded {version['uploaded_at']}", markup=False, soft_wrap=True)
     if version["variants"] or version["rejected"]:
         out.print(variants_table(version))
+    if (compared := comparison(version)) is not None:
+        out.print(compared, markup=False, soft_wrap=True)
     out.print()

@@ -14,10 +14,14 @@ import orjson
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    Tell = Callable[[str, float | None], None]
+    """Says what is going on, and how much of it is done, from 0 to 1, where that is known."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 """The option that every command with a result has."""
@@ -69,3 +73,21 @@ def activity(out: Console) -> Iterator[Callable[[str], None]]:
         last = words
 
     yield say
+
+
+@contextmanager
+def bar(out: Console) -> Iterator[Tell]:
+    """Say what is going on and how far it is: a bar on a terminal, a line for each change in a pipe."""
+    if not out.is_terminal:
+        with activity(out) as say:
+            yield lambda words, _fraction: say(words)
+        return
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=out, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def tell(words: str, fraction: float | None) -> None:
+            total = None if fraction is None else 1.0
+            progress.update(task, description=words, total=total, completed=fraction or 0.0)
+
+        yield tell

@@ -17,6 +17,7 @@ from services.gateway import (
     routes_assets,
     routes_documents,
     routes_models,
+    routes_optimization,
     routes_repository,
     routes_requests,
     routes_triton,
@@ -46,6 +47,7 @@ def application(gateway: Gateway) -> ASGIApp:
     for routes in (routes_triton, routes_absent, routes_models, routes_requests, routes_repository):
         api.include_router(routes.router)
     api.include_router(routes_repository.catalogue)
+    api.include_router(routes_optimization.router)
     api.include_router(routes_assets.router)
     api.include_router(routes_documents.router)
     api.add_exception_handler(AiaasError, _ours)

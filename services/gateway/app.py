@@ -6,7 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from services.gateway import http_server
+from services.gateway import http_server, job_progress
 from services.gateway.api import application
 from services.gateway.express import Express
 from services.gateway.gateway import Backbone, Gateway
@@ -79,8 +79,11 @@ async def _connected(settings: GatewaySettings, store: ArtifactStore) -> AsyncIt
         counted = await stack.enter_async_context(statistics.follow(settings))
         redis = await stack.enter_async_context(replies.connect(settings))
         waiter = await stack.enter_async_context(ReplyWaiter(redis, settings.instance))
+        progress = await stack.enter_async_context(job_progress.follow(settings))
         watch = RequestWatch(redis, waiter, beats, settings.max_event_streams)
-        yield Backbone(producer, requests, log, RequestTopics(settings), beats, counted, redis, waiter, watch, store)
+        yield Backbone(
+            producer, requests, log, RequestTopics(settings), beats, counted, redis, waiter, watch, store, progress
+        )
 
 
 def _answered(gateway: Gateway, telemetry: Telemetry) -> Iterable[MetricEvent]:

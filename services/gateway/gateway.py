@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from aiokafka import AIOKafkaProducer
 
+    from services.gateway.job_progress import JobProgress
     from services.gateway.request_log import RequestLog
     from services.gateway.request_topics import RequestTopics
     from services.gateway.request_watch import RequestWatch
@@ -55,6 +56,7 @@ class Backbone:
     waiter: ReplyWaiter
     watch: RequestWatch
     store: ArtifactStore
+    progress: JobProgress
 
 
 class Gateway:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from services.gateway.gateway import Backbone
+    from shared.optimization import Optimization
     from shared.processing import Processing
     from shared.registry import Model, Registry, Version
     from shared.registry_log import RegistryLog
@@ -36,6 +37,7 @@ class Upload:
         version: the number asked for.
         sha256: what the file's digest must be, if the caller said so.
         processing: the steps before and after the model.
+        optimization: data, policy and candidates.
     """
 
     model: str
@@ -43,6 +45,7 @@ class Upload:
     sha256: str | None
     tenant: str | None
     processing: Processing | None = None
+    optimization: Optimization | None = None
 
 
 async def upload(backbone: Backbone, asked: Upload, chunks: AsyncIterator[bytes], limit_bytes: int) -> Version:
@@ -66,6 +69,7 @@ async def upload(backbone: Backbone, asked: Upload, chunks: AsyncIterator[bytes]
         requested_version=asked.version,
         tenant=asked.tenant,
         processing=asked.processing,
+        optimization=asked.optimization,
     )
     registry = await backbone.log.publish(event)
     number = registry.model(asked.model).uploads[event.upload_id]
@@ -83,7 +87,7 @@ async def promote(log: RegistryLog, model: str, number: int) -> Model:
         registry,
         ev.ModelPromoted(model=model, version=number),
         done=lambda m: m.active == number and not m.weights,
-        refusal=f"version {number} of model {model!r} is {version.state}: only a ready version can be promoted",
+        refusal=f"version {number} of model {model!r} {version.why_not_promoted or 'can not be promoted'}",
     )
 
 

@@ -10,6 +10,7 @@ from services.gateway import assets, bodies, repository, uploads, views
 from services.gateway.answers import JsonResponse
 from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant
 from services.gateway.gateway import Gateway
+from services.gateway.optimization import options_of
 from services.gateway.paths import version_of, version_url
 from shared.errors import InvalidInput
 from shared.events import MAX_VERSION
@@ -47,16 +48,21 @@ async def upload(
     processing: Annotated[
         str | None, Query(pattern="^[0-9a-f]{64}$", description="SHA-256 of a stored declaration")
     ] = None,
+    optimization: Annotated[
+        str | None, Query(pattern="^[0-9a-f]{64}$", description="SHA-256 of stored options: data, policy, candidates")
+    ] = None,
 ) -> Response:
     """The body is the model file. `Content-Digest: sha-256=:BASE64:` is checked if sent; `version` asks for a number.
 
     `processing` is the SHA-256 of an asset: the JSON declaration of the steps before and after the model, for good.
+    `optimization` is that of another: what the optimizer may use and must reach.
     202 when the upload is in the log: `status_url` then tells what the optimizer makes of it.
     """
 
     async def storing() -> tuple[Response, dict[str, Any]]:
         declared = None if processing is None else await assets.processing_of(gateway.backbone.store, processing)
-        asked = repository.Upload(model, version, bodies.content_sha256(request.headers), tenant, declared)
+        options = None if optimization is None else await options_of(gateway.backbone.store, optimization)
+        asked = repository.Upload(model, version, bodies.content_sha256(request.headers), tenant, declared, options)
         uploaded = await _upload(gateway, request, asked, format)
         artifact = uploaded.artifact
         told = {"version": uploaded.number, "sha256": artifact.sha256, "byte_size": artifact.byte_size}
@@ -96,7 +102,9 @@ async def show_model(model: str, backbone: TheBackbone, _tenant: TheTenant) -> R
 async def show_version(model: str, version: str, backbone: TheBackbone, _tenant: TheTenant) -> Response:
     """Every variant with what was measured of it, which was chosen and why, and why others were rejected."""
     registry = backbone.log.registry
-    return JsonResponse(views.version_state(registry.model(model), registry.version(model, _number(version, model))))
+    found = registry.version(model, _number(version, model))
+    told = backbone.progress.of(model, found.number), backbone.progress.points(model, found.number)
+    return JsonResponse(views.version_state(registry.model(model), found, *told))
 
 
 @router.post("/versions/{version}/promote", summary="Let a version answer")

@@ -10,8 +10,10 @@ from shared.codec import rfc3339
 from shared.processed_signature import public_signature
 
 if TYPE_CHECKING:
-    from shared.events import Measurements
-    from shared.registry import Model, Rejection, Variant, Version
+    from collections.abc import Mapping
+
+    from shared.events import JobProgressed, Measurements
+    from shared.registry import Model, Rejection, Step, Variant, Version
     from shared.signature import Signature, TensorSpec
 
 
@@ -38,6 +40,7 @@ def model_state(model: Model) -> dict[str, Any]:
     return {
         "name": model.name,
         "retired": model.retired,
+        "policy": to_builtins(model.policy),
         **routing(model),
         "versions": [version_state(model, version) for _, version in sorted(model.versions.items(), reverse=True)],
     }
@@ -54,14 +57,19 @@ def routing(model: Model) -> dict[str, Any]:
     }
 
 
-def version_state(model: Model, version: Version) -> dict[str, Any]:
+def version_state(
+    model: Model,
+    version: Version,
+    progress: JobProgressed | None = None,
+    points: Mapping[str, tuple[int, float]] | None = None,
+) -> dict[str, Any]:
     """A version: how far it is, what was measured, which variant was chosen and why others were not."""
     return {
         "name": model.name,
         "version": version.number,
         "state": version.state,
         "active": model.active == version.number,
-        "progress": None,  # how far within a state: nobody collects that yet
+        "progress": _progress(version, progress, points or {}),
         "attempt": version.attempt,
         "sha256": version.artifact.sha256,
         "byte_size": version.artifact.byte_size,
@@ -72,6 +80,11 @@ def version_state(model: Model, version: Version) -> dict[str, Any]:
         "chosen": version.chosen,
         "code": version.code,
         "reason": version.reason,
+        "parent": version.parent,
+        "training": to_builtins(version.training),
+        "optimization": to_builtins(version.optimization),
+        "comparison": to_builtins(version.comparison),
+        "steps": [_step(step) for step in version.steps.values()],
         "variants": [_variant(variant, version.chosen) for variant in version.variants.values()],
         "rejected": [_rejection(rejection) for rejection in version.rejections],
     }
@@ -85,6 +98,8 @@ def _variant(variant: Variant, chosen: str | None) -> dict[str, Any]:
         "byte_size": variant.artifact.byte_size,
         "batch_cap": variant.batch_cap,
         "measurements": _measurements(variant.measurements),
+        "provenance": to_builtins(variant.provenance),
+        "reason": variant.reason,
     }
 
 
@@ -93,6 +108,30 @@ def _rejection(rejection: Rejection) -> dict[str, Any]:
         "variant": rejection.variant,
         "reason": rejection.reason,
         "measurements": _measurements(rejection.measurements),
+        "provenance": to_builtins(rejection.provenance),
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "seconds": step.seconds,
+        "sha256": None if step.file is None else step.file.sha256,
+        "reused_from": to_builtins(step.reused_from),
+    }
+
+
+def _progress(
+    version: Version, told: JobProgressed | None, points: Mapping[str, tuple[int, float]]
+) -> dict[str, Any] | None:
+    """Where the attempt is that counts, if it told."""
+    if told is None or version.state != "optimizing" or told.attempt != version.attempt:
+        return None
+    return {
+        "step": told.step,
+        "fraction": told.fraction,
+        "remaining_s": told.remaining_s,
+        "points": {name: {"step": at, "value": value} for name, (at, value) in points.items()},
     }
 
 

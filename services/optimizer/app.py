@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 
 from services.optimizer.claims import Listening
 from services.optimizer.confined import open_sandbox
-from services.optimizer.job import Jobs, sweep
+from services.optimizer.curves import Curves
+from services.optimizer.drawing import Drawer
+from services.optimizer.job import Jobs
+from services.optimizer.plan import Means
 from services.optimizer.reactor import Reactor
+from services.optimizer.workspace import sweep
 from shared import health, heartbeats, kafka, logs, registry_log
 from shared.artifacts import ArtifactStore
 from shared.events import Heartbeat, MachineClass
@@ -42,8 +46,17 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
         others = await stack.enter_async_context(heartbeats.follow(settings))
         telemetry = Telemetry(settings, "optimizer", producer)
         listening = Listening(settings.owner, others.is_alive, time.monotonic)
-        reactor = Reactor(settings, log, listening, Jobs(settings, store, sandbox), telemetry)
         machine = MachineClass(isa=probed.isa, providers=probed.providers, threads=settings.threads)
+
+        def means() -> Means:
+            gpu = any("CUDAExecutionProvider" in beat.machine.providers for beat in others.alive())
+            about = f"{machine.isa}, {machine.threads} threads"
+            return Means(training="torch" in probed.tools, gpu=gpu, machine=about, tools=probed.tools)
+
+        jobs = Jobs(settings, store, sandbox, means, Drawer(settings))
+        curves = Curves(settings.curves_dir)
+        stack.callback(curves.close)
+        reactor = Reactor(settings, log, listening, jobs, telemetry, curves)
 
         def beat() -> Heartbeat:
             return Heartbeat(

@@ -1,9 +1,9 @@
 """What an optimizer does next: a pure function of the registry and of who is alive.
 
 A version is worked on under the attempt that won in the log. The next attempt may be claimed once the owner of the
-present one is gone: its heartbeat is missing, or it was an earlier run of this instance. After `MAX_ATTEMPTS` attempts
-without an end the version is given up: who does that claims one attempt more, so that its rejection counts, and
-rejects at once. Oldest uploads first.
+present one is gone: its heartbeat is missing, or it was an earlier run of this instance. After `MAX_ATTEMPTS` claims
+without a step finished between them the next owner gives the next step up (`job`). Oldest uploads first; of versions
+that ask for the same work only the oldest, so that the others find it done.
 
 Who may call another dead: only an optimizer that has heard its own heartbeat come back without a break for longer than
 a heartbeat may take. One that has just started has not listened yet, and one that was cut off from Kafka has heard
@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from services.optimizer.plan import work
 from shared.heartbeats import INTERVAL_S
-from shared.registry import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -39,22 +39,26 @@ class Work:
     held: bool = False
     """The attempt is already ours: an earlier try failed for want of Kafka or the store."""
 
-    @property
-    def give_up(self) -> bool:
-        """Whether enough optimizers have died of it."""
-        return self.attempt > MAX_ATTEMPTS
-
 
 def next_work(
-    registry: Registry, owner: str, is_dead: Callable[[str], bool], parked: Collection[Key] = ()
+    registry: Registry,
+    owner: str,
+    is_dead: Callable[[str], bool],
+    parked: Collection[Key] = (),
+    can_do: Callable[[Version], bool] = lambda _: True,
 ) -> Work | None:
-    """The oldest version that `owner` may take on now, except the parked ones.
+    """The oldest version that `owner` may take on now, except the parked ones and what it can't do.
 
     `is_dead` answers for other owners; whether an owner is an earlier run of this instance is seen here.
     """
     open_versions = sorted(_unfinished(registry), key=lambda version: (version.uploaded_ms, version.model))
+    older: set[str] = set()
     for version in open_versions:
-        if (version.model, version.number) in parked:
+        asked = work(version)
+        if asked in older:
+            continue
+        older.add(asked)
+        if (version.model, version.number) in parked or not can_do(version):
             continue
         if version.owner == owner:
             return Work(version, version.attempt, held=True)
@@ -75,7 +79,7 @@ def is_held(registry: Registry, work: Work, owner: str) -> bool:
 def _unfinished(registry: Registry) -> Iterator[Version]:
     for model in registry.models.values():
         for version in model.versions.values():
-            if version.state in ("uploaded", "optimizing"):
+            if version.is_open:
                 yield version
 
 

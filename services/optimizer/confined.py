@@ -19,11 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from services.optimizer.messages import MAX_LINE_BYTES, MAX_LINES, MESSAGE, UNUSABLE_EXIT, Job, Limits, Probed
+from services.optimizer.messages import MAX_LINE_BYTES, MAX_LINES, MESSAGE, UNUSABLE_EXIT, Found, Job, Limits, Probed
 from shared import logs
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from services.optimizer.messages import Message
     from services.optimizer.settings import OptimizerSettings
 
+TIMED_OUT: Final = "vet_timeout"
 _NO_NETWORK = ("unshare", "--user", "--map-current-user", "--net", "--")
 _CHILD = ("-P", "-m", "services.optimizer.sandbox")
 """-P: the working directory, where the file lies, is no place to import from."""
@@ -64,15 +65,15 @@ class Sandbox:
         self._settings = settings
         self._prefix = prefix
 
-    def job(self, seed: int, tokenizers: int = 0) -> Job:
-        """The description of a job under the configured limits."""
-        return self._job("optimize", seed, tokenizers)
+    def job(self, budget_s: float, **what: Any) -> Job:
+        """The description of a job of so many seconds under the configured limits."""
+        return self._job("steps", budget_s, **what)
 
-    def _job(self, kind: Literal["probe", "optimize"], seed: int = 0, tokenizers: int = 0) -> Job:
+    def _job(self, kind: Literal["probe", "steps"], budget_s: float, **what: Any) -> Job:
         settings = self._settings
         limits = Limits(
             address_space_bytes=settings.sandbox_memory_bytes,
-            cpu_s=int(settings.job_timeout_s * (settings.threads + 1)) + 10,
+            cpu_s=int(budget_s * (settings.threads + 1)) + 10,
             file_bytes=2 * settings.max_model_bytes,
         )
         return Job(
@@ -84,9 +85,7 @@ class Sandbox:
             max_batch_run_s=settings.max_batch_run_s,
             run_timeout_s=settings.run_timeout_s,
             search_budget_s=settings.job_timeout_s / 4,
-            candidates_budget_s=settings.job_timeout_s / 4,
-            seed=seed,
-            tokenizers=tokenizers,
+            **what,
         )
 
     async def probe(self) -> Probed:
@@ -101,7 +100,8 @@ class Sandbox:
             answers.append(message)
 
         with TemporaryDirectory(dir=self._settings.jobs_dir, prefix="aiaas-probe-") as directory:
-            ending = await self.run(self._job("probe"), Path(directory), keep, timeout_s=_PROBE_TIMEOUT_S)
+            job = self._job("probe", _PROBE_TIMEOUT_S)
+            ending = await self.run(job, Path(directory), keep, lambda: _PROBE_TIMEOUT_S)
         match answers:
             case [Probed() as probed] if ending.code is None:
                 return probed
@@ -109,9 +109,15 @@ class Sandbox:
                 raise SandboxUnusable(ending.found or "the child did not answer the probe")
 
     async def run(
-        self, job: Job, directory: Path, on_message: Callable[[Message], Awaitable[None]], timeout_s: float
+        self,
+        job: Job,
+        directory: Path,
+        on_message: Callable[[Message], Awaitable[None]],
+        allowed_s: Callable[[], float],
     ) -> Ending:
         """Do a job in `directory`, handing on what the child reports; the child is gone when this returns or raises.
+
+        `allowed_s` says how long the next step may take, and is asked at the start and after each that is done.
 
         Raises:
             SandboxUnusable: the child could not be started, or said that it can't work here.
@@ -132,7 +138,7 @@ class Sandbox:
             raise SandboxUnusable(f"can't start {command[0]}: {err}") from err
         complaints = asyncio.create_task(_tail(child), name="sandbox stderr")
         try:
-            return await _attend(child, job, on_message, timeout_s, complaints)
+            return await _attend(child, job, on_message, allowed_s, complaints)
         finally:
             complaints.cancel()
             with suppress(ProcessLookupError):  # it and all its group ended by themselves
@@ -162,17 +168,26 @@ async def _attend(
     child: Process,
     job: Job,
     on_message: Callable[[Message], Awaitable[None]],
-    timeout_s: float,
+    allowed_s: Callable[[], float],
     complaints: asyncio.Task[str],
 ) -> Ending:
     """Give the job, pass on the answers, and say how it ended."""
+    may_take_s = allowed_s()
+
+    async def attended(message: Message) -> None:
+        nonlocal may_take_s
+        await on_message(message)
+        if isinstance(message, Found):
+            may_take_s = allowed_s()
+            timeout.reschedule(asyncio.get_running_loop().time() + may_take_s)
+
     try:
-        async with asyncio.timeout(timeout_s):
-            await _converse(child, job, on_message)
+        async with asyncio.timeout(may_take_s) as timeout:
+            await _converse(child, job, attended)
             status = await child.wait()
             said = await complaints
     except TimeoutError:
-        return Ending("vet_timeout", f"Examining the model took longer than {timeout_s:g} s")
+        return Ending(TIMED_OUT, f"Examining the model took longer than {may_take_s:g} s")
     except _Broken as err:
         return Ending("vet_crashed", str(err))
     if status == 0:
@@ -187,7 +202,7 @@ def _crash(status: int, said: str) -> Ending:
     if "bad_alloc" in said or "MemoryError" in said:
         return Ending("out_of_memory", f"Examining the model took more memory than it may: {last}")
     if status == -signal.SIGXCPU:
-        return Ending("vet_timeout", "Examining the model took more CPU time than it may")
+        return Ending(TIMED_OUT, "Examining the model took more CPU time than it may")
     how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
     return Ending("vet_crashed", f"The process that examined the model ended with {how}: {last}".rstrip(": "))
 

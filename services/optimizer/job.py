@@ -1,240 +1,487 @@
-"""One attempt: from a version's file in the store to the events that say what became of it.
+"""One attempt: from a version and what is finished of it to the events that say what became of it.
 
-Nothing is published here and nothing is decided twice: the child's reports are collected, the gate decides, the files
-of the variants that pass go to the store, and the events come back to `reactor`. A child that dies after fp32 was
-measured does not cost the upload: what it had not finished is rejected, and fp32 serves.
+The plan says what is to be done, the log what is done already, here or for another version. The rest goes to a child,
+step by step; each result is stored, and told (`Task.record`), before the next one counts. A child that dies, or takes
+too long, costs the step that it was in: a fresh one goes on behind it. When nothing is left to do, or the time is over,
+`conclusion` makes the events of it all, and `reactor` publishes them.
 
 Errors that are not the model's fault (`Unavailable`, `OSError`, `SandboxUnusable`) pass through.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import stat
-from contextlib import contextmanager
+import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from shutil import rmtree
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
-from services.optimizer import gate
+from services.optimizer import conclusion, documents
+from services.optimizer import plan as plans
+from services.optimizer.actions import COMPARE, REFERENCE, UPLOAD, Draw, Refer, Train
+from services.optimizer.confined import TIMED_OUT, Ending
+from services.optimizer.documents import Document
 from services.optimizer.messages import (
-    CANDIDATES,
-    REFERENCE,
+    PARENT_FILE,
     UPLOAD_FILE,
-    Candidate,
-    CandidateRejected,
-    Message,
+    WARM_START_FILE,
+    Found,
     Progress,
     Rejected,
+    data_file,
+    step_file,
     tokenizer_file,
-    variant_file,
 )
+from services.optimizer.progress import Meter
 from services.optimizer.rejections import Rejection, reason
-from shared import processed_signature
-from shared.artifacts import PART_BYTES, Artifact
-from shared.errors import ArtifactNotFound, CallerError, DigestMismatch, InvalidInput
-from shared.events import ModelReady, ModelRejected, VariantReady, VariantRejected
+from services.optimizer.workspace import workspace
+from shared import processed_signature, registry
+from shared.artifacts import Artifact
+from shared.errors import ArtifactNotFound, CallerError, DigestMismatch
+from shared.events import DataUsed, ModelRejected, StepFinished, StepPlace
+from shared.optimization import DataFile, Optimization, Policy
 from shared.processing import MAX_TOKENIZER_BYTES, Labels, Tokenize, parse_labels
+from shared.registry import MAX_ATTEMPTS, TRAIN, Step
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from services.optimizer.confined import Ending, Sandbox
+    from services.optimizer.actions import Spec
+    from services.optimizer.confined import Sandbox
+    from services.optimizer.drawing import Drawer
+    from services.optimizer.messages import Message
+    from services.optimizer.plan import Means, Plan
+    from services.optimizer.progress import Progressed
     from services.optimizer.settings import OptimizerSettings
+    from services.optimizer.workspace import Workspace
     from shared.artifacts import ArtifactStore
     from shared.events import AttemptEvent
-    from shared.processing import Processing
-    from shared.registry import Version
+    from shared.registry import Registry, Version
     from shared.signature import Signature
 
+_ESSENTIAL = frozenset({REFERENCE, TRAIN})
+"""Steps without which there is nothing to serve."""
+_TRAINING_SHARE = 0.5
+"""Of the time that is left, for the training within one candidate."""
+_UNBUDGETED = frozenset({REFERENCE, COMPARE})
+"""What is done whatever the budget."""
 
-@dataclass
-class Reports:
-    """What the child has said so far."""
 
-    rejected: Rejected | None = None
-    candidates: dict[str, Candidate] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    step: str = "start"
+@dataclass(frozen=True)
+class Task:
+    """A version to work on, and what else in the log is about it."""
 
-    def add(self, message: Message) -> None:
-        """Take in one report; of two about the same thing the first counts."""
-        match message:
-            case Progress(step=step):
-                self.step = step
-            case Rejected():
-                self.rejected = self.rejected or message
-            case Candidate(variant=variant):
-                self.candidates.setdefault(variant, message)
-            case CandidateRejected(variant=variant, reason=why):
-                self.failed.setdefault(variant, why)
-            case _:
-                pass  # an answer to a probe says nothing about a model
+    version: Version
+    parent: Version | None = None
+    policy: Policy | None = None
+    """The model's."""
+    elsewhere: Mapping[str, tuple[StepPlace, Step]] = field(default_factory=dict)
+    """What is finished of other versions, by key."""
+    warm_start: Artifact | None = None
+    """The file that an update's weights may begin with."""
+    signatures: Mapping[str, Signature] = field(default_factory=dict)
+    """Of the models that answer now, by name."""
 
-    def conclude(self, ending: Ending) -> Candidate:
-        """The reference, once the child has ended.
+    @property
+    def blame(self) -> bool:
+        """Whether optimizers died, again and again, of the step that comes next."""
+        return self.version.stalled > MAX_ATTEMPTS
 
-        Raises:
-            Rejection: the model can't be served.
-        """
-        if self.rejected is not None:
-            raise Rejection(self.rejected.code, self.rejected.found)
-        reference = self.candidates.pop(REFERENCE, None)
-        if reference is None:
-            raise Rejection(ending.code or "vet_crashed", f"{ending.found or 'No result'} (in step {self.step!r})")
-        if ending.code is not None:
-            for variant in set(CANDIDATES) - self.candidates.keys() - self.failed.keys():
-                self.failed[variant] = f"{ending.code}: {ending.found} (in step {self.step!r})"
-        return reference
+    @classmethod
+    def of(cls, known: Registry, version: Version) -> Task:
+        """The task of a version."""
+        model = known.model(version.model)
+        parent = None if version.parent is None else model.versions.get(version.parent)
+        asked = None if version.training is None else version.training.warm_start
+        source = None if asked is None else known.models.get(asked.model)
+        begun = None if source is None or asked is None else source.versions.get(asked.version)
+        return cls(
+            version,
+            parent,
+            model.policy,
+            registry.finished(known),
+            None if begun is None else begun.artifact,
+            _signatures(known),
+        )
+
+
+def _signatures(known: Registry) -> dict[str, Signature]:
+    return {
+        name: model.versions[model.active].serving.signature
+        for name, model in known.models.items()
+        if model.active is not None
+    }
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Whom an attempt tells what it does."""
+
+    on_progress: Callable[[Progressed], Awaitable[None]]
+    record: Callable[[StepFinished], Awaitable[None]]
+    """Returns when it is in the log."""
 
 
 class Jobs:
     """Does attempts, with the collaborators that all of them share."""
 
-    def __init__(self, settings: OptimizerSettings, store: ArtifactStore, sandbox: Sandbox) -> None:
-        self._settings = settings
-        self._store = store
-        self._sandbox = sandbox
-        self._policy = gate.Policy(settings.min_cosine, settings.min_top1_agreement, settings.min_speedup)
+    def __init__(
+        self,
+        settings: OptimizerSettings,
+        store: ArtifactStore,
+        sandbox: Sandbox,
+        means: Callable[[], Means],
+        drawer: Drawer | None = None,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.sandbox = sandbox
+        self.means = means
+        self.drawer = drawer
 
-    async def run(
-        self, version: Version, on_progress: Callable[[str, float], Awaitable[None]]
-    ) -> tuple[AttemptEvent, ...]:
-        """The events that end attempt `version.attempt`; the last one is `ModelReady` or `ModelRejected`.
+    def can_do(self, version: Version) -> bool:
+        """Whether this optimizer has what the version's plan cannot do without."""
+        return version.training is None or self.means().training
+
+    async def run(self, task: Task, hooks: Hooks) -> tuple[AttemptEvent, ...]:
+        """The events that end the version's attempt; the last one is `ModelReady` or `ModelRejected`.
 
         Raises:
             Unavailable, OSError, SandboxUnusable: not the model's fault; the attempt may be tried again.
         """
         try:
-            with TemporaryDirectory(dir=self._settings.jobs_dir, prefix=_prefix(self._settings)) as directory:
-                return await self._run(version, Path(directory), on_progress)
+            with workspace(self.settings, self.store) as space:
+                return await _Attempt(self, task, hooks, space).run()
         except Rejection as rejection:
-            return (rejected(version, self._settings.owner, rejection),)
+            return (rejected(task.version, self.settings.owner, rejection),)
 
-    async def _run(
-        self, version: Version, directory: Path, on_progress: Callable[[str, float], Awaitable[None]]
-    ) -> tuple[AttemptEvent, ...]:
-        await on_progress("fetch", 0.0)
-        await self._fetch(version.artifact, directory / UPLOAD_FILE)
-        tokenizers = await self._fetch_tokenizers(version.processing, directory)
-        reports = Reports()
 
-        async def report(message: Message) -> None:
-            reports.add(message)
-            if isinstance(message, Progress):
-                await on_progress(message.step, message.fraction)
+class _Attempt:
+    """One attempt at one version, in one directory."""
 
-        job = self._sandbox.job(seed=int(version.artifact.sha256[:8], 16), tokenizers=tokenizers)
-        ending = await self._sandbox.run(job, directory, report, self._settings.job_timeout_s)
-        reference = reports.conclude(ending)
-        if version.processing is not None:
-            await self._check_processing(version.processing, reference.signature)
-        decision = gate.decide(reference, list(reports.candidates.values()), reports.failed, self._policy)
-        await on_progress("store", 0.95)
-        measured = {**reports.candidates, reference.variant: reference}
-        ready = [
-            await self._ready(version, candidate, directory)
-            for variant, candidate in measured.items()
-            if variant not in decision.rejected
-        ]
-        common: dict[str, Any] = {
-            "model": version.model,
-            "version": version.number,
-            "attempt": version.attempt,
-            "owner": self._settings.owner,
-        }
-        return (
-            *ready,
-            *(
-                VariantRejected(
-                    **common,
-                    variant=variant,
-                    reason=why,
-                    measurements=measured[variant].measurements if variant in measured else None,
-                )
-                for variant, why in decision.rejected.items()
-            ),
-            ModelReady(**common, variant=decision.chosen, reason=decision.reason),
+    def __init__(self, jobs: Jobs, task: Task, hooks: Hooks, space: Workspace) -> None:
+        self._jobs = jobs
+        self._task = task
+        self._hooks = hooks
+        self._space = space
+        self._means = jobs.means()
+        self._version = task.version
+        self._options = task.version.optimization or Optimization()
+        self._plan: Plan = plans.plan(task.version, self._means)
+        self._meter = Meter([spec.name for spec in self._plan.steps], hooks.on_progress)
+        self._policy = conclusion.policy_of(self._options.policy, task.policy, jobs.settings.policy)
+        self._steps: dict[str, Step] = {}
+        self._documents: dict[str, Document] = {}
+        self._rejected: Rejected | None = None
+        self._began_s = time.monotonic()
+        self._spent_s = 0.0
+
+    # ------------------------------------------------------------------ the order of things
+
+    async def run(self) -> tuple[AttemptEvent, ...]:
+        await self._recall()
+        if self._task.blame and self._left():
+            await self._blame(Ending("optimizer_crashed", "Optimizers died whenever they worked on it"))
+        await self._draw()
+        await self._reuse()
+        while left := self._left():
+            if self._budget_left_s() <= 0 and left[0].name not in _UNBUDGETED | _ESSENTIAL:
+                break
+            ending = await self._child(left)
+            if self._rejected is not None:
+                raise Rejection(self._rejected.code, self._rejected.found)
+            if self._left() and not await self._goes_on_after(ending):
+                break
+        await self._check_processing()
+        await self._meter.say("store", 0.0)
+        return conclusion.events(
+            self._version,
+            self._jobs.settings.owner,
+            self._plan,
+            self._documents,
+            {name: step.file for name, step in self._steps.items() if step.file is not None},
+            self._policy,
         )
 
-    async def _check_processing(self, processing: Processing, signature: Signature) -> None:
-        """Look whether the declared steps fit the model, and whether files of labels are such files.
+    async def _recall(self) -> None:
+        """Take up what is finished of this version; a document that is gone has to be made again."""
+        for step in self._version.steps.values():
+            document = await self._document(step)
+            if document is not None:
+                self._keep(step, document)
+                self._meter.recalled(step.name)
+
+    async def _reuse(self) -> None:
+        """Take over what is finished of other versions."""
+        keys = self._keys()
+        for spec in self._left():
+            place, step = self._task.elsewhere.get(keys[spec.name], (None, None))
+            if place is None or step is None or (document := await self._document(step)) is None:
+                continue
+            taken = Step(spec.name, step.key, step.result, step.file, 0.0, place)
+            await self._tell(taken, document)
+
+    async def _goes_on_after(self, ending: Ending) -> bool:
+        """Blame the step that a child did not end; False if it was only the time that was over."""
+        over = self._budget_left_s() - self._lap_s() <= 0
+        if ending.code == TIMED_OUT and over and self._left()[0].name not in _UNBUDGETED | _ESSENTIAL:
+            return False
+        await self._blame(ending if ending.code is not None else Ending("vet_crashed", "No result"))
+        return True
+
+    async def _blame(self, ending: Ending) -> None:
+        """Record the step that comes next as failed.
 
         Raises:
-            Rejection: they don't, or aren't.
+            Rejection: without it there is nothing to serve.
         """
-        try:
-            processed_signature.check(processing, signature)
-            for step in processing.postprocessing:
-                if isinstance(step, Labels) and isinstance(step.labels, Artifact):
-                    parse_labels(await self._store.get_bytes(step.labels))
-        except CallerError as err:
-            raise Rejection("processing_mismatch", err.message) from err
+        spec = self._left()[0]
+        if spec.name in _ESSENTIAL:
+            raise Rejection(ending.code or "vet_crashed", f"{ending.found} (in step {spec.name!r})")
+        await self._finished(spec, Found(step=spec.name, failed=f"{ending.code}: {ending.found}"))
 
-    async def _fetch_tokenizers(self, processing: Processing | None, directory: Path) -> int:
+    # ------------------------------------------------------------------ data
+
+    async def _draw(self) -> None:
+        """Draw the data sets that come from the log.
+
+        Raises:
+            Rejection: there is nothing to draw, or nobody here who can.
+        """
+        for spec in self._left():
+            if not isinstance(spec.action, Draw):
+                continue
+            if self._jobs.drawer is None:
+                raise Rejection("data_unusable", "This optimizer draws no data from the log")
+            await self._meter.say(spec.name, 0.0)
+            drawn = await self._jobs.drawer.draw(spec.action.source, self._version.model, self._task.signatures)
+            file = await self._put(drawn.content)
+            used = DataUsed(sha256=file.sha256, rows=drawn.rows, offsets=dict(drawn.offsets))
+            document = Document(found=Found(step=spec.name, file=True), data=used)
+            result = await self._put(document.encode())
+            await self._tell(Step(spec.name, self._keys()[spec.name], result, file, self._lap_s()), document)
+
+    @property
+    def _data(self) -> dict[str, Artifact]:
+        """The data sets by role, as far as they are there."""
+        found = {}
+        for role, source in self._options.sources.items():
+            drawn = self._steps.get(role)
+            file = source.artifact if isinstance(source, DataFile) else drawn.file if drawn else None
+            if file is not None:
+                found[role] = file
+        return found
+
+    # ------------------------------------------------------------------ the child
+
+    async def _child(self, left: list[Spec]) -> Ending:
+        """Have a fresh child do what is left, for as long as it goes well."""
+        await self._fetch(left)
+        tokenizers = await self._fetch_tokenizers() if any(isinstance(s.action, Refer) for s in left) else 0
+        reference = self._documents.get(REFERENCE)
+        job = self._jobs.sandbox.job(
+            self._jobs.settings.job_timeout_s + max(0.0, self._budget_left_s()),
+            seed=self._seed,
+            tokenizers=tokenizers,
+            steps=tuple(left),
+            batched=None if reference is None else reference.found.batched,
+            data=dict.fromkeys(self._data, 1),
+            holdout=self._options.holdout,
+            training_budget_s=max(1.0, self._budget_left_s() * _TRAINING_SHARE),
+            checkpoint_s=self._jobs.settings.checkpoint_s,
+            checkpoint=self._checkpoint(left[0]),
+            trials=self._trials(left[0]),
+        )
+        self._lap_s()
+        return await self._jobs.sandbox.run(job, self._space.directory, self._heard, self._allowed_s)
+
+    async def _heard(self, message: Message) -> None:
+        match message:
+            case Progress(step=step):
+                await self._meter.say(step, message.fraction, message.what, message.points)
+            case Rejected():
+                self._rejected = self._rejected or message
+            case Found(step=step):
+                spec = next((spec for spec in self._left() if _belongs(step, spec.name)), None)
+                if spec is not None:
+                    await self._finished(spec, message)
+
+    def _allowed_s(self) -> float:
+        """How long the step that comes next may take."""
+        left = self._left()
+        settings = self._jobs.settings
+        if not left or left[0].name in _UNBUDGETED:
+            return settings.job_timeout_s
+        if isinstance(left[0].action, Train):
+            return max(settings.job_timeout_s, self._budget_left_s())
+        return max(0.0, min(self._budget_left_s(), settings.step_timeout_s))
+
+    async def _fetch(self, left: list[Spec]) -> None:
+        """The files that steps start from."""
+        bases = {spec.base for spec in left} | ({REFERENCE} if REFERENCE in self._documents else set())
+        for base in bases:
+            step = self._steps.get(base)
+            if step is not None and step.file is not None:
+                await self._space.fetch(step.file, step_file(base), 2 * self._jobs.settings.max_model_bytes)
+        if UPLOAD in bases:
+            await self._space.fetch(self._version.artifact, UPLOAD_FILE)
+        if (checkpoint := self._steps.get(self._checkpoint(left[0]) or "")) is not None and checkpoint.file is not None:
+            await self._space.fetch(
+                checkpoint.file, step_file(checkpoint.name), 2 * self._jobs.settings.max_model_bytes
+            )
+        if self._task.parent is not None:
+            await self._space.fetch(self._task.parent.artifact, PARENT_FILE)
+        training = self._version.training
+        if training is not None and training.warm_start is not None and self._task.warm_start is None:
+            raise Rejection("not_trained", "There is no such version to start from")
+        if self._task.warm_start is not None:
+            await self._space.fetch(self._task.warm_start, WARM_START_FILE)
+        for role, artifact in self._data.items():
+            await self._space.fetch(artifact, data_file(role), self._jobs.settings.max_data_bytes)
+
+    async def _fetch_tokenizers(self) -> int:
         """The files of tokenize steps, beside the upload; how many.
 
         Raises:
             Rejection: one is too large, or not there.
         """
+        processing = self._version.processing
         steps = processing.preprocessing if processing is not None else ()
         held = [step.tokenizer for step in steps if isinstance(step, Tokenize)]
         for index, artifact in enumerate(held):
             if artifact.byte_size > MAX_TOKENIZER_BYTES:
                 raise Rejection("tokenizer_unusable", f"The tokenizer has {artifact.byte_size} bytes")
-            await self._fetch(artifact, directory / tokenizer_file(index))
+            await self._space.fetch(artifact, tokenizer_file(index))
         return len(held)
 
-    async def _fetch(self, artifact: Artifact, path: Path) -> None:
-        """The upload as a file.
+    # ------------------------------------------------------------------ what is finished
+
+    async def _finished(self, spec: Spec, found: Found) -> None:
+        """Store what a step found and made, and tell the log.
 
         Raises:
-            Rejection: it is too large, or not there.
+            Rejection: nothing was made, and without it there is nothing to serve.
         """
-        limit_bytes = self._settings.max_model_bytes
-        if artifact.byte_size > limit_bytes:
-            found = f"The file has {artifact.byte_size} bytes, more than the {limit_bytes} that are allowed"
-            raise Rejection("model_too_large", found)
-        try:
-            with path.open("xb") as file:
-                async for chunk in self._store.stream(artifact):
-                    await asyncio.to_thread(file.write, chunk)
-        except (ArtifactNotFound, DigestMismatch) as err:
-            raise Rejection(err.code, err.message) from err
-        except InvalidInput as err:
-            raise Rejection("invalid_artifact", err.message) from err
+        if found.step in _ESSENTIAL and not (found.file or found.batched):
+            raise Rejection("vet_crashed", f"Step {spec.name!r} ended without a result")
+        makes = found.measurements is not None or found.file
+        file = await self._space.keep(step_file(found.step)) if makes else None
+        made_of = None
+        if file is not None:
+            digests = {name: step.file.sha256 for name, step in self._steps.items() if step.file is not None}
+            digests[UPLOAD] = self._version.artifact.sha256
+            made_of = documents.provenance(spec, found, digests, self._seed, self._means, self._used())
+        document = Document(found=found, provenance=made_of)
+        result = await self._put(document.encode())
+        key = self._keys()[spec.name]
+        key = key if found.step == spec.name else plans.part_of(key, found.step)
+        await self._tell(Step(found.step, key, result, file, self._lap_s()), document)
 
-    async def _ready(self, version: Version, candidate: Candidate, directory: Path) -> VariantReady:
-        with _opened(directory / variant_file(candidate.variant)) as file:
-            artifact = await self._store.put_stream(_chunks(file), limit_bytes=2 * self._settings.max_model_bytes)
-        return VariantReady(
-            model=version.model,
-            version=version.number,
-            attempt=version.attempt,
-            owner=self._settings.owner,
-            variant=candidate.variant,
-            artifact=artifact,
-            signature=candidate.signature,
-            batch_cap=candidate.batch_cap,
-            measurements=replace(candidate.measurements, byte_size=artifact.byte_size),
+    def _checkpoint(self, spec: Spec) -> str | None:
+        """The step that holds the newest state of a training that was not ended."""
+        kept = [name for name, step in self._steps.items() if _belongs(name, spec.name) and step.file is not None]
+        return max(kept, key=lambda name: int(name.rpartition(".")[2]), default=None)
+
+    def _trials(self, spec: Spec) -> tuple[str, ...]:
+        """The trials of its search that are done, as JSON."""
+        prefix = f"{spec.name}.trial."
+        kept = sorted(
+            (name for name in self._steps if name.startswith(prefix)), key=lambda name: int(name[len(prefix) :])
         )
+        return tuple(self._documents[name].found.parameters for name in kept)
+
+    def _used(self) -> dict[str, DataUsed]:
+        drawn = {role: each.data for role, each in self._documents.items() if each.data is not None}
+        return {role: drawn.get(role) or DataUsed(sha256=file.sha256, rows=0) for role, file in self._data.items()}
+
+    async def _tell(self, step: Step, document: Document) -> None:
+        await self._hooks.record(
+            StepFinished(
+                model=self._version.model,
+                version=self._version.number,
+                attempt=self._version.attempt,
+                owner=self._jobs.settings.owner,
+                step=step.name,
+                key=step.key,
+                result=step.result,
+                file=step.file,
+                reused_from=step.reused_from,
+                seconds=round(step.seconds, 3),
+            )
+        )
+        self._keep(step, document)
+        if step.reused_from is not None:
+            self._meter.recalled(step.name)
+        await self._meter.done(step.name)
+
+    def _keep(self, step: Step, document: Document) -> None:
+        self._steps[step.name] = step
+        self._documents[step.name] = document
+        if step.name not in _UNBUDGETED:
+            self._spent_s += step.seconds
+
+    async def _document(self, step: Step) -> Document | None:
+        """What is kept of a finished step; None if that can't be read, or its file is gone."""
+        if step.result.byte_size > documents.MAX_BYTES:
+            return None
+        try:
+            if step.file is not None:
+                await self._jobs.store.check_there(step.file)
+            return documents.decode(await self._jobs.store.get_bytes(step.result))
+        except (ArtifactNotFound, DigestMismatch, CallerError):
+            return None
+
+    async def _put(self, content: bytes) -> Artifact:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield content
+
+        return await self._jobs.store.put_stream(chunks(), limit_bytes=len(content))
+
+    # ------------------------------------------------------------------ small questions
+
+    def _left(self) -> list[Spec]:
+        return [spec for spec in self._plan.steps if spec.name not in self._documents]
+
+    def _keys(self) -> dict[str, str]:
+        finished = {name: step.key for name, step in self._steps.items()}
+        data = {role: artifact.sha256 for role, artifact in self._data.items()}
+        return plans.keys(self._plan, self._version, self._means, data, finished)
+
+    @property
+    def _seed(self) -> int:
+        """All randomness of the plan: of the options, else of the file that it began with."""
+        began = self._task.parent or self._version
+        return self._options.seed or int(began.artifact.sha256[:8], 16)
+
+    def _budget_left_s(self) -> float:
+        most = self._jobs.settings.max_time_budget_s
+        return min(self._policy.time_budget_s or most, most) - self._spent_s
+
+    def _lap_s(self) -> float:
+        """Seconds since this was last asked."""
+        now_s = time.monotonic()
+        took_s, self._began_s = now_s - self._began_s, now_s
+        return took_s
+
+    async def _check_processing(self) -> None:
+        """Look whether the declared steps fit the model, and whether files of labels are such files.
+
+        Raises:
+            Rejection: they don't, or aren't.
+        """
+        processing, signature = self._version.processing, self._documents[REFERENCE].found.signature
+        if processing is None or signature is None:
+            return
+        try:
+            processed_signature.check(processing, signature)
+            for step in processing.postprocessing:
+                if isinstance(step, Labels) and isinstance(step.labels, Artifact):
+                    parse_labels(await self._jobs.store.get_bytes(step.labels))
+        except CallerError as err:
+            raise Rejection("processing_mismatch", err.message) from err
 
 
-def sweep(settings: OptimizerSettings) -> None:
-    """Make the jobs' directory, and remove what an earlier run of this instance left there when it was killed."""
-    settings.jobs_dir.mkdir(parents=True, exist_ok=True)
-    for path in settings.jobs_dir.glob(f"{_prefix(settings)}*"):
-        rmtree(path, ignore_errors=True)  # what can't be removed is in nobody's way
-
-
-def _prefix(settings: OptimizerSettings) -> str:
-    """The names of this instance's job directories. `~` is in no instance's name, so none is another's beginning."""
-    return f"aiaas-job-{settings.instance}~"
+def _belongs(name: str, step: str) -> bool:
+    """Whether a result is of a step, or of a part of it: `train.3` is of `train`."""
+    return name == step or name.startswith(f"{step}.")
 
 
 def rejected(version: Version, owner: str, rejection: Rejection) -> ModelRejected:
@@ -247,22 +494,3 @@ def rejected(version: Version, owner: str, rejection: Rejection) -> ModelRejecte
         code=rejection.code,
         reason=reason(rejection.code, rejection.found),
     )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A file that the child wrote: a plain one of its own, not a link or a device that leads elsewhere."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as err:
-        raise Rejection("vet_crashed", f"The file of {path.stem} is missing") from err
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-            raise Rejection("vet_crashed", f"The file of {path.stem} is not a plain file")
-        yield file
-
-
-async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
-    while chunk := await asyncio.to_thread(file.read, PART_BYTES):
-        yield chunk

@@ -1,37 +1,48 @@
 """What passes between the service and its sandboxed child: one job in on stdin, JSON lines out on stdout.
 
 The child ran a file that may be hostile, so the service reads its lines as untrusted input: their number and length
-are bounded (`confined`), and every field is validated here. Files are not named in messages: a variant's file is
-`variant_file(variant)` in the job's directory.
+are bounded (`confined`), and every field is validated here. Files are not named in messages: what a step made is
+`step_file(step)` in the job's directory.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct, json
 
+from services.optimizer.actions import Spec, StepName
+from services.optimizer.quality.estimates import Comparison
 from services.optimizer.rejections import ADVICE
 from shared.events import Measurements
 from shared.signature import Signature
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 MAX_LINE_BYTES: Final = 512 * 1024
 """A signature with the most tensors, the longest names and the highest ranks that vetting allows is below it."""
-MAX_LINES: Final = 1000
+MAX_LINES: Final = 20_000
+"""Most of them points of curves."""
 UNUSABLE_EXIT: Final = 78
 """The child can't do any job here (EX_CONFIG of sysexits.h): a library is missing. Not the model's fault."""
 
 UPLOAD_FILE: Final = "upload"
-REFERENCE: Final = "fp32"
-Variant = Literal["fp32", "int8-weight-only"]
-CANDIDATES: Final[tuple[Variant, ...]] = ("int8-weight-only",)
-"""What is built beside the reference, in this order."""
+PARENT_FILE: Final = "parent"
+"""Of an update: what it is trained from and compared with."""
+WARM_START_FILE: Final = "warm-start"
+"""Of an update: whose weights it may begin with."""
 
 
-def variant_file(variant: Variant) -> str:
-    """The name of a variant's file in the job's directory."""
-    return f"{variant}.onnx"
+def step_file(step: str) -> str:
+    """The name of the file that a step made, in the job's directory."""
+    return f"{step}.onnx"
+
+
+def data_file(role: str) -> str:
+    """The name of a data set's file there."""
+    return f"data-{role}"
 
 
 def tokenizer_file(index: int) -> str:
@@ -49,10 +60,20 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     niceness: int = 5
 
 
+class Batched(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was found out about running a model; see `sandbox.batching.Batching`."""
+
+    sizes: Annotated[dict[str, int], Meta(max_length=1000)]
+    highs: Annotated[dict[str, int], Meta(max_length=1000)] = {}
+    inputs: Annotated[dict[str, int | None], Meta(max_length=100)]
+    outputs: Annotated[tuple[int, ...], Meta(max_length=100)] | None = None
+    cap: Annotated[int, Meta(ge=1, le=1024)] = 1
+
+
 class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the child is to do, in its working directory. `probe`: only say what it is."""
 
-    kind: Literal["probe", "optimize"]
+    kind: Literal["probe", "steps"]
     parent_pid: int
     limits: Limits
     threads: int
@@ -61,11 +82,25 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     run_timeout_s: float
     search_budget_s: float
     """Once this time is over and the model has run at all, it is taken as it is: one request per run."""
-    candidates_budget_s: float
-    """A candidate that can't be measured within this time is rejected, so that fp32 is not lost with it."""
     seed: int = 0
     tokenizers: int = 0
     """How many lie in the directory, to be vetted with the model."""
+    steps: tuple[Spec, ...] = ()
+    """What is left to do, in this order."""
+    batched: Batched | None = None
+    """Of the reference, if its step is done."""
+    data: dict[str, int] = {}
+    """The data sets that lie in the directory, by role."""
+    training_budget_s: float | None = None
+    """Training in one step ends after so long, with what was best until then."""
+    checkpoint_s: float = 30.0
+    """How often training tells how far it is, so that another child can go on there."""
+    checkpoint: str | None = None
+    """The step whose file is the newest state of the training that is left."""
+    trials: tuple[str, ...] = ()
+    """Trials of the search that is left, as JSON."""
+    holdout: float = 0.25
+    """The share of the data set `data` that is judged by, if there is no `evaluation`."""
 
 
 class _Message(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -80,13 +115,21 @@ class Probed(_Message, frozen=True, kw_only=True, tag="probed"):
     providers: Annotated[tuple[Annotated[str, Meta(max_length=100)], ...], Meta(max_length=20)]
     networks: Annotated[tuple[Annotated[str, Meta(max_length=100)], ...], Meta(max_length=1000)]
     """Names of its network interfaces; `lo` alone if it is cut off."""
+    tools: Annotated[dict[str, Annotated[str, Meta(max_length=100)]], Meta(max_length=50)] = {}
+    """Versions by library. Without `torch` nothing can be trained here."""
 
 
 class Progress(_Message, frozen=True, kw_only=True, tag="progress"):
-    """The step that begins now, and the share of the work that is behind it."""
+    """What begins now within a step, how much of the step is behind it, and the newest points of curves."""
 
-    step: Annotated[str, Meta(max_length=50)]
-    fraction: Annotated[float, Meta(ge=0, le=1)]
+    step: StepName
+    what: Annotated[str, Meta(max_length=100)] = ""
+    fraction: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    points: Annotated[dict[Annotated[str, Meta(max_length=100)], tuple[int, float]], Meta(max_length=32)] = {}
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) for _, value in self.points.values()):
+            raise ValueError("a point is not a finite number")
 
 
 class Rejected(_Message, frozen=True, kw_only=True, tag="rejected"):
@@ -100,29 +143,52 @@ class Rejected(_Message, frozen=True, kw_only=True, tag="rejected"):
             raise ValueError(f"unknown code {self.code!r}")
 
 
-class Candidate(_Message, frozen=True, kw_only=True, tag="candidate"):
-    """A variant was built and measured; its file is complete. `fp32` comes first."""
+class Found(_Message, frozen=True, kw_only=True, tag="found"):
+    """A step is done, and this is all that is known of it: what it built and measured, or why it did not.
 
-    variant: Variant
-    signature: Signature
-    batch_cap: Annotated[int, Meta(ge=1, le=1024)]
-    measurements: Measurements
+    If there are `measurements`, its file is complete. This is also the document that is kept of the step.
+    """
+
+    step: StepName
+    failed: Annotated[str, Meta(max_length=4000)] | None = None
+    signature: Signature | None = None
+    batch_cap: Annotated[int, Meta(ge=1, le=1024)] = 1
+    measurements: Measurements | None = None
+    comparisons: Annotated[tuple[Comparison, ...], Meta(max_length=500)] = ()
+    """What it lost against the reference, by output and metric."""
+    batched: Batched | None = None
+    parameters: Annotated[str, Meta(max_length=16_384)] = "{}"
+    """What was done, as JSON, as far as the step itself chose it."""
+    rows: Annotated[dict[str, int], Meta(max_length=10)] = {}
+    """How many of each data set were used."""
+    file: bool = False
+    """The step made a file that is no candidate, such as trained weights."""
 
     def __post_init__(self) -> None:
         # What goes to the log must be printable as JSON, which has no NaN: msgspec would write null.
-        found = self.measurements
-        optional = (found.max_abs_error, found.cosine, found.top1_agreement, found.speedup)
-        numbers = [number for number in optional if number is not None]
-        if not all(math.isfinite(number) for number in (*numbers, *(latency.p50_s for latency in found.latencies))):
+        if not all(math.isfinite(number) for number in _numbers(self)):
             raise ValueError("a measurement is not a finite number")
+        if self.measurements is not None and self.signature is None:
+            raise ValueError("a candidate has a signature")
 
 
-class CandidateRejected(_Message, frozen=True, kw_only=True, tag="candidate_rejected"):
-    """A variant did not build, load or run."""
-
-    variant: Variant
-    reason: Annotated[str, Meta(max_length=4000)]
-
-
-Message = Probed | Progress | Rejected | Candidate | CandidateRejected
+Message = Probed | Progress | Rejected | Found
 MESSAGE: Final[json.Decoder[Message]] = json.Decoder(Message)
+
+
+def _numbers(found: Found) -> Iterator[float]:
+    compared = [(each.candidate, each.reference, each.loss) for each in found.comparisons]
+    estimates: list[Any] = [each for three in compared for each in three if each is not None]
+    if (measured := found.measurements) is not None:
+        optional = (
+            measured.max_abs_error,
+            measured.cosine,
+            measured.top1_agreement,
+            measured.speedup,
+            measured.throughput_rows_s,
+        )
+        yield from (number for number in optional if number is not None)
+        yield from (latency.p50_s for latency in measured.latencies)
+        estimates += measured.quality.values()
+    for estimate in estimates:
+        yield from (estimate.value, estimate.low, estimate.high)

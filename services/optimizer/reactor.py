@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING
 
 from services.optimizer import claims
 from services.optimizer.confined import SandboxUnusable
-from services.optimizer.job import rejected
-from services.optimizer.rejections import Rejection
+from services.optimizer.job import Hooks, Task
 from shared import events as ev
 from shared import logs
 from shared.errors import LogUnavailable, Unavailable
 
 if TYPE_CHECKING:
     from services.optimizer.claims import Key, Listening, Work
+    from services.optimizer.curves import Curves
     from services.optimizer.job import Jobs
+    from services.optimizer.progress import Progressed
     from services.optimizer.settings import OptimizerSettings
     from shared.registry import Registry, Version
     from shared.registry_log import RegistryLog
@@ -42,20 +43,27 @@ class Reactor:
     """One optimizer's work, one job at a time."""
 
     def __init__(
-        self, settings: OptimizerSettings, log: RegistryLog, listening: Listening, jobs: Jobs, telemetry: Telemetry
+        self,
+        settings: OptimizerSettings,
+        log: RegistryLog,
+        listening: Listening,
+        jobs: Jobs,
+        telemetry: Telemetry,
+        curves: Curves | None = None,
     ) -> None:
         self._owner = settings.owner
         self._log = log
         self._listening = listening
         self._jobs = jobs
         self._telemetry = telemetry
+        self._curves = curves
         self._parked_until_s: dict[Key, float] = {}
 
     async def run(self) -> None:
         """React until cancelled."""
         while True:
             registry = self._log.registry
-            work = claims.next_work(registry, self._owner, self._listening.is_dead, self._parked())
+            work = claims.next_work(registry, self._owner, self._listening.is_dead, self._parked(), self._jobs.can_do)
             if work is None:
                 await self._news(registry)
                 continue
@@ -93,16 +101,12 @@ class Reactor:
 
     async def _do(self, work: Work, version: Version) -> None:
         """Do the attempt while it counts."""
-        if work.give_up:
-            found = f"{work.attempt - 1} attempts to optimize it ended without a result"
-            await self._publish(work, (rejected(version, self._owner, Rejection("optimizer_crashed", found)),))
-            return
         async with asyncio.TaskGroup() as tasks:
             doing = tasks.create_task(self._persist(work, version), name="job")
             watching = tasks.create_task(self._superseded(work), name="job watch")
             await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
             if not doing.done():
-                logs.get().warning("attempt superseded", model=version.model, version=version.number)
+                logs.get().warning("attempt superseded or cancelled", model=version.model, version=version.number)
             doing.cancel()
             watching.cancel()
 
@@ -115,9 +119,12 @@ class Reactor:
         """Do the job and publish, again and again while that fails through no fault of the model."""
         began_s = time.monotonic()
         wait_s = _FIRST_WAIT_S
+        hooks = Hooks(lambda progressed: self._progress(version, progressed), lambda step: self._publish(work, (step,)))
         for _ in range(_TRIES):
             try:
-                events = await self._jobs.run(version, lambda step, part: self._progress(version, step, part))
+                registry = self._log.registry
+                current = registry.version(version.model, version.number)
+                events = await self._jobs.run(Task.of(registry, current), hooks)
                 _canonical(version, events, time.monotonic() - began_s)
                 await self._publish(work, events)
             except (Unavailable, OSError, SandboxUnusable) as err:
@@ -142,21 +149,27 @@ class Reactor:
             if not _is_known(self._log.registry.version(event.model, event.version), event):
                 await self._log.publish(event)
 
-    async def _progress(self, version: Version, step: str, fraction: float) -> None:
+    async def _progress(self, version: Version, progressed: Progressed) -> None:
         event = self._telemetry.event(
             ev.JobProgressed,
             model=version.model,
             version=version.number,
             attempt=version.attempt,
-            step=step,
-            fraction=fraction,
+            step=progressed.step,
+            fraction=progressed.fraction,
+            remaining_s=progressed.remaining_s,
+            points=dict(progressed.points),
         )
         await self._telemetry.publish([event])
+        if self._curves is not None:
+            self._curves.add(version, progressed.points)
 
 
 def _is_known(version: Version, event: ev.AttemptEvent) -> bool:
     """Whether an earlier try of this attempt already said so."""
     match event:
+        case ev.StepFinished(step=step):
+            return step in version.steps
         case ev.VariantReady(variant=variant, artifact=artifact):
             held = version.variants.get(variant)
             return held is not None and held.artifact.sha256 == artifact.sha256

@@ -51,6 +51,11 @@ ADVICE: Final[dict[str, str]] = {
     ),
     "run_timeout": "Look for a Loop that does not end, or have the operator raise AIAAS_RUN_TIMEOUT_S",
     "out_of_memory": "Look for tensors of enormous shapes, or have the operator raise AIAAS_SANDBOX_MEMORY_BYTES",
+    "data_unusable": (
+        "numpy.savez(file, **{input: rows, ..., 'label': classes}) makes a data set: an array for each input of the "
+        "model, by its name, with rows along the first axis"
+    ),
+    "not_trained": "Look at the data, the operators that can be trained, and the learning rate",
     "vet_timeout": "Upload a smaller model, or have the operator raise AIAAS_JOB_TIMEOUT_S",
     "vet_crashed": "The process that examined the file died of it. Try whether onnxruntime loads and runs it at home",
     "optimizer_crashed": "Optimizers died whenever they worked on it. Have the operator look at their logs",

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from shared import codec
 from shared import events as ev
 from shared.codec import decode_event, encode_event
+from shared.optimization import DataFile, LoggedRequests, Optimization, Policy, Search, Training, WarmStart
 from shared.requests import RequestHeaders
 from shared.results import Result
 from shared.tensors import Tensor
@@ -37,10 +38,41 @@ MEASUREMENTS = ev.Measurements(
     cosine=0.999,
     top1_agreement=1.0,
     row_independent=True,
-    latencies=(ev.Latency(batch_size=1, p50_s=0.002), ev.Latency(batch_size=8, p50_s=0.011)),
+    latencies=(
+        ev.Latency(batch_size=1, p50_s=0.002, reference_s=0.003),
+        ev.Latency(batch_size=8, p50_s=0.011, reference_s=0.02),
+    ),
     speedup=1.7,
     byte_size=1234,
     machine="avx512",
+    quality={"accuracy": ev.Estimate(value=0.99, low=0.97, high=1.0, rows=300)},
+    throughput_rows_s=730.5,
+    memory_bytes=4096,
+    judged_on="data",
+)
+OLDER_MEASUREMENTS = replace(
+    MEASUREMENTS,
+    latencies=tuple(replace(latency, reference_s=None) for latency in MEASUREMENTS.latencies),
+    quality={},
+    throughput_rows_s=None,
+    memory_bytes=None,
+    judged_on="",
+)
+PROVENANCE = ev.Provenance(
+    parent_sha256="ab" * 32,
+    recipe="int8-static",
+    parameters='{"kind":"static-qdq"}',
+    seed=7,
+    tools={"onnx": "1.23.2"},
+    data={"data": ev.DataUsed(sha256="cd" * 32, rows=128, offsets={"t.requests.m/0": (3, 131)})},
+    same_bytes=True,
+)
+OPTIMIZATION = Optimization(
+    data=LoggedRequests(from_offsets={0: 3}, until_offsets={0: 131}, max_rows=128, labels="feedback"),
+    evaluation=DataFile(artifact=artifact("data")),
+    policy=Policy(objective="size", max_loss=0.02),
+    candidates=("int8-static", "pruned-50"),
+    seed=7,
 )
 RECEIPT = receipt(
     41,
@@ -70,6 +102,30 @@ EXAMPLES: dict[str, ev.Event] = {
         requested_version=3,
         tenant="acme",
         processing=PROCESSING,
+        optimization=OPTIMIZATION,
+    ),
+    "UpdateRequested": ev.UpdateRequested(
+        model="my-model",
+        upload_id="u-2",
+        parent=3,
+        training=Training(train=("fc*",), search=Search(), warm_start=WarmStart(model="other", version=1)),
+        optimization=OPTIMIZATION,
+        requested_version=4,
+        tenant="acme",
+    ),
+    "PolicySet": ev.PolicySet(model="my-model", policy=Policy(objective="throughput", time_budget_s=60.0)),
+    "OptimizationCancelled": ev.OptimizationCancelled(model="my-model", version=3, reason="a mistake"),
+    "StepFinished": ev.StepFinished(
+        **ATTEMPT,
+        step="int8-static",
+        key="ab" * 32,
+        result=artifact("result"),
+        file=artifact(),
+        reused_from=ev.StepPlace(model="other", version=1, step="int8-static"),
+        seconds=1.5,
+    ),
+    "FeedbackGiven": ev.FeedbackGiven(
+        model="my-model", request_id="r-1", label=(3, 4), outputs={"y": (0.5, 0.25)}, source="crm"
     ),
     "OptimizationClaimed": ev.OptimizationClaimed(**ATTEMPT),
     "VariantReady": ev.VariantReady(
@@ -79,9 +135,24 @@ EXAMPLES: dict[str, ev.Event] = {
         signature=SIGNATURE,
         batch_cap=32,
         measurements=MEASUREMENTS,
+        provenance=PROVENANCE,
+        reason="chosen",
     ),
-    "VariantRejected": ev.VariantRejected(**ATTEMPT, variant="int8", reason="slower", measurements=MEASUREMENTS),
-    "ModelReady": ev.ModelReady(**ATTEMPT, variant="fp32", reason="the reference"),
+    "VariantRejected": ev.VariantRejected(
+        **ATTEMPT, variant="int8", reason="slower", measurements=MEASUREMENTS, provenance=PROVENANCE
+    ),
+    "ModelReady": ev.ModelReady(
+        **ATTEMPT,
+        variant="fp32",
+        reason="the reference",
+        comparison=ev.Comparison(
+            parent=2,
+            metric="accuracy",
+            own=ev.Estimate(value=0.99, low=0.97, high=1.0, rows=300),
+            parents=ev.Estimate(value=0.98, low=0.96, high=0.99, rows=300),
+            worse=False,
+        ),
+    ),
     "ModelRejected": ev.ModelRejected(**ATTEMPT, code="invalid_model", reason="no graph"),
     "ModelPromoted": ev.ModelPromoted(model="my-model", version=3),
     "TrafficSplit": ev.TrafficSplit(model="my-model", weights={2: 90, 3: 10}),
@@ -144,12 +215,32 @@ EXAMPLES: dict[str, ev.Event] = {
         **METRIC, model="my-model", version=3, variant="fp32", executions=7, sizes={1: 5, 8: 2}, compute_infer_ns=9
     ),
     "HttpAnswered": ev.HttpAnswered(**METRIC, statuses={200: 10, 503: 1}, in_flight=4),
-    "JobProgressed": ev.JobProgressed(**METRIC, model="my-model", version=3, attempt=1, step="measure", fraction=0.5),
+    "JobProgressed": ev.JobProgressed(
+        **METRIC,
+        model="my-model",
+        version=3,
+        attempt=1,
+        step="measure",
+        fraction=0.5,
+        remaining_s=12.5,
+        points={"loss": (3, 0.25)},
+    ),
 }
-OLDER: dict[str, ev.Event] = {
-    "ModelUploaded": replace(EXAMPLES["ModelUploaded"], processing=None),
-    "Receipt": replace(RECEIPT, processing_sha256=None, batch=replace(RECEIPT.batch, rows=None, total_rows=None)),
-    "Heartbeat": replace(EXAMPLES["Heartbeat"], answered={}, positions={}),
+OLDER: dict[str, list[ev.Event]] = {
+    "ModelUploaded": [
+        replace(EXAMPLES["ModelUploaded"], processing=None, optimization=None),
+        replace(EXAMPLES["ModelUploaded"], optimization=None),
+    ],
+    "VariantReady": [
+        replace(EXAMPLES["VariantReady"], measurements=OLDER_MEASUREMENTS, provenance=None, reason=""),
+    ],
+    "VariantRejected": [replace(EXAMPLES["VariantRejected"], measurements=OLDER_MEASUREMENTS, provenance=None)],
+    "ModelReady": [replace(EXAMPLES["ModelReady"], comparison=None)],
+    "JobProgressed": [replace(EXAMPLES["JobProgressed"], remaining_s=None, points={})],
+    "Receipt": [
+        replace(RECEIPT, processing_sha256=None, batch=replace(RECEIPT.batch, rows=None, total_rows=None)),
+    ],
+    "Heartbeat": [replace(EXAMPLES["Heartbeat"], answered={}, positions={})],
 }
 """What the files before the newest are read as."""
 RESULT = Result(
@@ -185,8 +276,8 @@ def test_every_event_has_golden_bytes_and_nothing_else_has():
 def test_the_bytes_of_events(name):
     assert_golden(name, encode_event(EXAMPLES[name]))
     assert decode_event(EVENT_TYPES[name], golden(name)) == EXAMPLES[name]
-    for older in releases(name)[:-1]:
-        assert decode_event(EVENT_TYPES[name], older) == OLDER[name]
+    read = [decode_event(EVENT_TYPES[name], older) for older in releases(name)[:-1]]
+    assert read == OLDER.get(name, [])
 
 
 def test_the_bytes_of_a_result():
@@ -194,7 +285,7 @@ def test_the_bytes_of_a_result():
     assert Result.decode(golden("Result")) == RESULT
     for older in releases("Result")[:-1]:
         read = Result.decode(older)
-        assert decode_event(ev.Receipt, read.receipt) == OLDER["Receipt"]
+        assert decode_event(ev.Receipt, read.receipt) == OLDER["Receipt"][0]
         assert replace(read, receipt=None) == replace(RESULT, receipt=None)
 
 

@@ -6,23 +6,29 @@ import asyncio
 import signal
 from contextlib import asynccontextmanager, contextmanager
 
+import numpy as np
 import psutil
 import pytest
 from aiokafka import TopicPartition
 
 from services.optimizer.rejections import ADVICE
+from services.optimizer.rows import packed
 from services.optimizer.settings import OptimizerSettings
 from shared import events as ev
 from shared import kafka, registry_log, topics
 from shared.artifacts import ArtifactStore
-from shared.codec import decode_event
+from shared.codec import decode_event, encode_event
+from shared.oip import InferenceRequest, encode_request_msgpack
+from shared.optimization import DataFile, LoggedRequests, Optimization, Training
 from shared.registry import MAX_ATTEMPTS
+from shared.requests import RequestHeaders
+from shared.tensors import from_numpy
 from support import uploads
 from support.processes import service
 from support.waiting import eventually
 
 pytestmark = pytest.mark.stack
-WITHIN_S = 90.0
+WITHIN_S = 180.0
 """For a job on a machine that is busy with other tests."""
 
 
@@ -34,26 +40,47 @@ class Rig:
         self.log = log
         self.store = ArtifactStore(settings.artifact_store_url)
 
-    async def upload(self, model, made, upload_id="u"):
+    async def upload(self, model, made, upload_id="u", candidates=("int8-weight-only",)):
         content = made if isinstance(made, bytes) else made.SerializeToString()
 
         async def chunks():
             yield content
 
         artifact = await self.store.put_stream(chunks(), limit_bytes=10**9)
-        event = ev.ModelUploaded(model=model, upload_id=upload_id, artifact=artifact)
-        return (await self.log.publish(event)).version(model, 1)
+        options = None if candidates is None else Optimization(candidates=candidates)
+        event = ev.ModelUploaded(model=model, upload_id=upload_id, artifact=artifact, optimization=options)
+        registry = await self.log.publish(event)
+        return registry.version(model, registry.model(model).uploads[upload_id])
 
-    async def becomes(self, model, *states):
+    async def becomes(self, model, *states, number=1):
         """The version, once it is in one of the states."""
         return await eventually(
-            lambda: version if (version := self.log.registry.version(model, 1)).state in states else None,
+            lambda: version if (version := self.log.registry.version(model, number)).state in states else None,
             within_s=WITHIN_S,
             what=f"{model} {states}",
         )
 
-    async def ended(self, model):
-        return await self.becomes(model, "ready", "rejected")
+    async def ended(self, model, number=1):
+        return await self.becomes(model, "ready", "rejected", number=number)
+
+    async def store_data(self, **arrays):
+        async def chunks():
+            yield packed(arrays)
+
+        return await self.store.put_stream(chunks(), limit_bytes=10**8)
+
+    async def finished(self, model, step, number=1):
+        """The version, once a step of it is finished."""
+        return await eventually(
+            lambda: version if step in (version := self.log.registry.version(model, number)).steps else None,
+            within_s=WITHIN_S,
+            what=f"step {step} of {model}",
+        )
+
+    async def facts(self, event_type):
+        """All events of a type in the log."""
+        records = [record for record in await _records(self, topics.MODELS) if _type(record) == event_type.__name__]
+        return [decode_event(event_type, record.value) for record in records]
 
 
 @pytest.fixture
@@ -78,8 +105,9 @@ def start(rig, tmp_path):
     """Start an optimizer of some name, as a context that ends with it."""
 
     @contextmanager
-    def start(name="o1"):
-        settings = rig.settings.model_copy(update={"instance": f"{rig.settings.instance}-{name}"})
+    def start(name="o1", **changed):
+        changed |= {"instance": f"{rig.settings.instance}-{name}"}
+        settings = rig.settings.model_copy(update=changed)
         with (tmp_path / f"{name}.log").open("ab") as log, service("optimizer", settings, log) as process:
             yield process
 
@@ -115,10 +143,9 @@ async def test_uploads_become_ready(rig, start):
     assert {spec.batch_axis for spec in (*fp32.signature.inputs, *fp32.signature.outputs)} == {0}
     measured = {**{v: variant.measurements for v, variant in magika.variants.items()}}
     measured |= {rejection.variant: rejection.measurements for rejection in magika.rejections}
-    assert measured["int8-weight-only"].cosine > 0.999
-    assert measured["int8-weight-only"].top1_agreement > 0.99
+    assert measured["int8-weight-only"].top1_agreement > 0.98
     assert (beat.service, beat.machine.providers) == ("optimizer", ("CPUExecutionProvider",))
-    assert {"vet", "batching", "quantize", "store"} <= steps
+    assert {"fp32: vet", "fp32: batching", "int8-weight-only: measure", "store"} <= steps
 
 
 async def test_nothing_stops_it(rig, start):
@@ -180,7 +207,7 @@ async def test_a_restarted_optimizer_takes_its_own_work_up_again(rig, start):
 
 async def test_two_optimizers_share_the_work(rig, start):
     for number in range(6):
-        await rig.upload(f"m{number}", uploads.mlp())
+        await rig.upload(f"m{number}", uploads.mlp((8, 16 + number, 4)))
     with start("o1"), start("o2"):
         versions = [await rig.ended(f"m{number}") for number in range(6)]
     assert {version.state for version in versions} == {"ready"}
@@ -198,15 +225,175 @@ async def test_an_upload_that_kills_optimizers_is_given_up(rig, start):
     assert (version.state, version.code, version.attempt) == ("rejected", "optimizer_crashed", MAX_ATTEMPTS + 1)
 
 
+MANY = ("int8-weight-only", "int4-weight-only", "int8-dynamic", "int8-static")
+
+
+@pytest.mark.parametrize("killed_behind", ["fp32", "int8-weight-only", "int8-dynamic"])
+async def test_finished_steps_outlive_their_optimizer_and_are_not_done_again(rig, start, killed_behind):
+    await rig.upload("m", uploads.mlp((8, 64, 4)), candidates=MANY)
+    with start("o1") as first:
+        await rig.finished("m", killed_behind)
+        first.kill()
+    before = rig.log.registry.version("m", 1).steps
+    with start("o2"):
+        version = await rig.ended("m")
+    told = [(fact.step, fact.key) for fact in await rig.facts(ev.StepFinished)]
+    assert len(told) == len(set(told)) == len(version.steps) == 1 + len(MANY)
+    assert {name: version.steps[name] for name in before} == dict(before)
+    assert version.state == "ready"
+    assert {*version.variants, *(rejection.variant for rejection in version.rejections)} == {"fp32", *MANY}
+
+
+async def test_the_same_upload_twice_is_worked_on_once(rig, start):
+    """Also by two optimizers that could begin with one each."""
+    for upload_id in ("u1", "u2"):
+        await rig.upload("m", uploads.mlp(), upload_id, candidates=MANY)
+    with start("o1"), start("o2"):
+        first, second = [await rig.ended("m", number) for number in (1, 2)]
+    assert all(step.reused_from is None for step in first.steps.values())
+    assert {step.reused_from.version for step in second.steps.values()} == {1}
+    assert {name: step.result for name, step in first.steps.items()} == {
+        name: step.result for name, step in second.steps.items()
+    }
+    assert second.chosen == first.chosen
+
+
+async def test_a_cancel_ends_the_child(rig, start):
+    await rig.upload("slow", uploads.slow())
+    with start() as optimizer:
+        await rig.becomes("slow", "optimizing")
+        await eventually(lambda: children(optimizer), within_s=20)
+        job = children(optimizer)
+        await rig.log.publish(ev.OptimizationCancelled(model="slow", version=1, reason="a mistake"))
+        await eventually(lambda: not [child for child in job if _runs(child)], what="the death of the child")
+        await rig.upload("next", uploads.mlp())
+        assert (await rig.ended("next")).state == "ready"
+    version = rig.log.registry.version("slow", 1)
+    assert (version.state, version.code, version.reason) == ("rejected", "cancelled", "a mistake")
+
+
+# --------------------------------------------------------------------------- updates
+
+
+def blobs(rows, seed=0):
+    """Points around four corners, and which corner."""
+    random = np.random.default_rng(seed)
+    label = random.integers(0, 4, rows)
+    corners = np.random.default_rng(9).standard_normal((4, 8)) * 3
+    return (corners[label] + random.standard_normal((rows, 8))).astype(np.float32), label
+
+
+async def feed(rig, model, rows, told=lambda label: label):
+    """Requests of one row each, straight into the log, and feedback on each."""
+    x, label = blobs(rows)
+    async with kafka.started(lambda: kafka.producer(rig.settings), "upstream") as producer:
+        for number, (row, right) in enumerate(zip(x, label, strict=True)):
+            request = InferenceRequest(inputs=(from_numpy("x", row[None]),))
+            about = RequestHeaders(request_id=f"r{number}").to_kafka("upstream")
+            topic = rig.settings.topics.requests(model)
+            await producer.send(topic, encode_request_msgpack(request), headers=about, partition=number % 2)
+            given = ev.FeedbackGiven(model=model, request_id=f"r{number}", label=(int(told(right)),))
+            await producer.send(rig.settings.topics.name(topics.FEEDBACK), encode_event(given))
+        await producer.send(rig.settings.topics.requests(model), b"not a request", partition=0)
+        await producer.flush()
+
+
+async def ask(rig, model, training, **options):
+    options = {"candidates": ("int8-weight-only",), "seed": 5, **options}
+    event = ev.UpdateRequested(
+        model=model, upload_id="update", parent=1, training=training, optimization=Optimization(**options)
+    )
+    registry = await rig.log.publish(event)
+    return registry.model(model).uploads["update"]
+
+
+async def test_an_update_learns_from_feedback_in_the_log_and_may_be_promoted(rig, start):
+    await rig.upload("m", uploads.mlp())
+    await kafka.ensure_topics(rig.settings, "m")
+    with start():
+        await rig.ended("m")
+        await feed(rig, "m", 200)
+        training = Training(learning_rate=0.02, epochs=30)
+        number = await ask(rig, "m", training, data=LoggedRequests(labels="feedback"))
+        version = await rig.ended("m", number)
+        steps = await _steps(rig, "m")
+    assert version.state == "ready", version.reason
+    assert [*version.steps][:4] == ["data", "train", "fp32", "compare"]
+    assert version.artifact == version.steps["train"].file
+    found = version.comparison
+    assert (found.parent, found.metric, found.own.rows, found.worse) == (1, "accuracy", 50, False)
+    assert found.own.value > 0.9 > found.parents.value
+    assert rig.log.registry.model("m").active == 1
+    promoted = await rig.log.publish(ev.ModelPromoted(model="m", version=number))
+    assert promoted.model("m").active == number
+    made_of = version.variants["fp32"].provenance
+    assert made_of.parent_sha256 == version.artifact.sha256
+    drawn = made_of.data["data"]
+    assert drawn.rows == 200
+    assert sum(end - begin for begin, end in drawn.offsets.values()) == 201  # the garbage, too
+    assert {"data", "train: train", "compare"} <= steps
+
+
+async def test_a_worse_update_can_not_be_promoted(rig, start):
+    await rig.upload("m", uploads.mlp())
+    await kafka.ensure_topics(rig.settings, "m")
+    with start():
+        await rig.ended("m")
+        await feed(rig, "m", 120)
+        good = await ask(rig, "m", Training(learning_rate=0.02, epochs=20), data=LoggedRequests(labels="feedback"))
+        first = await rig.ended("m", good)
+        x, label = blobs(120)
+        bad = await rig.store_data(x=x, label=(label + 1) % 4)
+        judged = await rig.store_data(x=x, label=label)
+        event = ev.UpdateRequested(
+            model="m",
+            upload_id="worse",
+            parent=good,
+            training=Training(learning_rate=0.05, epochs=20),
+            optimization=Optimization(data=DataFile(artifact=bad), evaluation=DataFile(artifact=judged), candidates=()),
+        )
+        number = (await rig.log.publish(event)).model("m").uploads["worse"]
+        second = await rig.ended("m", number)
+    assert not first.comparison.worse
+    assert second.comparison.worse
+    assert second.comparison.own.value < 0.5 < second.comparison.parents.value
+    refused = await rig.log.publish(ev.ModelPromoted(model="m", version=number))
+    assert refused.model("m").active == 1
+
+
+async def test_training_goes_on_from_its_last_checkpoint(rig, start):
+    await rig.upload("m", uploads.mlp())
+    x, label = blobs(2000)
+    data = DataFile(artifact=await rig.store_data(x=x, label=label))
+    training = Training(learning_rate=0.001, epochs=20, patience=None)
+    with start("o1", checkpoint_s=0) as first:
+        await rig.ended("m")
+        number = await ask(rig, "m", training, data=data)
+        await rig.finished("m", "train.2", number)
+        first.kill()
+    before = rig.log.registry.version("m", number).steps
+    assert "train" not in before
+    with start("o2", checkpoint_s=0):
+        version = await rig.ended("m", number)
+    assert version.state == "ready", version.reason
+    told = [fact.step for fact in await rig.facts(ev.StepFinished) if fact.version == number]
+    assert len(told) == len(set(told))
+    assert [step for step in told if step.startswith("train.")] == [f"train.{epoch}" for epoch in range(1, 21)]
+
+
 async def _heartbeat(rig, name):
     """The last heartbeat of an optimizer."""
     beats = [decode_event(ev.Heartbeat, record.value) for record in await _records(rig, topics.WORKERS)]
     return next((beat for beat in reversed(beats) if beat.instance.endswith(f"-{name}")), None)
 
 
+def _type(record):
+    return dict(record.headers)["ce_type"].decode()
+
+
 async def _steps(rig, model):
     records = await _records(rig, topics.METRICS)
-    ours = [record for record in records if dict(record.headers)["ce_type"] == b"JobProgressed"]
+    ours = [record for record in records if _type(record) == "JobProgressed"]
     progress = [decode_event(ev.JobProgressed, record.value) for record in ours]
     return {event.step for event in progress if event.model == model}
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
 from msgspec import inspect
 
+from shared.optimization import Search, Training, WarmStart
 from shared.processing import Processing
 from shared.signature import Signature
 from support.facts import PROCESSING, SIGNATURE
 
 INT64 = 2**63 - 1
-FIXED = {Signature: SIGNATURE, Processing: PROCESSING}
+TRAINING = Training(train=("fc*",), search=Search(), warm_start=WarmStart(model="other", version=1))
+FIXED = {Signature: SIGNATURE, Processing: PROCESSING, Training: TRAINING}
 """Structs whose fields belong together in ways that their types do not tell."""
 
 
+@cache  # types don't change, and to look at the larger ones takes longer than the rest of an example
 def events(event_type: type[Any]) -> st.SearchStrategy[Any]:
     """Any value of this struct of the schema that is written."""
     return _values(inspect.type_info(event_type))
@@ -33,6 +37,8 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
             return st.sampled_from(values)
         case inspect.VarTupleType(item_type=item):
             return st.lists(_values(item), max_size=3).map(tuple)
+        case inspect.TupleType(item_types=items):
+            return st.tuples(*map(_values, items))
         case inspect.DictType(key_type=key, value_type=value):
             return st.dictionaries(_values(key), _values(value), max_size=3)
     return _scalar(kind)
@@ -48,13 +54,19 @@ def _scalar(kind: Any) -> st.SearchStrategy[Any]:
             return st.text(characters, min_size=kind.min_length or 0, max_size=min(20, kind.max_length or 20))
         case inspect.IntType(ge=least, le=most):
             return st.integers(-INT64 if least is None else least, INT64 if most is None else most)
-        case inspect.FloatType(ge=least, le=most):
-            return st.floats(least, most, allow_nan=False)
+        case inspect.FloatType():
+            return _float(kind)
         case inspect.BoolType():
             return st.booleans()
         case inspect.NoneType():
             return st.none()
     raise TypeError(f"no strategy for {kind}")
+
+
+def _float(kind: inspect.FloatType) -> st.SearchStrategy[float]:
+    least, most = (one if other is None else other for one, other in ((kind.ge, kind.gt), (kind.le, kind.lt)))
+    above, below = kind.gt is not None, kind.lt is not None
+    return st.floats(least, most, exclude_min=above, exclude_max=below, allow_nan=False)
 
 
 def required(event_type: type[Any]) -> list[str]:

@@ -480,3 +480,103 @@ def test_a_declaration_that_can_not_be_read_is_2(aiaas, gateway, tmp_path, conte
     assert code == 2
     assert "--processing" in err
     assert gateway.asked == []
+
+
+# --------------------------------------------------------------------------- data, updates, provenance
+
+PATH = "/v2/repository/models/digits"
+ARTIFACT = {"uri": "file:///store/aa", "sha256": "aa" * 32, "byte_size": 4}
+ESTIMATE = {"value": 0.99, "low": 0.97, "high": 1.0, "rows": 150}
+COMPARED = {"parent": 1, "metric": "accuracy", "own": ESTIMATE, "parents": {**ESTIMATE, "value": 0.98}, "worse": False}
+MADE_OF = {
+    "parent_sha256": "11" * 32,
+    "recipe": "fp32",
+    "parameters": "{}",
+    "seed": 7,
+    "tools": {"onnx": "1.23.2"},
+    "data": {"data": {"sha256": "dd" * 32, "rows": 450, "offsets": {"aiaas.requests.digits/0": [3, 153]}}},
+    "same_bytes": False,
+}
+
+
+def test_an_upload_with_data_stores_them_and_its_options_first(aiaas, gateway, tmp_path):
+    model, data = tmp_path / "m.onnx", tmp_path / "d.npz"
+    model.write_bytes(b"onnx")
+    data.write_bytes(b"rows")
+    gateway.script["POST /v2/repository/assets"] = [(201, ARTIFACT), (201, {**ARTIFACT, "sha256": "bb" * 32})]
+    gateway.script[f"POST {PATH}/versions?format=onnx&optimization={'bb' * 32}"] = (202, VERSION)
+    asked = ("--data", str(data), "--objective", "size", "--candidates", "int8-static, student", "--seed", "3")
+    assert aiaas("models", "upload", str(model), "-n", "digits", *asked)[0] == 0
+    stored, options, _ = [body for _, _, body in gateway.asked]
+    assert stored == b"rows"
+    assert json.loads(options) == {
+        "data": {"kind": "file", "artifact": ARTIFACT},
+        "candidates": ["int8-static", "student"],
+        "seed": 3,
+        "policy": {"objective": "size"},
+    }
+
+
+def test_an_update_is_followed_with_its_curves_compared_and_promoted(aiaas, gateway):
+    updated = {**VERSION, "version": 2, "comparison": COMPARED}
+    progress = {"step": "train: train", "fraction": 0.2, "remaining_s": 9.6, "points": {"loss/train": POINT}}
+    gateway.script[f"POST {PATH}/update"] = (202, {**updated, "state": "uploaded"})
+    gateway.script[f"GET {PATH}/versions/2"] = [
+        (200, {**updated, "state": "optimizing", "progress": progress}),
+        (200, updated),
+    ]
+    gateway.script[f"POST {PATH}/versions/2/promote"] = (200, MODEL)
+    code, out, err = aiaas("models", "update", "digits", "--from-log", "feedback", "--epochs", "3", "--promote")
+    assert code == 0
+    asked = json.loads(gateway.asked[0][2])
+    assert asked["data"] == {"kind": "log", "labels": "feedback", "max_rows": 10_000}
+    assert asked["training"] == {"learning_rate": 0.001, "epochs": 3, "optimizer": "adamw"}
+    assert err == "  digits version 2: optimizing, train: train (20%), about 10 s left, loss/train 0.25\n"
+    assert "accuracy 0.9900, version 1 0.9800, on the same 150 rows: no worse than its parent" in out
+    assert any(path.endswith("/versions/2/promote") for path, _, _ in gateway.asked)
+
+
+POINT = {"step": 3, "value": 0.25}
+
+
+@pytest.mark.usefixtures("gateway")
+def test_an_update_without_data_is_not_tried(aiaas):
+    code, _, err = aiaas("models", "update", "digits")
+    assert code == 2
+    assert "--from-log" in err
+
+
+def test_work_is_cancelled(aiaas, gateway):
+    gateway.script[f"POST {PATH}/versions/1/cancel"] = (200, {**VERSION, "state": "rejected", "reason": "cancelled"})
+    assert aiaas("models", "cancel", "digits", "1")[:2] == (0, "digits version 1 is rejected: cancelled\n")
+
+
+def test_a_policy_is_set(aiaas, gateway):
+    policy = {"objective": "size", "max_loss": None}
+    gateway.script[f"POST {PATH}/policy"] = (200, {"name": "digits", "policy": policy})
+    assert aiaas("models", "policy", "digits", "--objective", "size")[:2] == (0, "digits is judged by objective size\n")
+    assert json.loads(gateway.asked[0][2]) == {"objective": "size"}
+
+
+def test_where_files_come_from_is_a_tree(aiaas, gateway):
+    def version(number, **more):
+        fp32 = {"name": "fp32", "sha256": f"{number}f" * 32, "byte_size": 9, "batch_cap": 1, "measurements": {}}
+        int8 = {**fp32, "name": "int8-static", "sha256": f"{number}8" * 32}
+        below = {"recipe": "int8-static", "parent_sha256": f"{number}f" * 32, "same_bytes": True}
+        about = {"version": number, "sha256": "11" * 32, "variants": [fp32 | {"provenance": MADE_OF}]}
+        about["variants"].append(int8 | {"provenance": MADE_OF | below})
+        return VERSION | {"rejected": []} | about | more
+
+    update = version(2, parent=1, training={"epochs": 3, "train": ["*"]}, comparison=COMPARED)
+    gateway.script[f"GET {PATH}/versions"] = (200, {**MODEL, "versions": [update, version(1)]})
+    _, out, _ = aiaas("models", "show", "digits")
+    lines = [line.rstrip() for line in out[out.index("digits\n") :].splitlines()]
+    depth = {part: next(line.index(part) for line in lines if part in line) for part in ("version 1", "version 2")}
+    assert depth["version 2"] > depth["version 1"]
+    assert "trained from version 1 (epochs 3)" in out
+    fp32, int8 = (next(line for line in lines if f"{name};" in line) for name in ("fp32", "int8-static"))
+    assert int8.index("int8-static") > fp32.index("fp32")
+    told = " ".join(out.split())
+    assert "450 rows" in told
+    assert "aiaas.requests.digits/0 3 to 153" in told
+    assert "gives the same bytes again" in told

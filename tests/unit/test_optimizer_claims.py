@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from services.optimizer.claims import LISTEN_S, Listening, is_held, next_work
 from shared import events as ev
 from shared.artifacts import Artifact
+from shared.optimization import Optimization
 from shared.registry import MAX_ATTEMPTS, Entry, Registry, fold
 
 ARTIFACT = Artifact(uri="memory://sha256/00/00", sha256="0" * 64, byte_size=1)
@@ -21,8 +22,12 @@ def registry_of(*told):
     return registry
 
 
-def uploaded(model="m", upload="u"):
-    return ev.ModelUploaded(model=model, upload_id=upload, artifact=ARTIFACT)
+def uploaded(model="m", upload="u", artifact=ARTIFACT):
+    return ev.ModelUploaded(model=model, upload_id=upload, artifact=artifact)
+
+
+def file(digit):
+    return Artifact(uri=f"memory://sha256/{digit}", sha256=digit * 64, byte_size=1)
 
 
 def claimed(attempt, owner, model="m", version=1):
@@ -47,7 +52,7 @@ def work_in(*told, is_dead=nobody, parked=()):
 
 def test_an_upload_is_claimed():
     work = work_in(uploaded())
-    assert (work.version.number, work.attempt, work.held, work.give_up) == (1, 1, False, False)
+    assert (work.version.number, work.attempt, work.held) == (1, 1, False)
 
 
 def test_nothing_to_do():
@@ -57,7 +62,7 @@ def test_nothing_to_do():
 
 
 def test_oldest_first_and_parked_ones_not_at_all():
-    told = uploaded("young"), uploaded("old"), uploaded("older")
+    told = [uploaded(name, "u", file(digit)) for name, digit in (("young", "1"), ("old", "2"), ("older", "3"))]
     assert work_in(*told).version.model == "young"  # the first in the log is the oldest, whatever it is called
     assert work_in(*told, parked=[("young", 1)]).version.model == "old"
     assert work_in(*told, parked=[("young", 1), ("old", 1), ("older", 1)]) is None
@@ -78,15 +83,39 @@ def test_an_attempt_of_our_own_is_taken_up_again():
     assert (work.attempt, work.held) == (1, True)
 
 
-def test_a_version_that_killed_its_optimizers_is_given_up():
+def finished(step, attempt=1, owner=OTHER):
+    return ev.StepFinished(
+        model="m", version=1, attempt=attempt, owner=owner, step=step, key="ab" * 32, result=ARTIFACT
+    )
+
+
+def test_claims_count_until_a_step_is_finished():
     told = [uploaded(), *(claimed(attempt, OTHER) for attempt in range(1, MAX_ATTEMPTS + 1))]
-    work = work_in(*told, is_dead=everybody)
-    assert work.give_up
-    # The rejection counts, since it is of the attempt that holds.
-    after = registry_of(*told, claimed(work.attempt, ME), ended(work.attempt, ME))
-    assert after.version("m", 1).state == "rejected"
-    # And who dies between claim and rejection leaves it to the next, who gives up as well.
-    assert work_in(*told, claimed(work.attempt, OTHER), is_dead=everybody).give_up
+    assert registry_of(*told).version("m", 1).stalled == MAX_ATTEMPTS
+    assert work_in(*told, is_dead=everybody).attempt == MAX_ATTEMPTS + 1
+    after = registry_of(*told, finished("fp32", MAX_ATTEMPTS), claimed(MAX_ATTEMPTS + 1, ME)).version("m", 1)
+    assert (after.stalled, list(after.steps), after.owner) == (1, ["fp32"], ME)
+
+
+def test_of_two_versions_that_ask_for_the_same_the_younger_waits():
+    told = uploaded("m", "first"), uploaded("m", "second"), uploaded("n")
+    assert work_in(*told).version.number == 1
+    assert work_in(*told, claimed(1, OTHER)) is None
+    done = registry_of(*told, claimed(1, OTHER), ended(1, OTHER))
+    assert {next_work(done, ME, nobody).version.model} == {"m"}
+    assert next_work(done, ME, nobody).version.number == 2
+
+
+def test_what_asks_for_something_else_does_not_wait():
+    other = ev.ModelUploaded(
+        model="n", upload_id="u", artifact=ARTIFACT, optimization=Optimization(candidates=("int8-static",))
+    )
+    assert work_in(uploaded(), claimed(1, OTHER), other).version.model == "n"
+
+
+def test_what_it_can_not_do_is_left_to_others():
+    registry = registry_of(uploaded())
+    assert next_work(registry, ME, nobody, can_do=lambda version: version.training is not None) is None
 
 
 def test_of_two_claims_the_first_wins():

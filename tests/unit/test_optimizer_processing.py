@@ -9,11 +9,13 @@ import pytest
 from msgspec.structs import replace
 
 from services.optimizer.confined import Sandbox
-from services.optimizer.job import Jobs
+from services.optimizer.job import Hooks, Jobs, Task
+from services.optimizer.plan import Means
 from services.optimizer.rejections import ADVICE
 from services.optimizer.settings import OptimizerSettings
 from shared import events as ev
 from shared.artifacts import ArtifactStore
+from shared.optimization import Optimization
 from shared.registry import Version
 from support.processing import artifact, classification, embedder, embedding, template_matcher, tokenizer_json
 
@@ -38,14 +40,13 @@ async def put(store, content):
 async def optimized(settings, store, model, processing):
     """The last event of the job."""
     held = await put(store, model.content)
-    version = Version(
-        "m", 1, "u", held, "onnx", None, 0, state="optimizing", attempt=1, owner="o/1", processing=processing
-    )
+    about = {"attempt": 1, "owner": "o/1", "processing": processing, "optimization": Optimization(candidates=())}
+    version = Version("m", 1, "u", held, "onnx", None, 0, state="optimizing", **about)
 
-    async def on_progress(*_):
+    async def nobody(_):
         pass
 
-    *_, last = await Jobs(settings, store, Sandbox(settings)).run(version, on_progress)
+    *_, last = await Jobs(settings, store, Sandbox(settings), Means).run(Task(version), Hooks(nobody, nobody))
     return last
 
 

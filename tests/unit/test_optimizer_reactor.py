@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from contextlib import asynccontextmanager
 
 import pytest
+from msgspec.structs import replace
 
 from services.optimizer import reactor as module
 from services.optimizer.claims import Listening
+from services.optimizer.progress import Progressed
 from services.optimizer.reactor import Reactor
 from services.optimizer.settings import OptimizerSettings
 from shared import events as ev
 from shared.artifacts import Artifact
 from shared.errors import LogUnavailable, StoreUnavailable
-from shared.registry import MAX_ATTEMPTS, Entry, Registry, fold
+from shared.events import StepFinished
+from shared.registry import Entry, Registry, fold
 from shared.signature import Signature
 
 ARTIFACT = Artifact(uri="memory:///sha256/00/00", sha256="0" * 64, byte_size=1)
@@ -59,22 +63,32 @@ class MemoryLog:
 
 
 class Jobs:
-    """Jobs whose outcomes are lined up: an error to raise, or `hang`; otherwise the version becomes ready."""
+    """Jobs whose outcomes are lined up: an error to raise, `hang`, or a step to finish before the store goes away.
+
+    Otherwise the version becomes ready.
+    """
 
     def __init__(self):
         self.outcomes = []
         self.ran = []
         self.ended = 0
 
-    async def run(self, version, on_progress):
-        self.ran.append((version.model, version.attempt))
-        await on_progress("vet", 0.1)
+    def can_do(self, version):
+        return version.training is None
+
+    async def run(self, task, hooks):
+        version = task.version
+        self.ran.append((version.model, version.attempt, *version.steps))
+        await hooks.on_progress(Progressed("vet", 0.1))
         try:
             match self.outcomes.pop(0) if self.outcomes else None:
                 case Exception() as error:
                     raise error
                 case "hang":
                     await asyncio.Event().wait()
+                case StepFinished() as step:
+                    await hooks.record(step)
+                    raise StoreUnavailable("away")
         finally:
             self.ended += 1
         common = {"model": version.model, "version": version.number, "attempt": version.attempt, "owner": ME}
@@ -139,7 +153,8 @@ def rig(monkeypatch):
 
 
 def uploaded(model="m", upload="u"):
-    return ev.ModelUploaded(model=model, upload_id=upload, artifact=ARTIFACT)
+    sha256 = hashlib.sha256(model.encode()).hexdigest()  # the same file would be the same work
+    return ev.ModelUploaded(model=model, upload_id=upload, artifact=replace(ARTIFACT, sha256=sha256))
 
 
 def claimed(attempt, owner):
@@ -252,12 +267,23 @@ async def test_results_that_were_not_acknowledged_are_told_once(rig, when, how, 
     assert rig.log.count(ev.ModelReady) == 1
 
 
-async def test_what_killed_its_optimizers_is_given_up(rig):
-    await rig.log.tell(uploaded())
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        await rig.log.tell(claimed(attempt, OTHER))
-    rig.dead.add(OTHER)
+async def test_a_finished_step_is_in_the_log_before_the_job_goes_on(rig):
+    step = StepFinished(model="m", version=1, attempt=1, owner=ME, step="fp32", key="ab" * 32, result=ARTIFACT)
+    rig.jobs.outcomes = [step]
     async with rig.running():
-        version = await rig.state("rejected")
-    assert version.code == "optimizer_crashed"
-    assert rig.jobs.ran == []
+        await rig.log.tell(uploaded())
+        version = await rig.state("ready")
+    assert rig.jobs.ran == [("m", 1), ("m", 1, "fp32")]
+    assert version.steps["fp32"].key == "ab" * 32
+
+
+async def test_a_cancelled_job_is_ended(rig):
+    rig.jobs.outcomes = ["hang"]
+    async with rig.running():
+        await rig.log.tell(uploaded())
+        await rig.state("optimizing")
+        await rig.log.tell(ev.OptimizationCancelled(model="m", version=1))
+        await rig.log.tell(uploaded("n"))
+        await rig.state("ready", "n")
+    assert rig.jobs.ended == 2
+    assert (rig.version().state, rig.version().code) == ("rejected", "cancelled")

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -18,13 +19,16 @@ from onnx import helper
 
 from services.optimizer import confined
 from services.optimizer.confined import Sandbox, SandboxUnusable
-from services.optimizer.job import Jobs, sweep
+from services.optimizer.job import Hooks, Jobs, Task
+from services.optimizer.plan import Means, plan
 from services.optimizer.rejections import ADVICE
 from services.optimizer.settings import OptimizerSettings
+from services.optimizer.workspace import sweep
 from shared import events as ev
 from shared.artifacts import Artifact, ArtifactStore
 from shared.errors import StoreUnavailable
-from shared.registry import Version
+from shared.optimization import Optimization, Policy
+from shared.registry import MAX_ATTEMPTS, Step, Version
 from support import uploads
 from support.waiting import eventually
 
@@ -52,23 +56,38 @@ async def put(store, made):
     return await store.put_stream(chunks(), limit_bytes=10**9)
 
 
-def version_of(artifact):
-    return Version("m", 1, "u", artifact, "onnx", None, 0, state="optimizing", attempt=2, owner="o/1")
+ONE = Optimization(candidates=("int8-weight-only",))
 
 
-async def optimize(settings, store, artifact, sandbox=None):
-    steps = []
+def version_of(artifact, options=ONE):
+    about = {"state": "optimizing", "attempt": 2, "owner": "o/1", "optimization": options}
+    return Version("m", 1, "u", artifact, "onnx", None, 0, **about)
 
-    async def on_progress(step, fraction):
-        steps.append((step, fraction))
 
-    jobs = Jobs(settings, store, sandbox or Sandbox(settings))
-    return await jobs.run(version_of(artifact), on_progress), steps
+class Told:
+    """What an attempt told while it went on."""
+
+    def __init__(self):
+        self.steps = []
+        self.progress = []
+
+    async def record(self, event):
+        self.steps.append(event)
+
+    async def on_progress(self, progressed):
+        self.progress.append((progressed.step, progressed.fraction))
+
+
+async def optimize(settings, store, artifact, sandbox=None, options=ONE):
+    told = Told()
+    jobs = Jobs(settings, store, sandbox or Sandbox(settings), Means)
+    events = await jobs.run(Task(version_of(artifact, options)), Hooks(told.on_progress, told.record))
+    return events, told
 
 
 async def test_an_mlp_becomes_ready(settings, store, tmp_path):
     artifact = await put(store, uploads.mlp())
-    events, steps = await optimize(settings, store, artifact)
+    events, told = await optimize(settings, store, artifact)
     fp32, int8, ready = events
     assert isinstance(fp32, ev.VariantReady)
     assert fp32.artifact == artifact  # the same bytes, so the same object in the store
@@ -77,19 +96,25 @@ async def test_an_mlp_becomes_ready(settings, store, tmp_path):
     assert [latency.batch_size for latency in fp32.measurements.latencies] == [1, 8, 32]
     assert isinstance(ready, ev.ModelReady)
     assert int8.variant == "int8-weight-only"
-    assert int8.measurements.cosine > 0.99
+    assert int8.measurements.top1_agreement > 0.95
+    assert int8.measurements.quality["agreement"].rows == 256
     assert ready.reason.startswith(f"{ready.variant}: ")
-    assert [step for step, _ in steps] == [
-        "fetch",
-        "vet",
-        "load",
-        "batching",
-        "measure fp32",
-        "quantize",
-        "measure int8-weight-only",
+    assert [step for step, _ in told.progress] == [
+        "fp32",
+        "fp32: vet",
+        "fp32: load",
+        "fp32: batching",
+        "fp32: measure",
+        "fp32: done",
+        "int8-weight-only",
+        "int8-weight-only: measure",
+        "int8-weight-only: done",
         "store",
     ]
-    assert [fraction for _, fraction in steps] == sorted(fraction for _, fraction in steps)
+    fractions = [fraction for _, fraction in told.progress]
+    assert fractions == sorted(fractions)
+    assert [event.step for event in told.steps] == ["fp32", "int8-weight-only"]
+    assert told.steps[0].file == artifact
     assert not list(tmp_path.iterdir())
 
 
@@ -179,11 +204,12 @@ def say(**message):
 
 
 FP32_LINE = {
-    "kind": "candidate",
-    "variant": "fp32",
+    "kind": "found",
+    "step": "fp32",
     "signature": {"inputs": [], "outputs": []},
     "batch_cap": 1,
     "measurements": {"row_independent": False},
+    "batched": {"sizes": {}, "inputs": {}},
 }
 REJECTED_LINE = {"kind": "rejected", "code": "load_failed", "found": "x"}
 
@@ -200,7 +226,7 @@ REJECTED_LINE = {"kind": "rejected", "code": "load_failed", "found": "x"}
         ("print('nonsense')", "vet_crashed", "reported nonsense"),
         (say(kind="rejected", code="<script>", found=""), "vet_crashed", "reported nonsense"),
         (say(**FP32_LINE | {"batch_cap": 10**9}), "vet_crashed", "reported nonsense"),
-        (say(**FP32_LINE | {"variant": "../../etc/passwd"}), "vet_crashed", "reported nonsense"),
+        (say(**FP32_LINE | {"step": "../../etc/passwd"}), "vet_crashed", "reported nonsense"),
         (say(**FP32_LINE | {"measurements": {"speedup": float("nan")}}), "vet_crashed", "reported nonsense"),
         (
             say(**FP32_LINE | {"measurements": {"speedup": 1.5}}).replace("1.5", "1e400"),
@@ -208,7 +234,9 @@ REJECTED_LINE = {"kind": "rejected", "code": "load_failed", "found": "x"}
             "reported nonsense",
         ),
         ("print('x' * 2_000_000)", "vet_crashed", "too long a line"),
-        ("while True: " + say(kind="progress", step="s", fraction=0), "vet_crashed", "more than 1000 lines"),
+        ("while True: " + say(kind="progress", step="s", fraction=0), "vet_crashed", "more than 20000 lines"),
+        (say(kind="found", step="fp32", failed="x"), "vet_crashed", "without a result"),
+        (say(**FP32_LINE | {"step": "train"}), "vet_crashed", "No result"),
         ("print('x' * 50_000_000, file=sys.stderr)\n" + say(**REJECTED_LINE), "load_failed", "x. "),
         (say(**FP32_LINE), "vet_crashed", "is missing"),
         ("os.symlink('/etc/passwd', 'fp32.onnx')\n" + say(**FP32_LINE), "vet_crashed", "is missing"),
@@ -278,7 +306,7 @@ async def test_the_child_has_little(settings, store, monkeypatch, tmp_path):
 
 def test_the_child_limits_itself_and_dies_with_its_parent(settings, tmp_path):
     """A process starts a real child on an endless model and is killed: the child goes too."""
-    description = msgspec.json.encode(Sandbox(settings).job(1)).decode()
+    description = msgspec.json.encode(Sandbox(settings).job(60.0, steps=plan(version_of(None), Means()).steps)).decode()
     (tmp_path / "upload").write_bytes(uploads.endless().SerializeToString())
     parent = f"""
 import os, subprocess, sys, time
@@ -323,3 +351,111 @@ def test_the_service_itself_loads_nothing_that_parses_models():
 
 def test_every_code_has_advice():
     assert all(text and not text.endswith(".") for text in ADVICE.values())
+
+
+# --------------------------------------------------------------------------- steps that are done already
+
+TWO = Optimization(candidates=("int8-weight-only", "int8-dynamic"))
+
+
+def step_of(event):
+    return Step(event.step, event.key, event.result, event.file, event.seconds, event.reused_from)
+
+
+def with_steps(version, events, **fields):
+    return replace(version, steps={event.step: step_of(event) for event in events}, **fields)
+
+
+async def attempt(settings, store, version, **about):
+    told = Told()
+    hooks = Hooks(told.on_progress, told.record)
+    events = await Jobs(settings, store, Sandbox(settings), about.pop("means", Means)).run(
+        Task(version, **about), hooks
+    )
+    return events, told
+
+
+def conclusions(events):
+    return {event.variant: event.measurements for event in events if not isinstance(event, ev.ModelReady)}
+
+
+async def test_an_attempt_goes_on_behind_the_last_finished_step(settings, store, monkeypatch):
+    version = version_of(await put(store, uploads.mlp()), TWO)
+    whole, first = await attempt(settings, store, version)
+    for done in range(len(first.steps) + 1):
+        events, again = await attempt(settings, store, with_steps(version, first.steps[:done]))
+        assert [event.step for event in again.steps] == [event.step for event in first.steps[done:]]
+        assert conclusions(events).keys() == conclusions(whole).keys()
+    assert conclusions(events) == conclusions(whole)  # nothing was measured again
+    child(monkeypatch, "sys.exit('no child is needed where nothing is left to do')")
+    assert (await attempt(settings, store, with_steps(version, first.steps)))[0] == whole
+
+
+async def test_the_same_work_of_another_version_is_taken_over(settings, store):
+    artifact = await put(store, uploads.mlp())
+    _, first = await attempt(settings, store, version_of(artifact, ONE))
+    there = {
+        event.key: (ev.StepPlace(model="other", version=7, step=event.step), step_of(event)) for event in first.steps
+    }
+    _, second = await attempt(settings, store, version_of(artifact, TWO), elsewhere=there)
+    assert {event.step: event.reused_from and event.reused_from.model for event in second.steps} == {
+        "fp32": "other",
+        "int8-weight-only": "other",
+        "int8-dynamic": None,
+    }
+    assert [event.result for event in second.steps[:2]] == [event.result for event in first.steps]
+    _, elsewhere = await attempt(
+        settings, store, version_of(artifact), elsewhere=there, means=lambda: Means(machine="another class")
+    )
+    assert [event.reused_from for event in elsewhere.steps] == [None, None]
+
+
+async def test_a_result_that_is_gone_from_the_store_is_made_again(settings, store):
+    version = version_of(await put(store, uploads.mlp()))
+    _, first = await attempt(settings, store, version)
+    gone = Artifact(uri=first.steps[0].result.uri[:-4] + "0000", sha256="0" * 64, byte_size=3)
+    steps = [msgspec.structs.replace(first.steps[0], result=gone), *first.steps[1:]]
+    _, again = await attempt(settings, store, with_steps(version, steps))
+    assert [event.step for event in again.steps] == ["fp32"]
+
+
+async def test_a_step_that_kills_optimizers_costs_itself_alone(settings, store):
+    version = version_of(await put(store, uploads.mlp()), TWO)
+    _, first = await attempt(settings, store, version)
+    events, _ = await attempt(settings, store, with_steps(version, first.steps[:1], stalled=MAX_ATTEMPTS + 1))
+    blamed = next(event for event in events if event.variant == "int8-weight-only")
+    assert blamed.reason.startswith("optimizer_crashed: ")
+    assert conclusions(events)["int8-dynamic"] is not None
+    (event,), told = await attempt(settings, store, replace(version, stalled=MAX_ATTEMPTS + 1))
+    assert (event.code, told.steps) == ("optimizer_crashed", [])
+
+
+async def test_a_child_that_dies_of_a_step_goes_on_behind_it(settings, store, monkeypatch):
+    version = version_of(await put(store, uploads.mlp()), TWO)
+    _, first = await attempt(settings, store, version)
+    version = with_steps(version, first.steps[:1])
+    child(monkeypatch, "os.kill(os.getpid(), 11)")
+    events, told = await attempt(settings, store, version)
+    assert [event.step for event in told.steps] == ["int8-weight-only", "int8-dynamic"]
+    assert all("SIGSEGV" in event.reason for event in events if isinstance(event, ev.VariantRejected))
+    assert events[-1].variant == "fp32"
+
+
+async def test_when_the_time_is_over_the_rest_is_not_tried(settings, store):
+    options = Optimization(candidates=TWO.candidates, policy=Policy(time_budget_s=0.001))
+    events, told = await attempt(settings, store, version_of(await put(store, uploads.mlp()), options))
+    assert [event.step for event in told.steps] == ["fp32"]
+    rejected = [event for event in events if isinstance(event, ev.VariantRejected)]
+    assert {event.reason for event in rejected} == {"not tried: the time for candidates, 0.001 s, was over"}
+
+
+async def test_what_was_made_says_of_what_and_how(settings, store):
+    artifact = await put(store, uploads.mlp())
+    tools = {"onnx": "1"}
+    events, _ = await attempt(settings, store, version_of(artifact), means=lambda: Means(tools=tools))
+    fp32, int8 = (event.provenance for event in events[:2])
+    assert (fp32.parent_sha256, fp32.recipe) == (artifact.sha256, "fp32")
+    assert (int8.parent_sha256, int8.recipe, int8.same_bytes) == (artifact.sha256, "int8-weight-only", True)
+    assert json.loads(int8.parameters)["action"]["bits"] == 8
+    assert int8.tools == tools
+    assert int8.seed == int(artifact.sha256[:8], 16)

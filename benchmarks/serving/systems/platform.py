@@ -186,8 +186,7 @@ class Platform:
             if any(each["name"] == name for each in gateway.models()):
                 return
             number = gateway.upload(name, [content], len(content), None)["version"]
-            monitor_url = self.environment["AIAAS_MONITOR_URL"]
-            version = follow(gateway, name, number, _ignore, timeout_s=_GATE_TIMEOUT_S, monitor_url=monitor_url)
+            version = follow(gateway, name, number, lambda _words, _fraction: None, timeout_s=_GATE_TIMEOUT_S)
         if version["state"] != "ready":
             raise NotHere(f"{name} was {version['state']}: {version['reason']}")
 
@@ -279,7 +278,3 @@ class OverKafka(Way):
 def name_of(model: Model) -> str:
     """The model's name on the platform."""
     return f"bench-{model.name}"
-
-
-def _ignore(_progress: str) -> None:
-    return None

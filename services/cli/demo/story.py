@@ -15,10 +15,12 @@ import onnxruntime
 
 from services.cli.client import Gateway
 from services.cli.demo import digits, files, upstream
+from services.cli.demo.update import update
 from services.cli.errors import CommandError
 from services.cli.follow import follow, variants_table
-from services.cli.printing import activity, size, table
+from services.cli.printing import activity, bar, size, table
 from services.cli.trust import trust
+from services.cli.updates import stored_options
 from shared.topics import OUTCOMES
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 FILES, DIGITS = "magika", "digits-cnn"
 _GATE_TIMEOUT_S = 300.0
+_BUDGET_S = 20.0
+"""For the candidates of a model. The default finds more, and takes longer than a demo should."""
 _PRODUCE_TIMEOUT_S = 30.0
 _OUTCOMES_TIMEOUT_S = 120.0
 _STATS_TIMEOUT_S = 30.0
@@ -62,8 +66,10 @@ def tell(out: Console, place: Place) -> None:
     try:
         _upload(out, place, {FILES: magika.model_path, DIGITS: digits_path})
         identified = _identify_files(out, place, magika)
-        classified = _classify_digits(out, place, digits_path)
-        _count_outcomes(out, place, {FILES: identified, DIGITS: classified})
+        ids, labels = _classify_digits(out, place, digits_path)
+        out.print("\n[bold]6. An update: the digits model learns from feedback on those requests[/]")
+        update(out, place.gateway_url, DIGITS, ids, labels.tolist())
+        _count_outcomes(out, place, {FILES: identified, DIGITS: len(ids)})
     except (httpx.HTTPError, upstream.Failed) as err:
         raise CommandError(f"The demo stopped: {err}.") from err
     _where_next(out, digits_path)
@@ -86,18 +92,20 @@ def _upload(out: Console, place: Place, models: dict[str, Path]) -> None:
         numbers = {}
         for name, path in models.items():
             byte_size = path.stat().st_size
-            numbers[name] = gateway.upload(name, [path.read_bytes()], byte_size, None)["version"]
+            options = stored_options(gateway, {"policy": {"time_budget_s": _BUDGET_S}})
+            content = [path.read_bytes()]
+            numbers[name] = gateway.upload(name, content, byte_size, optimization=options)["version"]
             what = f"{path.name} ({size(byte_size)}) as {name} version {numbers[name]}"
             out.print(f"  uploaded {what}", soft_wrap=True)
         for name, number in numbers.items():
-            _await_gate(out, gateway, place, name, number)
+            _await_gate(out, gateway, name, number)
 
 
-def _await_gate(out: Console, gateway: Gateway, place: Place, name: str, number: int) -> None:
+def _await_gate(out: Console, gateway: Gateway, name: str, number: int) -> None:
     """Follow a version through the gate and show what was measured."""
     started_s = time.monotonic()
-    with activity(out) as say:
-        version = follow(gateway, name, number, say, monitor_url=place.monitor_url, timeout_s=_GATE_TIMEOUT_S)
+    with bar(out) as tell_of:
+        version = follow(gateway, name, number, tell_of, timeout_s=_GATE_TIMEOUT_S)
     if version["state"] != "ready":
         raise CommandError(f"{name} was {version['state']}: {version['reason']}")
     took_s = time.monotonic() - started_s
@@ -129,8 +137,8 @@ def _identify_files(out: Console, place: Place, magika: files.Magika) -> int:
     return len(samples)
 
 
-def _classify_digits(out: Console, place: Place, model_path: Path) -> int:
-    """Classify the digits test set straight from Kafka; returns how many images that are."""
+def _classify_digits(out: Console, place: Place, model_path: Path) -> tuple[list[str], digits.Labels]:
+    """Classify the digits test set straight from Kafka; returns the requests' ids, and which digits they show."""
     topic, outcomes = place.topics.requests(DIGITS), place.topics.name(OUTCOMES)
     out.print(f"\n[bold]5. The digits test set straight from Kafka: confluent-kafka to {topic}[/]")
     _, _, images, labels = digits.digits()
@@ -149,7 +157,7 @@ def _classify_digits(out: Console, place: Place, model_path: Path) -> int:
     with httpx.Client(base_url=place.gateway_url, timeout=30.0, verify=trust()) as http:
         scores = np.array([upstream.result(http, DIGITS, request_id) for request_id in ids], dtype=np.float32)
     _compare(out, scores, _reference(model_path, images), labels)
-    return len(ids)
+    return ids, labels
 
 
 def _reference(model_path: Path, images: digits.Images) -> Scores:
@@ -174,7 +182,7 @@ def _compare(out: Console, scores: Scores, reference: Scores, labels: digits.Lab
 
 def _count_outcomes(out: Console, place: Place, requests: dict[str, int]) -> None:
     """Hold the monitor's exact count of outcomes against what was asked."""
-    out.print("\n[bold]6. Exactly one outcome per request: the monitor counts the log[/]")
+    out.print("\n[bold]7. Exactly one outcome per request: the monitor counts the log[/]")
     found = _stats(place, requests)
     shown = table("model", "requests", "outcomes", "succeeded", "runs", "p50 ms", "p99 ms")
     for name, asked in requests.items():

@@ -148,10 +148,14 @@ _MEASUREMENTS: Final = {
     "cosine": 1.0,
     "top1_agreement": 1.0,
     "row_independent": True,
-    "latencies": [{"batch_size": 1, "p50_s": 0.00012}],
+    "latencies": [{"batch_size": 1, "p50_s": 0.00012, "reference_s": 0.00012}],
     "speedup": 1.0,
     "byte_size": 7,
     "machine": "avx2",
+    "quality": {},
+    "throughput_rows_s": 42_105.0,
+    "memory_bytes": None,
+    "judged_on": "synthetic",
 }
 _VERSION: Final = {
     "name": MODEL,
@@ -169,6 +173,11 @@ _VERSION: Final = {
     "chosen": "fp32",
     "code": None,
     "reason": "the only one",
+    "parent": None,
+    "training": None,
+    "optimization": None,
+    "comparison": None,
+    "steps": [{"name": "fp32", "seconds": 1.8, "sha256": _SHA256, "reused_from": None}],
     "variants": [
         {
             "name": "fp32",
@@ -177,17 +186,74 @@ _VERSION: Final = {
             "byte_size": 7,
             "batch_cap": 8,
             "measurements": _MEASUREMENTS,
+            "provenance": None,
+            "reason": "",
         }
     ],
     "rejected": [],
 }
 _ROUTING: Final = {"name": MODEL, "unloaded": False, "active": 1, "previous": [], "weights": {}}
-_MODEL: Final = _ROUTING | {"retired": False, "versions": [_VERSION]}
+_MODEL: Final = _ROUTING | {"retired": False, "policy": None, "versions": [_VERSION]}
 MODELS: Final = {"all": Example([_MODEL])}
 VERSIONS: Final = {"digits": Example(_MODEL)}
 VERSION: Final = {"digits": Example(_VERSION)}
 ROUTING: Final = {"digits": Example(_ROUTING)}
 SPLIT: Final = {"all_to_one": Example(_ROUTING | {"weights": {"1": 100}}, body={"weights": {"1": 100}})}
+UPDATE: Final = {
+    "from_the_log": Example(
+        {
+            "name": MODEL,
+            "version": 2,
+            "sha256": _SHA256,
+            "state": "uploaded",
+            "status_url": f"/v2/repository/models/{MODEL}/versions/2",
+        },
+        status=202,
+        body={
+            "parent": 1,
+            "data": {"kind": "log", "labels": "feedback", "from_ms": 1_795_467_600_000},
+            "training": {"learning_rate": 0.001, "epochs": 10, "train": ["fc*"]},
+            "policy": {"max_loss": 0.005},
+        },
+    ),
+    "no_data": Example(
+        {"error": "data: an update is trained on data: name a file, or a range of the log", "code": "invalid_input"},
+        status=400,
+        body={"parent": 1},
+    ),
+}
+CANCEL_WORK: Final = {
+    "ready_already": Example(
+        {"error": "version 1 of model 'digits' can't be cancelled: it is ready", "code": "conflict"}, status=409
+    )
+}
+POLICY: Final = {
+    "small": Example(
+        {
+            "name": MODEL,
+            "policy": {
+                "objective": "size",
+                "max_loss": 0.005,
+                "min_cosine": None,
+                "min_gain": None,
+                "proof": None,
+                "time_budget_s": 600.0,
+            },
+        },
+        body={"objective": "size", "max_loss": 0.005, "time_budget_s": 600},
+    )
+}
+FEEDBACK: Final = {
+    "label": Example({"model_name": MODEL, "request_id": REQUEST_ID}, status=202, body={"label": [3]}),
+    "nothing": Example(
+        {
+            "error": 'expected {"label": [3]} or {"outputs": {"scores": [0.1, 0.9]}}',
+            "code": "invalid_input",
+        },
+        status=400,
+        body={},
+    ),
+}
 RETIRE: Final = {"digits": Example(_ROUTING | {"active": None})}
 ROLL_BACK: Final = {
     "nothing_before": Example(

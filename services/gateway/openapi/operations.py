@@ -13,8 +13,10 @@ from services.gateway.answers import STATUS_OF_CODE
 from services.gateway.openapi import examples, shapes
 from services.gateway.openapi import triton_shapes as triton
 from services.gateway.openapi.examples import BINARY, EVENTS, JSON
+from services.gateway.optimization import Feedback
 from shared.artifacts import Artifact
 from shared.oip_shapes import InferenceRequest, InferenceResponse
+from shared.optimization import Policy, Update
 from shared.processing import Processing
 
 if TYPE_CHECKING:
@@ -156,6 +158,22 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     f"POST {_R}/versions/{{version}}/promote": _json(shapes.Routing, examples.ROUTING, *_CHANGED, "unknown_version"),
     f"POST {_R}/versions/{{version}}/retire": _json(shapes.Routing, examples.RETIRE, *_CHANGED, "unknown_version"),
+    f"POST {_R}/update": Operation(
+        {202: Answer("it is in the log", shapes.Uploaded, headers=("Location",))},
+        examples.UPDATE,
+        (*_CHANGED, *_FILE, "unknown_version", "artifact_not_found"),
+        Body(Update),
+    ),
+    f"POST {_R}/versions/{{version}}/cancel": _json(
+        shapes.VersionState, examples.CANCEL_WORK, *_CHANGED, "unknown_version"
+    ),
+    f"POST {_R}/policy": _json(shapes.ModelPolicy, examples.POLICY, "unknown_model", *_BODY, body=Body(Policy)),
+    f"POST {_M}/requests/{{request_id}}/feedback": Operation(
+        {202: Answer("it is in the log", shapes.FeedbackTaken)},
+        examples.FEEDBACK,
+        ("unknown_model", *_BODY),
+        Body(Feedback),
+    ),
     f"POST {_R}/rollback": _json(shapes.Routing, examples.ROLL_BACK, *_CHANGED),
     f"POST {_R}/retire": _json(shapes.Routing, examples.RETIRE, *_CHANGED),
     f"POST {_R}/traffic": _json(

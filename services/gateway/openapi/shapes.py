@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from services.gateway.answers import STATUS_OF_CODE
-from shared.events import Measurements, Status
+from shared.events import Comparison, Measurements, Provenance, Status, StepPlace
 from shared.oip_shapes import InferenceResponse
+from shared.optimization import Optimization, Policy, Training
 from shared.processing import Processing
 from shared.tensors import Datatype
 
@@ -147,6 +148,8 @@ class VariantState(Struct):
     byte_size: Size
     batch_cap: int
     measurements: Measurements
+    provenance: Provenance | None
+    reason: str
 
 
 class RejectedVariant(Struct):
@@ -155,6 +158,46 @@ class RejectedVariant(Struct):
     variant: str
     reason: str
     measurements: Measurements | None
+    provenance: Provenance | None
+
+
+class CurvePoint(Struct):
+    """The newest point of a curve, such as `loss/train`."""
+
+    step: int
+    value: float
+
+
+class Progress(Struct):
+    """Where the optimizer is; `remaining_s` is a guess from what it took so far."""
+
+    step: str
+    fraction: Annotated[float, Meta(ge=0, le=1)]
+    remaining_s: float | None
+    points: dict[str, CurvePoint]
+
+
+class FinishedStep(Struct):
+    """A step that is done for good, `sha256` being the file that it made."""
+
+    name: str
+    seconds: float
+    sha256: str | None
+    reused_from: StepPlace | None
+
+
+class ModelPolicy(Struct):
+    """What versions that say nothing themselves are judged by."""
+
+    name: str
+    policy: Policy | None
+
+
+class FeedbackTaken(Struct):
+    """The feedback is in the log."""
+
+    model_name: str
+    request_id: str
 
 
 class VersionState(Struct):
@@ -164,7 +207,7 @@ class VersionState(Struct):
     version: int
     state: Literal["uploaded", "optimizing", "ready", "rejected", "retired"]
     active: bool
-    progress: float | None
+    progress: Progress | None
     attempt: int
     sha256: str
     byte_size: Size
@@ -175,6 +218,11 @@ class VersionState(Struct):
     chosen: str | None
     code: str | None
     reason: str | None
+    parent: int | None
+    training: Training | None
+    optimization: Optimization | None
+    comparison: Comparison | None
+    steps: list[FinishedStep]
     variants: list[VariantState]
     rejected: list[RejectedVariant]
 
@@ -183,6 +231,7 @@ class ModelState(Routing):
     """A model and its versions, the newest first."""
 
     retired: bool
+    policy: Policy | None
     versions: list[VersionState]
 
 

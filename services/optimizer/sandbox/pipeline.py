@@ -1,46 +1,36 @@
-"""The order of a job in the child: vet, read, load, find the batching, then the candidates, reporting as it goes."""
+"""The order of a job in the child: the steps that are left of a plan, one after the other, each reported when done."""
 
 from __future__ import annotations
 
 import socket
-import time
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 import msgspec
-import numpy as np
 import onnxruntime as ort
-from msgspec.structs import replace
 
-from services.optimizer.messages import (
-    CANDIDATES,
-    REFERENCE,
-    UPLOAD_FILE,
-    Candidate,
-    CandidateRejected,
-    Message,
-    Probed,
-    Progress,
-    Rejected,
-    Variant,
-    variant_file,
-)
+from services.optimizer.actions import REFERENCE, Compare, Refer, Train
+from services.optimizer.messages import Found, Message, Probed, Progress, Rejected, step_file
+from services.optimizer.quality.estimates import NotComparable
+from services.optimizer.recipes.errors import NotBuilt
 from services.optimizer.rejections import Rejection
-from services.optimizer.sandbox import batching, measure, signature, vet
-from services.optimizer.sandbox.candidates import NotBuilt, weight_only_int8
-from services.optimizer.sandbox.engine import PROVIDERS, Engine
-from services.optimizer.sandbox.probes import Rows, stack
-from shared.events import Latency, Measurements
+from services.optimizer.sandbox import measure
+from services.optimizer.sandbox.building import build
+from services.optimizer.sandbox.engine import PROVIDERS
+from services.optimizer.sandbox.lessons import Lessons
+from services.optimizer.sandbox.reference import Reference, examined, resumed, to_train
 from shared.machine import isa
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from collections.abc import Mapping
 
+    from services.optimizer.actions import Spec
     from services.optimizer.messages import Job
-    from services.optimizer.sandbox.batching import Batching
-    from shared.signature import Signature
+    from services.optimizer.sandbox.building import Built
 
-_MAX_REASON_CHARS = 1000
+_MAX_REASON_CHARS: Final = 1000
+_TOOLS: Final = ("numpy", "onnx", "onnxruntime", "torch")
 
 
 def report(out: TextIO, message: Message) -> None:
@@ -52,7 +42,16 @@ def report(out: TextIO, message: Message) -> None:
 def probe(out: TextIO) -> None:
     """Say what this child is and can reach."""
     networks = tuple(name for _, name in socket.if_nameindex())
-    report(out, Probed(onnxruntime=ort.__version__, isa=isa(), providers=PROVIDERS, networks=networks))
+    tools = {name: version for name in _TOOLS if (version := _version(name))}
+    found = Probed(onnxruntime=ort.__version__, isa=isa(), providers=PROVIDERS, networks=networks, tools=tools)
+    report(out, found)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 class Pipeline:
@@ -61,136 +60,127 @@ class Pipeline:
     def __init__(self, job: Job, out: TextIO) -> None:
         self._job = job
         self._out = out
+        self._known: Reference | None = None
 
     def run(self) -> None:
         """Do it; whatever the file makes go wrong is reported as a rejection."""
         try:
-            self._run()
+            for spec in self._job.steps:
+                self._step(spec)
         except Rejection as rejection:
             report(self._out, Rejected(code=rejection.code, found=rejection.found[:_MAX_REASON_CHARS]))
         except MemoryError:
             report(self._out, Rejected(code="out_of_memory", found="Examining the model took more memory than it may"))
 
-    def _run(self) -> None:
-        if self._job.tokenizers:
-            self._vet_tokenizers()
-        self._step("vet", 0.05)
-        content = Path(UPLOAD_FILE).read_bytes()
-        model = vet.parse(content)
-        found = signature.read(model)
-        self._step("load", 0.1)
-        inline = model.SerializeToString(deterministic=True)
-        reference = self._engine(inline, found)
-        self._step("batching", 0.2)
-        batched = batching.find(
-            reference,
-            found,
-            cap=self._job.batch_cap,
-            max_run_s=self._job.max_batch_run_s,
-            seed=self._job.seed,
-            until_s=time.monotonic() + self._job.search_budget_s,
-        )
-        if inline != content:
-            self._compare(reference, self._engine(content, found), found, batched)
-        del content
-        self._step("measure fp32", 0.4)
-        until_s = time.monotonic() + self._job.candidates_budget_s
-        times = measure.latencies_s([reference], found, batched, self._job.seed)
-        self._finish(REFERENCE, inline, found, batched, _of_reference(times, batched, len(inline)))
-        self._step("quantize", 0.6)
-        for variant in CANDIDATES:
-            self._candidate(variant, model, reference, found, batched, until_s)
+    def _step(self, spec: Spec) -> None:
+        self._say(spec, "", 0.0)
+        match spec.action:
+            case Refer():
+                found = self._refer(spec)
+            case Train():
+                found = self._train(spec, spec.action)
+            case Compare():
+                found = self._compare(spec)
+            case _:
+                found = self._candidate(spec)
+        report(self._out, found)
 
-    def _vet_tokenizers(self) -> None:
-        from services.optimizer.sandbox import tokenizer  # noqa: PLC0415 - most models bring none
-
-        self._step("tokenizer", 0.02)
-        tokenizer.vet(self._job.tokenizers)
-
-    def _engine(self, content: bytes, found: Signature) -> Engine:
-        return Engine(content, found, threads=self._job.threads, run_timeout_s=self._job.run_timeout_s)
-
-    def _compare(self, inline: Engine, original: Engine, found: Signature, batched: Batching) -> None:
-        """Make sure that re-serializing changed no bit of an answer."""
-        feeds = stack(Rows(found, batched.setting, batched.inputs, self._job.seed).plain(1), batched.inputs)
-        pairs = zip(inline.run(feeds), original.run(feeds), strict=True)
-        if not all(left.tobytes() == right.tobytes() or _equal_text(left, right) for left, right in pairs):
-            raise Rejection("load_failed", "Written out again, the model gives other answers: it is not deterministic")
-
-    def _candidate(
-        self,
-        variant: Variant,
-        model: ModelProto,
-        reference: Engine,
-        found: Signature,
-        batched: Batching,
-        until_s: float,
+    def _say(
+        self, spec: Spec, what: str, fraction: float, points: Mapping[str, tuple[int, float]] | None = None
     ) -> None:
-        """Build and measure one candidate; whatever goes wrong rejects it and nothing else."""
+        report(self._out, Progress(step=spec.name, what=what, fraction=fraction, points=dict(points or {})))
+
+    def _lessons(self, spec: Spec) -> Lessons:
+        return Lessons(
+            self._job,
+            spec.name,
+            lambda what, share, points: self._say(spec, what, share, points),
+            lambda found: report(self._out, found),
+        )
+
+    def _train(self, spec: Spec, action: Train) -> Found:
+        """The model of an update.
+
+        Raises:
+            Rejection: it can't be trained.
+        """
+        from services.optimizer.sandbox import learning  # noqa: PLC0415 - it loads torch
+        from services.optimizer.training.errors import TrainingError  # noqa: PLC0415 - as above
+
         try:
-            content = weight_only_int8(model).SerializeToString(deterministic=True)
-            engine = self._engine(content, found)
-            self._step(f"measure {variant}", 0.7)
-            measured = self._measured(reference, engine, found, batched, until_s)
+            model, sets = to_train(self._job)
+            made, parameters = learning.updated(action, model, sets, self._lessons(spec))
+        except (TrainingError, NotBuilt) as err:
+            raise Rejection("not_trained", f"Training failed: {err}") from err
+        Path(step_file(spec.name)).write_bytes(made.SerializeToString(deterministic=True))
+        text = msgspec.json.encode(parameters).decode()
+        return Found(step=spec.name, parameters=text, rows={"data": len(sets)}, file=True)
+
+    def _compare(self, spec: Spec) -> Found:
+        """The update beside its parent."""
+        try:
+            return Found(step=spec.name, comparisons=measure.beside_parent(self._reference))
+        except (Rejection, NotComparable) as err:
+            return Found(step=spec.name, failed=f"it could not be compared with its parent: {err}"[:_MAX_REASON_CHARS])
+
+    @property
+    def _reference(self) -> Reference:
+        if self._known is None:
+            self._known = resumed(self._job)
+        return self._known
+
+    def _refer(self, spec: Spec) -> Found:
+        """The reference: what it is, and how fast.
+
+        Raises:
+            Rejection: it can't be served.
+        """
+        if self._job.tokenizers:
+            from services.optimizer.sandbox import tokenizer  # noqa: PLC0415 - most models bring none
+
+            self._say(spec, "tokenizer", 0.02)
+            tokenizer.vet(self._job.tokenizers)
+        known = examined(self._job, spec.base, lambda what, fraction: self._say(spec, what, fraction))
+        self._known = known
+        self._say(spec, "measure", 0.8)
+        measured = measure.of_reference(known)
+        Path(step_file(REFERENCE)).write_bytes(known.content)
+        return Found(
+            step=spec.name,
+            signature=known.batching.annotate(known.signature),
+            batch_cap=known.batching.cap,
+            measurements=measured,
+            batched=known.batched,
+            rows=measure.rows_used(known),
+        )
+
+    def _candidate(self, spec: Spec) -> Found:
+        """Build and measure one candidate; whatever goes wrong rejects it and nothing else."""
+        reference = self._reference
+        try:
+            built = build(spec, reference, self._lessons(spec))
+            self._say(spec, "measure", 0.5)
+            return self._measured(spec, reference, built)
         except Rejection as rejection:
             why = f"{rejection.code}: {rejection.found}"
-        except NotBuilt as err:
+        except (NotBuilt, NotComparable) as err:
             why = str(err)
-        except measure.OutOfTime:
-            why = f"it could not be measured within {self._job.candidates_budget_s:g} s"
         except Exception as err:  # noqa: BLE001 - odd models break builders in odd ways: that costs the candidate alone
             why = f"it did not build: {err!r}"
-        else:
-            self._finish(variant, content, found, batched, replace(measured, byte_size=len(content)))
-            return
-        report(self._out, CandidateRejected(variant=variant, reason=why[:_MAX_REASON_CHARS]))
+        return Found(step=spec.name, failed=why[:_MAX_REASON_CHARS])
 
-    def _measured(
-        self, reference: Engine, engine: Engine, found: Signature, batched: Batching, until_s: float
-    ) -> Measurements:
-        seed = self._job.seed
-        times = measure.latencies_s([reference, engine], found, batched, seed)
-        per_row = {size: medians[0] / size for size, medians in times.items()}
-        size = min(per_row, key=lambda size: per_row[size])
-        close = measure.closeness(reference, engine, found, batched, size, seed, until_s)
-        reference_s, candidate_s = ([medians[index] for medians in times.values()] for index in (0, 1))
-        return Measurements(
-            max_abs_error=close.max_abs_error,
-            cosine=close.cosine,
-            top1_agreement=close.top1_agreement,
-            row_independent=batching.holds(engine, found, batched, seed),
-            latencies=_latencies(times, 1),
-            speedup=measure.speedup(reference_s, candidate_s),
-            machine=isa(),
+    def _measured(self, spec: Spec, reference: Reference, built: Built) -> Found:
+        content = built.model.SerializeToString(deterministic=True)
+        measured, compared = measure.of_candidate(reference, content, may_batch=built.may_batch)
+        Path(step_file(spec.name)).write_bytes(content)
+        independent = bool(measured.row_independent)
+        annotated = reference.batching.annotate(reference.signature) if independent else reference.signature
+        return Found(
+            step=spec.name,
+            signature=annotated,
+            batch_cap=reference.batching.cap if independent else 1,
+            measurements=measured,
+            comparisons=compared,
+            parameters=msgspec.json.encode(built.parameters).decode(),
+            rows={**built.rows, **measure.rows_used(reference)},
         )
-
-    def _finish(
-        self, variant: Variant, content: bytes, found: Signature, batched: Batching, measured: Measurements
-    ) -> None:
-        Path(variant_file(variant)).write_bytes(content)
-        cap = batched.cap if measured.row_independent else 1
-        annotated = batched.annotate(found) if measured.row_independent else found
-        report(self._out, Candidate(variant=variant, signature=annotated, batch_cap=cap, measurements=measured))
-
-    def _step(self, name: str, fraction: float) -> None:
-        report(self._out, Progress(step=name, fraction=fraction))
-
-
-def _of_reference(times: dict[int, list[float]], batched: Batching, byte_size: int) -> Measurements:
-    return Measurements(
-        max_abs_error=0.0,
-        cosine=1.0,
-        row_independent=batched.outputs is not None,
-        latencies=_latencies(times, 0),
-        speedup=1.0,
-        byte_size=byte_size,
-        machine=isa(),
-    )
-
-
-def _latencies(times: dict[int, list[float]], index: int) -> tuple[Latency, ...]:
-    return tuple(Latency(batch_size=size, p50_s=medians[index]) for size, medians in times.items())
-
-
-def _equal_text(left: np.ndarray, right: np.ndarray) -> bool:
-    return left.dtype.kind == "O" and np.array_equal(left, right)
