@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 from benchmarks.optimizer.models import MODELS
 from benchmarks.optimizer.report import outcome, put, table
 from services.optimizer.confined import open_sandbox
-from services.optimizer.job import Hooks, Jobs, Task
+from services.optimizer.job import Jobs
 from services.optimizer.plan import Means
 from services.optimizer.settings import OptimizerSettings
+from services.optimizer.task import Hooks, Task
 from services.optimizer.workspace import sweep
 from shared.artifacts import ArtifactStore
 from shared.events import ModelReady

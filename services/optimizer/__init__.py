@@ -7,9 +7,9 @@ Its story, in the order of the files:
    the log, and does it if the log says that the claim won.
 3. `plan` says which steps a version needs (`actions`), and under which keys their results are known: what is finished,
    here or for another version, is not done again.
-4. `job` does the rest: it draws data from the log (`drawing`, `rows`), fetches files (`workspace`), and hands the steps
-   to a child process (`confined`), because the files may be hostile: nothing in this process parses a model, and
-   neither `onnx` nor `onnxruntime` nor `torch` is imported here. Each result is stored (`documents`) and told.
+4. `job` does the rest of a `task`: it draws data from the log (`drawing`, `rows`), fetches files (`workspace`), and
+   hands the steps to a child process (`confined`), because the files may be hostile: nothing in this process parses a
+   model, and neither `onnx` nor `onnxruntime` nor `torch` is imported here. Results are stored (`documents`) and told.
 5. The child (`sandbox`) vets the file, finds out along which axes rows are independent, builds candidates (`recipes`,
    `training`) and measures them (`quality`). It reports in JSON lines (`messages`); `progress` and `curves` show it.
 6. `gate` decides by policy which candidates pass and which one serves, `conclusion` makes the events of it, `reactor`

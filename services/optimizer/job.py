@@ -1,7 +1,7 @@
 """One attempt: from a version and what is finished of it to the events that say what became of it.
 
 The plan says what is to be done, the log what is done already, here or for another version. The rest goes to a child,
-step by step; each result is stored, and told (`Task.record`), before the next one counts. A child that dies, or takes
+step by step; each result is stored, and told (`Hooks.record`), before the next one counts. A child that dies, or takes
 too long, costs the step that it was in: a fresh one goes on behind it. When nothing is left to do, or the time is over,
 `conclusion` makes the events of it all, and `reactor` publishes them.
 
@@ -11,7 +11,6 @@ Errors that are not the model's fault (`Unavailable`, `OSError`, `SandboxUnusabl
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from services.optimizer import conclusion, documents
@@ -33,29 +32,28 @@ from services.optimizer.messages import (
 from services.optimizer.progress import Meter
 from services.optimizer.rejections import Rejection, reason
 from services.optimizer.workspace import workspace
-from shared import processed_signature, registry
+from shared import processed_signature
 from shared.artifacts import Artifact
 from shared.errors import ArtifactNotFound, CallerError, DigestMismatch
-from shared.events import DataUsed, ModelRejected, StepFinished, StepPlace
-from shared.optimization import DataFile, Optimization, Policy
+from shared.events import DataUsed, ModelRejected, StepFinished
+from shared.optimization import DataFile, Optimization
 from shared.processing import MAX_TOKENIZER_BYTES, Labels, Tokenize, parse_labels
-from shared.registry import MAX_ATTEMPTS, TRAIN, Step
+from shared.registry import TRAIN, Step
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable
 
     from services.optimizer.actions import Spec
     from services.optimizer.confined import Sandbox
     from services.optimizer.drawing import Drawer
     from services.optimizer.messages import Message
     from services.optimizer.plan import Means, Plan
-    from services.optimizer.progress import Progressed
     from services.optimizer.settings import OptimizerSettings
+    from services.optimizer.task import Hooks, Task
     from services.optimizer.workspace import Workspace
     from shared.artifacts import ArtifactStore
     from shared.events import AttemptEvent
-    from shared.registry import Registry, Version
-    from shared.signature import Signature
+    from shared.registry import Version
 
 _ESSENTIAL = frozenset({REFERENCE, TRAIN})
 """Steps without which there is nothing to serve."""
@@ -63,61 +61,6 @@ _TRAINING_SHARE = 0.5
 """Of the time that is left, for the training within one candidate."""
 _UNBUDGETED = frozenset({REFERENCE, COMPARE})
 """What is done whatever the budget."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A version to work on, and what else in the log is about it."""
-
-    version: Version
-    parent: Version | None = None
-    policy: Policy | None = None
-    """The model's."""
-    elsewhere: Mapping[str, tuple[StepPlace, Step]] = field(default_factory=dict)
-    """What is finished of other versions, by key."""
-    warm_start: Artifact | None = None
-    """The file that an update's weights may begin with."""
-    signatures: Mapping[str, Signature] = field(default_factory=dict)
-    """Of the models that answer now, by name."""
-
-    @property
-    def blame(self) -> bool:
-        """Whether optimizers died, again and again, of the step that comes next."""
-        return self.version.stalled > MAX_ATTEMPTS
-
-    @classmethod
-    def of(cls, known: Registry, version: Version) -> Task:
-        """The task of a version."""
-        model = known.model(version.model)
-        parent = None if version.parent is None else model.versions.get(version.parent)
-        asked = None if version.training is None else version.training.warm_start
-        source = None if asked is None else known.models.get(asked.model)
-        begun = None if source is None or asked is None else source.versions.get(asked.version)
-        return cls(
-            version,
-            parent,
-            model.policy,
-            registry.finished(known),
-            None if begun is None else begun.artifact,
-            _signatures(known),
-        )
-
-
-def _signatures(known: Registry) -> dict[str, Signature]:
-    return {
-        name: model.versions[model.active].serving.signature
-        for name, model in known.models.items()
-        if model.active is not None
-    }
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """Whom an attempt tells what it does."""
-
-    on_progress: Callable[[Progressed], Awaitable[None]]
-    record: Callable[[StepFinished], Awaitable[None]]
-    """Returns when it is in the log."""
 
 
 class Jobs:

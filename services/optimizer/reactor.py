@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from services.optimizer import claims
 from services.optimizer.confined import SandboxUnusable
-from services.optimizer.job import Hooks, Task
+from services.optimizer.task import Hooks, Task
 from shared import events as ev
 from shared import logs
 from shared.errors import LogUnavailable, Unavailable

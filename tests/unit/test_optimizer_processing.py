@@ -9,10 +9,11 @@ import pytest
 from msgspec.structs import replace
 
 from services.optimizer.confined import Sandbox
-from services.optimizer.job import Hooks, Jobs, Task
+from services.optimizer.job import Jobs
 from services.optimizer.plan import Means
 from services.optimizer.rejections import ADVICE
 from services.optimizer.settings import OptimizerSettings
+from services.optimizer.task import Hooks, Task
 from shared import events as ev
 from shared.artifacts import ArtifactStore
 from shared.optimization import Optimization

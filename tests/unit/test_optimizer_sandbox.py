@@ -19,10 +19,11 @@ from onnx import helper
 
 from services.optimizer import confined
 from services.optimizer.confined import Sandbox, SandboxUnusable
-from services.optimizer.job import Hooks, Jobs, Task
+from services.optimizer.job import Jobs
 from services.optimizer.plan import Means, plan
 from services.optimizer.rejections import ADVICE
 from services.optimizer.settings import OptimizerSettings
+from services.optimizer.task import Hooks, Task
 from services.optimizer.workspace import sweep
 from shared import events as ev
 from shared.artifacts import Artifact, ArtifactStore

@@ -60,7 +60,7 @@ def shrunk(
             raise NotBuilt("it is trained on data, and there are none")
         seed = lessons.job.seed % 2**32
         epochs = max(action.epochs, -(-_LEAST_STEPS[type(action)] * _HEALING.batch_rows // len(learnt)))
-        training = msgspec.structs.replace(_HEALING, epochs=epochs, seed=seed, budget_s=lessons.job.training_budget_s)
+        training = msgspec.structs.replace(_HEALING, epochs=epochs, seed=seed)
         inputs = dict(learnt.inputs)
         if isinstance(action, Prune):
             pruned = prune(model, Pruning(ratio=action.share))
@@ -95,7 +95,7 @@ def updated(action: Train, model: ModelProto, learnt: DataSet, lessons: Lessons)
     if asked.classes is not None:
         model = transfer.new_head(model, asked.classes).model
     rows = Rows(dict(learnt.inputs), _targets(learnt, model))
-    training = _config(asked, seed, lessons.job.training_budget_s)
+    training = _config(asked, seed)
     if asked.search is not None:
         found = search(
             model,
@@ -136,7 +136,7 @@ def _targets(learnt: DataSet, model: ModelProto) -> Array:
     return learnt.targets[output]
 
 
-def _config(asked: Training, seed: int, budget_s: float | None) -> configs.Training:
+def _config(asked: Training, seed: int) -> configs.Training:
     rate, decay = asked.learning_rate, asked.weight_decay
     optimizers: dict[str, configs.Optimizer] = {
         "sgd": configs.Sgd(learning_rate=rate, momentum=asked.momentum, nesterov=asked.nesterov, weight_decay=decay),
@@ -161,5 +161,4 @@ def _config(asked: Training, seed: int, budget_s: float | None) -> configs.Train
         train=asked.train,
         freeze=asked.freeze,
         seed=seed,
-        budget_s=budget_s,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,17 @@ class Lessons:
     report: Callable[[Found], None]
 
     def hooks(self) -> Hooks:
-        """Of one training run."""
+        """Of one training run, which ends in time.
+
+        That is not said in the run's config: a state is one of a config, and what time is left differs when another
+        child goes on with it.
+        """
         from services.optimizer.training.progress import Hooks  # noqa: PLC0415 - its package is only there to train
 
         told_s = kept_s = time.monotonic()
         epochs = 0
+        budget_s = self.job.training_budget_s
+        until_s = math.inf if budget_s is None else time.monotonic() + budget_s
 
         def on_step(point: Point) -> None:
             nonlocal told_s
@@ -56,7 +63,7 @@ class Lessons:
             Path(step_file(name)).write_bytes(state)
             self.report(Found(step=name, file=True))
 
-        return Hooks(on_step, on_epoch, on_checkpoint)
+        return Hooks(on_step, on_epoch, on_checkpoint, lambda: time.monotonic() > until_s)
 
     def resume(self) -> bytes | None:
         """The state that an earlier child left."""
