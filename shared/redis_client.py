@@ -53,7 +53,7 @@ class Scripts:
 
     def __init__(self, redis: Redis) -> None:
         self._pool = redis.connection_pool
-        self._timeout_s: float | None = self._pool.connection_kwargs["socket_timeout"]
+        self._timeout_s: float | None = self._pool.connection_kwargs.get("socket_timeout")
         self._idle: list[AbstractConnection] = []
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
