@@ -56,7 +56,7 @@ def main() -> int:
         own = local_stack(
             asked.data_dir or Path(scratch),
             standard_services(2),
-            service_env={"AIAAS_MIN_SPEEDUP": "1e9"},  # fp32 serves: it has one right answer
+            service_env={"AIAAS_MIN_GAIN": "1000", "AIAAS_TIME_BUDGET_S": "5"},  # fp32 serves: it has one right answer
             local_kafka="apache",  # the embedded broker keeps nothing when it is killed
         )
         with own as stack:

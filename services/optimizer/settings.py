@@ -29,8 +29,9 @@ class OptimizerSettings(PlatformSettings):
 
     job_timeout_s: float = Field(default=300.0, gt=0)
     """How long vetting a model and measuring it as it is may take."""
-    time_budget_s: float = Field(default=300.0, gt=0)
-    """How long all candidates of a version may take together, unless its policy says otherwise."""
+    time_budget_s: float = Field(default=60.0, gt=0)
+    """How long all candidates of a version may take together, unless its policy says otherwise: so long an upload waits
+    to be served. What is not tried for want of time is on record."""
     max_time_budget_s: float = Field(default=24 * 3600.0, gt=0)
     """The most that a policy may ask for."""
     step_timeout_s: float = Field(default=600.0, gt=0)

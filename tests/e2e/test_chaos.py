@@ -32,7 +32,7 @@ def stack(tmp_path_factory):
         own = local_stack(
             tmp_path_factory.mktemp("chaos"),
             standard_services(2),
-            service_env={"AIAAS_MIN_SPEEDUP": "1e9"},
+            service_env={"AIAAS_MIN_GAIN": "1000", "AIAAS_TIME_BUDGET_S": "5"},
             local_kafka="apache",
         )
         try:

@@ -1,7 +1,7 @@
 """This platform: a local stack of its own as `aiaas up` starts it, or one that runs; models through the gateway.
 
 One `Platform` is started once and serves all models; `OverHttp` and `OverKafka` are two ways to ask it. What serves is
-fp32 (the gate is told to want an impossible speed-up), since the others serve the uploaded file as it is.
+fp32 (the gate is told to want an impossible gain), since the others serve the uploaded file as it is.
 """
 
 from __future__ import annotations
@@ -81,7 +81,11 @@ class Platform:
         self._users += 1
         if self._users > 1 or not self._owned:
             return
-        given = {"AIAAS_MIN_SPEEDUP": "1e9", "AIAAS_THREADS": str(self._threads)}  # fp32 serves
+        given = {
+            "AIAAS_MIN_GAIN": "1000",  # fp32 serves
+            "AIAAS_TIME_BUDGET_S": "1",
+            "AIAAS_THREADS": str(self._threads),
+        }
         if self._patient:
             given["AIAAS_MAX_QUEUE_S"] = "10"
         os.environ.setdefault("AIAAS_LOCAL_KAFKA", "apache")
