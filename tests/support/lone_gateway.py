@@ -161,6 +161,7 @@ class LoneGateway:
             waiter=self.waiter,
             watch=SimpleNamespace(stop=lambda: None),
             store=ArtifactStore(self.store_url),
+            progress=None,
         )
 
     def _application(self):
