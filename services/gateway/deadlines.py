@@ -20,7 +20,7 @@ _MOST_EMPTY: Final = 512
 
 
 class Deadlines:
-    """Of one event loop. `clock` and times are the loop's, in seconds."""
+    """Of one event loop. Times are by its clock, in seconds."""
 
     def __init__(self) -> None:
         self._slots: dict[int, dict[Hashable, Callable[[], object]]] = {}
