@@ -15,6 +15,8 @@ from services.worker.lane import Lane
 from services.worker.model_server import ModelServer
 from services.worker.processing.step import Preprocessing
 from services.worker.receipts import Receipts
+from services.worker.replay.intake import ReplayIntake
+from services.worker.replay.pinned import Pinned
 from services.worker.reply_copies import ReplyCopies
 from services.worker.settle import Settlement, persistently
 from services.worker.shelf import Shelf
@@ -112,6 +114,8 @@ class Worker:
         self._shelf = Shelf(settings, store, executor, self._adopt)
         self._fetching = FetchClaims(store, settings, self._held.fetched)
         self._preprocessing = Preprocessing(settings, self._shelf, self._held, redis)
+        pinned = Pinned(settings, store, self._shelf)
+        self._replays = ReplayIntake(settings, log, self._lane, pinned, store, dead_letters, executor)
         self.changed = asyncio.Event()
         """What the heartbeat says is news."""
         self._servers: dict[str, ModelServer] = {}
@@ -119,6 +123,7 @@ class Worker:
         self._intake_tasks: list[asyncio.Task[None]] = []
         self._answered: Counter[str] = Counter()
         self._tasks: asyncio.TaskGroup
+        self._replaying: asyncio.Task[None]
         self._draining = False
         self._adopted = Registry()
         """What the shelf was last brought in line with: what the heartbeat says is loaded holds at its offset."""
@@ -129,6 +134,7 @@ class Worker:
             self._tasks.create_task(self._shelf.run())
             self._tasks.create_task(self._lane.run())
             self._tasks.create_task(self._readopt())
+            self._replaying = self._tasks.create_task(self._replays.run())
             async for registry in self._log.changes():
                 for name in registry.models:
                     if name not in self._servers and not self._draining:
@@ -138,9 +144,9 @@ class Worker:
     async def drain(self) -> None:
         """Finish what runs, append and commit it, and leave the groups."""
         self._draining = True
-        for task in self._intake_tasks:
+        for task in (*self._intake_tasks, self._replaying):
             task.cancel()
-        await asyncio.gather(*self._intake_tasks, return_exceptions=True)
+        await asyncio.gather(*self._intake_tasks, self._replaying, return_exceptions=True)
         self._preprocessing.close()
 
     def _serve(self, name: str, registry: Registry) -> None:

@@ -56,11 +56,15 @@ def providers(settings: WorkerSettings) -> list[str]:
 class OnnxEngine:
     """One loaded variant. Building it is slow: do it off the event loop, with `load`."""
 
-    def __init__(self, session: ort.InferenceSession, signature: Signature, threads: int) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, signature: Signature, threads: int, *, deterministic: bool = False
+    ) -> None:
         self._session = session
         self._inputs = {spec.name: spec.datatype for spec in signature.inputs}
         self._outputs = [spec.name for spec in signature.outputs]
         self._has_bf16 = any(spec.datatype == "BF16" for spec in (*signature.inputs, *signature.outputs))
+        self.deterministic = deterministic or session.get_providers()[0] == "CPUExecutionProvider"
+        """Whether equal inputs give equal bits: on the CPU they do, on a GPU if it was asked for."""
         self.runtime = Runtime(
             engine="onnxruntime",
             version=ort.__version__,
@@ -71,8 +75,12 @@ class OnnxEngine:
         )
 
     @classmethod
-    def load(cls, content: bytes, signature: Signature, settings: WorkerSettings) -> OnnxEngine:
+    def load(
+        cls, content: bytes, signature: Signature, settings: WorkerSettings, *, deterministic: bool = False
+    ) -> OnnxEngine:
         """Build a session from bytes: never from a path, which ONNX Runtime would follow to external data.
+
+        `deterministic` is for replays: on a GPU, kernels that give the same bits each time, and no TF32.
 
         Raises:
             ModelNotReady: the bytes do not load here, or not on the device that was insisted on.
@@ -83,16 +91,19 @@ class OnnxEngine:
         # Spinning threads take the cores that decode and encode beside the run, and those of other services.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what fails is raised; the rest is noise on stderr
-        wanted = providers(settings)
+        wanted: list[Any] = list(providers(settings))
         if "CUDAExecutionProvider" in wanted:
             ort.preload_dlls()  # CUDA's libraries, where they came as Python packages
+        if deterministic:
+            options.use_deterministic_compute = True
+            wanted = [(name, {"use_tf32": "0"}) if name == "CUDAExecutionProvider" else name for name in wanted]
         try:
             session = ort.InferenceSession(content, options, providers=wanted)
         except Exception as err:  # ONNX Runtime raises its own types, all plain Exceptions
             raise ModelNotReady(f"ONNX Runtime does not load this variant: {err}") from err
         if settings.device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
             raise ModelNotReady("AIAAS_DEVICE=cuda, but ONNX Runtime did not get the CUDA provider on this host")
-        return cls(session, signature, settings.threads)
+        return cls(session, signature, settings.threads, deterministic=deterministic)
 
     async def run(
         self,
