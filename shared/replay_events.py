@@ -28,7 +28,7 @@ class ReplayMember(Fields):
     request: Coordinates
     input_sha256: Sha256
     """Over the record's value, as the receipt has it; the worker holds it against what it got."""
-    content_type: Short | None = None
+    content_type: Text | None = None
     header_length: int | None = None
     """Bytes of the JSON part of the binary form."""
     rows: int | None = None
@@ -62,7 +62,7 @@ class ReplayRequested(Event):
 class ReplayedOutput(Fields):
     """One output of a member."""
 
-    name: Short
+    name: Text
     datatype: Short
     shape: tuple[int, ...]
     data: bytes = b""
