@@ -21,13 +21,13 @@ from aiokafka.admin import AIOKafkaAdminClient
 from services.monitor import outcome_log
 from services.monitor.fold import OutcomeFold
 from services.monitor.measurements import Measurements
-from services.monitor.request_ends import RequestEnds
 from services.monitor.snapshot import encode
 from shared import kafka
 from shared.codec import encode_event
 from shared.dead_letters import DeadLetters
 from shared.events import BatchMembership, Coordinates, Receipt, Runtime, Timings
 from shared.outcomes import OutcomeWriter, read_outcome
+from shared.request_ends import RequestEnds
 from shared.settings import PlatformSettings
 from shared.topics import REQUESTS, outcome_key
 

@@ -61,7 +61,7 @@ class RegistryLog:
                 continue
             registry = self.registry
             for record in fetched.get(self._partition, ()):
-                registry = fold(registry, _entry(record))
+                registry = fold(registry, entry(record))
             if registry is not self.registry:
                 async with self._changed:
                     self.registry = registry
@@ -131,7 +131,8 @@ async def follow(settings: PlatformSettings, producer: AIOKafkaProducer) -> Asyn
             yield log
 
 
-def _entry(record: ConsumerRecord) -> Entry:
+def entry(record: ConsumerRecord) -> Entry:
+    """A record of the log, for the fold; what can't be read is ignored, with a log line."""
     return Entry(record.offset, record.timestamp, _event(record))
 
 

@@ -19,12 +19,12 @@ from services.monitor import outcome_log, snapshot, subscribers
 from services.monitor.fold import OutcomeFold
 from services.monitor.measurements import Measurements
 from services.monitor.publisher import Publisher
-from services.monitor.request_ends import RequestEnds
 from services.monitor.routes import application
 from services.monitor.state import State
 from shared import asyncapi, broker, heartbeats, kafka, logs, tls
 from shared.dead_letters import DeadLetters
 from shared.http_server import Server
+from shared.request_ends import RequestEnds
 from shared.telemetry import Telemetry
 from shared.topics import REQUESTS
 
