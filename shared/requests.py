@@ -87,7 +87,7 @@ def request_id_of(headers: Iterable[tuple[str, bytes]]) -> str | None:
     return _id(_by_name(headers))
 
 
-def from_kafka(headers: Iterable[tuple[str, bytes]]) -> RequestHeaders:
+def from_kafka(headers: Iterable[tuple[str, bytes | None]]) -> RequestHeaders:
     """The headers of a record from anyone.
 
     Raises:
