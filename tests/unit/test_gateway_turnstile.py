@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from services.gateway import answers, turnstile, http_server
+from services.gateway import answers, http_server, turnstile
 from services.gateway.admission import Admission
 from services.gateway.at_the_door import AtTheDoor
 from services.gateway.settings import GatewaySettings
