@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from services.optimizer.quality import policy as quality
-from services.optimizer.quality.policy import Figures
+from shared.quality import policy as quality
+from shared.quality.policy import Figures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

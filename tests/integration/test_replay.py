@@ -84,7 +84,7 @@ def stored(settings, artifact_sha256):
 
 @asynccontextmanager
 async def one_weight_changed(settings, model):
-    """The stored artefact with one weight changed: the first column of the second output differs where x[0] is not 0."""
+    """The stored artefact with one weight changed: `y[1]` differs where `x[0]` is not 0."""
     path = stored(settings, hashlib.sha256(model.content).hexdigest())
     graph = onnx.load_from_string(model.content)
     weights = numpy_helper.to_array(graph.graph.initializer[0]).copy()

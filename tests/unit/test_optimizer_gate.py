@@ -7,10 +7,10 @@ from msgspec.structs import replace
 
 from services.optimizer.gate import decide
 from services.optimizer.messages import Found
-from services.optimizer.quality.estimates import Comparison, Estimate
 from services.optimizer.settings import OptimizerSettings
 from shared.events import Latency, Measurements
 from shared.optimization import Policy
+from shared.quality.estimates import Comparison, Estimate
 from shared.signature import Signature
 
 SIGNATURE = Signature(inputs=(), outputs=())

@@ -12,7 +12,6 @@ import onnxruntime as ort
 
 from services.optimizer.actions import REFERENCE, Compare, Refer, Train
 from services.optimizer.messages import Found, Message, Probed, Progress, Rejected, step_file
-from services.optimizer.quality.estimates import NotComparable
 from services.optimizer.recipes.errors import NotBuilt
 from services.optimizer.rejections import Rejection
 from services.optimizer.sandbox import measure
@@ -21,6 +20,7 @@ from services.optimizer.sandbox.engine import PROVIDERS
 from services.optimizer.sandbox.lessons import Lessons
 from services.optimizer.sandbox.reference import Reference, examined, resumed, to_train
 from shared.machine import isa
+from shared.quality.estimates import NotComparable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
