@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from services.audit.records import RecordedOutcome
     from services.audit.replay.batches import Batch
+    from services.audit.replay.contenders import Contender
     from shared.artifacts import Artifact, ArtifactStore
-    from shared.registry import Variant
 
 
 async def again(batch: Batch, replay_id: str, store: ArtifactStore, *, digest_check: bool) -> ReplayRequested:
@@ -46,8 +46,7 @@ async def on_another(
     members: Sequence[RecordedOutcome],
     batch_id: str,
     replay_id: str,
-    version: int,
-    variant: Variant,
+    contender: Contender,
     store: ArtifactStore,
 ) -> ReplayRequested:
     """Recorded requests on a variant that need not be the one that answered them; all outputs come back.
@@ -59,11 +58,11 @@ async def on_another(
     return ReplayRequested(
         replay_id=replay_id,
         batch_id=batch_id,
-        model=members[0].receipt.model_name,
-        version=version,
-        variant=variant.name,
-        artifact_sha256=variant.artifact.sha256,
-        processing_sha256=variant.processing_sha256,
+        model=contender.model,
+        version=contender.version,
+        variant=contender.variant.name,
+        artifact_sha256=contender.variant.artifact.sha256,
+        processing_sha256=contender.variant.processing_sha256,
         members=await _members(members, store, recorded=False),
     )
 
