@@ -1,4 +1,4 @@
-"""`aiaas audit replay` and `aiaas audit backtest`. Light to import: what does the work is imported when it is to be done.
+"""`aiaas audit replay` and `aiaas audit backtest`. Light to import: what does the work is imported where it is done.
 
 Exit codes: 0 clean, 1 differences (back-test: refused), 2 something could not run.
 """
