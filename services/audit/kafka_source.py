@@ -84,7 +84,7 @@ class KafkaSource:
             verdicts = await judge.judge(portion)
             wanted = [
                 (record, receipt)
-                for record, (verdict, receipt) in zip(portion, verdicts, strict=True)
+                for record, (verdict, receipt, _) in zip(portion, verdicts, strict=True)
                 if verdict == "accepted" and receipt is not None and selection.wants(receipt, record.timestamp)
             ]
             for start in range(0, len(wanted), _TOGETHER):

@@ -14,7 +14,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from services.audit.records import RecordedRequest
-from shared.errors import LogUnavailable
+from shared.errors import LogUnavailable, TooLarge
 from shared.events import Coordinates
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _HELD: Final = 16
 _STALLED_S: Final = 20.0
 _POLL_MS: Final = 500
+_MOST_BYTES: Final = 64 * 1024 * 1024
+_A_FETCH: Final = 100
 
 
 class RequestReader:
@@ -38,21 +40,34 @@ class RequestReader:
         self._held: dict[TopicPartition, None] = {}
         """The most recently read last."""
 
-    async def read(self, topic: str, partition: int, first: int, end: int) -> list[RecordedRequest]:
-        """The requests from `first` up to but not including `end` (which Kafka has), in order.
+    async def read(
+        self, topic: str, partition: int, first: int, end: int, limit_bytes: int = _MOST_BYTES
+    ) -> list[RecordedRequest]:
+        """The requests from `first` up to but not including `end`, in order. The partition must reach to `end`.
 
         Raises:
+            TooLarge: they are more than `limit_bytes`, and more than one.
             LogUnavailable: Kafka did not give them in time.
         """
         at = TopicPartition(topic, partition)
         try:
-            begin = (await self._consumer.beginning_offsets([at]))[at]
-            first = max(first, begin)
-            return [self._recorded(record) for record in await self._range(at, first, end)] if first < end else []
+            return [self._recorded(record) for record in await self._range(at, first, end, limit_bytes)]
         except KafkaError as err:
             raise LogUnavailable(f"Kafka did not give requests of {topic}/{partition}: {err!r}") from err
 
-    async def _range(self, at: TopicPartition, first: int, end: int) -> list[ConsumerRecord]:
+    async def begins(self, topic: str, partition: int) -> int:
+        """The offset of the earliest request that Kafka has kept.
+
+        Raises:
+            LogUnavailable: Kafka did not tell.
+        """
+        at = TopicPartition(topic, partition)
+        try:
+            return int((await self._consumer.beginning_offsets([at]))[at])
+        except KafkaError as err:
+            raise LogUnavailable(f"Kafka did not tell the beginning of {topic}/{partition}: {err!r}") from err
+
+    async def _range(self, at: TopicPartition, first: int, end: int, limit_bytes: int) -> list[ConsumerRecord]:
         await self._hold(at)
         if await self._consumer.position(at) != first:
             self._consumer.seek(at, first)
@@ -61,8 +76,12 @@ class RequestReader:
         stalled_s, position = time.monotonic() + _STALLED_S, first
         try:
             while position < end:
-                fetched = await self._consumer.getmany(at, timeout_ms=_POLL_MS, max_records=end - position)
+                fetched = await self._consumer.getmany(
+                    at, timeout_ms=_POLL_MS, max_records=min(end - position, _A_FETCH)
+                )
                 records += [record for record in fetched.get(at, ()) if first <= record.offset < end]
+                if len(records) > 1 and sum(len(record.value or b"") for record in records) > limit_bytes:
+                    raise TooLarge(f"requests of {at.topic}/{at.partition} are more than {limit_bytes} bytes")
                 before, position = position, await self._consumer.position(at)
                 if position > before:
                     stalled_s = time.monotonic() + _STALLED_S
@@ -106,15 +125,20 @@ def ranges(offsets: Iterable[int]) -> list[tuple[int, int]]:
 
 
 async def gather_by(
-    reader: RequestReader, wanted: Iterable[tuple[str, int, int]]
-) -> dict[tuple[str, int, int], RecordedRequest]:
-    """The requests at these places, as far as Kafka has them."""
+    reader: RequestReader, wanted: Iterable[At], limit_bytes: int = _MOST_BYTES
+) -> dict[At, RecordedRequest]:
+    """The requests at these places, as far as Kafka has them.
+
+    Raises:
+        TooLarge, LogUnavailable: as `RequestReader.read`, over all of them.
+    """
     by_partition: dict[tuple[str, int], list[int]] = {}
     for topic, partition, offset in wanted:
         by_partition.setdefault((topic, partition), []).append(offset)
     found: dict[At, RecordedRequest] = {}
     for (topic, partition), offsets in by_partition.items():
         for first, end in ranges(sorted(set(offsets))):
-            for request in await reader.read(topic, partition, first, end):
+            for request in await reader.read(topic, partition, first, end, limit_bytes):
                 found[topic, partition, request.coordinates.offset] = request
+                limit_bytes -= len(request.value or b"")
     return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import structs
 
 from shared import claims
+from shared.errors import TooLarge
 from shared.tensors import output_digest
 
 if TYPE_CHECKING:
@@ -25,18 +26,25 @@ if TYPE_CHECKING:
 
 AT_A_TIME: Final = 32
 """Each may have `claim_bytes`, 768 KiB by default."""
+_MOST_BYTES: Final = 64 * 1024 * 1024
 
 
-async def results_of(replies: Replies, receipts: Sequence[Receipt]) -> list[Result | Gone]:
+async def results_of(
+    replies: Replies, receipts: Sequence[Receipt], limit_bytes: int = _MOST_BYTES
+) -> list[Result | Gone]:
     """The results of receipts, in their order, without the receipts in them.
 
     Raises:
+        TooLarge: they are more than `limit_bytes`, and more than one.
         RepliesUnavailable: Redis did not answer.
     """
     found: list[Result | Gone] = []
     for start in range(0, len(receipts), AT_A_TIME):
         some = receipts[start : start + AT_A_TIME]
         stored = await replies.get([(receipt.model_name, receipt.request_id) for receipt in some])
+        limit_bytes -= sum(len(tensor.data) for result in stored if result for tensor in result.outputs)
+        if limit_bytes < 0 and len(receipts) > 1:
+            raise TooLarge("results are more than may be held together")
         found += [_checked(receipt, result) for receipt, result in zip(some, stored, strict=True)]
     return found
 

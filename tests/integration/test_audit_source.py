@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from services.audit import kafka_source
 from services.audit.records import Offsets, RecordedRequest, Selection
 from services.worker.settings import WorkerSettings
 from shared.results import Result
-from support.onnx_models import linear
-from support.worker_rig import rig, worker_running
+from support.served import body, serving
 
 pytestmark = pytest.mark.stack
 
 REQUESTS = 120
 
 
-def body(number: int) -> bytes:
-    data = [number / 7, 1.0, -2.0, 0.5]
-    return json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": data}]}).encode()
-
-
 @pytest.fixture
 async def served(backbone):
     """A model that has answered, from all partitions; yields settings, its name and where its requests lie."""
     settings = backbone.settings(WorkerSettings, threads=1)
-    model = backbone.model()
-    async with rig(settings) as there:
-        await there.upload(model, linear())
-        async with worker_running(settings):
-            sent = [await there.send(model, body(n), partition=n % 4, ce_id=f"r{n}") for n in range(REQUESTS)]
-            await there.outcomes(model, REQUESTS, within_s=40)
-        yield settings, model, sent
+    async with serving(settings, backbone.model()) as there:
+        yield settings, there.model, await there.ask(REQUESTS)
 
 
 async def read(settings, **selected) -> list:
