@@ -131,7 +131,7 @@ class ArtifactStore:
             TooLarge: it is above the limit.
         """
         key = self._key(artifact.uri)
-        with _store_errors(artifact.uri):
+        with store_errors(artifact.uri):
             if (await obstore.head_async(self._store, key))["size"] > limit_bytes:
                 raise TooLarge(f"{artifact.uri} is above the limit of {limit_bytes} bytes")
             found = await obstore.get_async(self._store, key)

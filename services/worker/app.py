@@ -123,7 +123,6 @@ class Worker:
         self._intake_tasks: list[asyncio.Task[None]] = []
         self._answered: Counter[str] = Counter()
         self._tasks: asyncio.TaskGroup
-        self._replaying: asyncio.Task[None]
         self._draining = False
         self._adopted = Registry()
         """What the shelf was last brought in line with: what the heartbeat says is loaded holds at its offset."""
@@ -134,7 +133,7 @@ class Worker:
             self._tasks.create_task(self._shelf.run())
             self._tasks.create_task(self._lane.run())
             self._tasks.create_task(self._readopt())
-            self._replaying = self._tasks.create_task(self._replays.run())
+            self._intake_tasks.append(self._tasks.create_task(self._replays.run()))
             async for registry in self._log.changes():
                 for name in registry.models:
                     if name not in self._servers and not self._draining:
@@ -144,9 +143,9 @@ class Worker:
     async def drain(self) -> None:
         """Finish what runs, append and commit it, and leave the groups."""
         self._draining = True
-        for task in (*self._intake_tasks, self._replaying):
+        for task in self._intake_tasks:
             task.cancel()
-        await asyncio.gather(*self._intake_tasks, self._replaying, return_exceptions=True)
+        await asyncio.gather(*self._intake_tasks, return_exceptions=True)
         self._preprocessing.close()
 
     def _serve(self, name: str, registry: Registry) -> None:
