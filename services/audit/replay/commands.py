@@ -20,6 +20,7 @@ from shared.errors import AiaasError, InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
 
     from services.audit.records import Offsets, Selection
     from services.audit.replay.backtest import Outcome
@@ -106,12 +107,34 @@ def backtest(
 ) -> None:
     """Run recorded requests on two versions, and judge one by the other: agreement, loss, latency."""
     with _ending():
-        outcome = asyncio.run(_backtest(candidate, against, _span(from_, to), max_loss, max_requests, rate, source))
+        outcome = judged(
+            candidate, against, from_, to, max_loss=max_loss, max_requests=max_requests, rate=rate, source=source
+        )
         if json:
             _print_json(outcome.as_map())
         else:
-            _show_backtest(outcome)
+            sys.stdout.write("\n".join(in_lines(outcome)) + "\n")
     raise typer.Exit(1 if outcome.problem else 0)
+
+
+def judged(
+    candidate: str,
+    against: str,
+    from_: str | None = None,
+    to: str | None = None,
+    *,
+    max_loss: float | None = None,
+    max_requests: int = 20_000,
+    rate: float | None = None,
+    source: str = "kafka",
+) -> Outcome:
+    """What a back-test finds; `aiaas models promote --gate backtest` asks, too.
+
+    Raises:
+        AiaasError: it could not be done.
+    """
+    span = _span(from_, to)
+    return asyncio.run(_backtest(candidate, against, span, max_loss, max_requests, rate, source))
 
 
 def add_to(app: typer.Typer) -> None:
@@ -259,12 +282,10 @@ async def _reached(settings: PlatformSettings, where: str, rate: float | None) -
         yield source, to_workers
 
 
-def _source(settings: PlatformSettings, where: str) -> Any:
-    from services.audit import kafka_source  # noqa: PLC0415 - see above
+def _source(settings: PlatformSettings, where: str) -> AbstractAsyncContextManager[Source]:
+    from services.audit import archive_source, kafka_source  # noqa: PLC0415 - see above
 
-    if where == "archive":
-        raise InvalidInput("there is no archive yet")
-    return kafka_source.open_source(settings)
+    return archive_source.open_source(settings) if where == "archive" else kafka_source.open_source(settings)
 
 
 def _settings() -> PlatformSettings:
@@ -329,7 +350,8 @@ def _show_replay(summary: Summary, out: Path | None, *, json: bool) -> None:
 _SHOWN: Final = 10
 
 
-def _show_backtest(outcome: Outcome) -> None:
+def in_lines(outcome: Outcome) -> list[str]:
+    """A back-test for people."""
     told = outcome.as_map()
     verdict = "passes" if told["passed"] else "is refused"
     lines = [f"{told['candidate']} {verdict}: {told['reason']}"]
@@ -347,7 +369,7 @@ def _show_backtest(outcome: Outcome) -> None:
             p50, p99 = latency["p50_s"] * 1000, latency["p99_s"] * 1000
             lines.append(f"  {told[side]}: a run takes {p50:.3f} ms, p99 {p99:.3f} ms")
     lines.append(f"  in {told['seconds']:.1f} s; * decides, with a loss of {told['allowed_loss']:g} allowed")
-    sys.stdout.write("\n".join(lines) + "\n")
+    return lines
 
 
 def _interval(share: dict[str, float]) -> str:
