@@ -28,7 +28,7 @@ _GPU_PROVIDERS: Final = frozenset({"CUDAExecutionProvider", "TensorrtExecutionPr
 
 def model_config(model: Model, version: Version, signature: Signature, alive: Iterable[Heartbeat]) -> dict[str, Any]:
     """The configuration of a ready version. `signature` is the one that callers are shown."""
-    batch_size = max_batch_size(signature, version.serving.batch_cap)
+    batch_size = max_batch_size(signature, version.serving.row_cap)
     config = {
         "name": model.name,
         "platform": "onnxruntime_onnx",

@@ -185,7 +185,7 @@ class ModelServer:
     @property
     def has_good_batch(self) -> bool:
         """Whether a good part of a batch waits, and nothing among what waits that has killed a worker."""
-        cap = min((variant.batch_cap for variant in self.routed()), default=1)
+        cap = min((variant.row_cap for variant in self.routed()), default=1)
         enough = cap > 1 and len(self.waiting) >= max(2, cap // _GOOD_PART)
         return enough and not any(job.deaths for job in self.waiting)
 
@@ -230,7 +230,7 @@ class ModelServer:
         """Shape key and rows of a request that fits the variant; remembered, since most requests have few forms."""
         form = (
             variant.key,
-            variant.batch_cap,
+            variant.row_cap,
             tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in request.inputs]),
             tuple([(output.name, *output.parameters) for output in request.outputs]),
         )
@@ -268,7 +268,7 @@ class _Used:
             plan.rows is not None
             and first.version is plan.version
             and first.key == plan.key
-            and self._rows + plan.rows <= plan.variant.batch_cap
+            and self._rows + plan.rows <= plan.variant.row_cap
             and self._bytes + job.size_bytes <= self._max_bytes
             and job.request_id not in self._ids  # the second of an id waits, to find out what the first is
         )
@@ -278,4 +278,4 @@ class _Used:
         self._ids.add(job.request_id)
         self._rows += plan.rows or 0
         self._bytes += job.size_bytes
-        self.full = plan.rows is None or self._rows >= plan.variant.batch_cap
+        self.full = plan.rows is None or self._rows >= plan.variant.row_cap
