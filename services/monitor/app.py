@@ -20,7 +20,6 @@ from services.monitor.fold import OutcomeFold
 from services.monitor.history import History, set_aside
 from services.monitor.measurements import Measurements
 from services.monitor.publisher import Publisher
-from services.monitor.request_ends import RequestEnds
 from services.monitor.routes import application
 from services.monitor.snapshot import Snapshots
 from services.monitor.state import State
@@ -28,6 +27,7 @@ from services.monitor.storing import Storing
 from shared import asyncapi, broker, heartbeats, kafka, logs, tls
 from shared.dead_letters import DeadLetters
 from shared.http_server import Server
+from shared.request_ends import RequestEnds
 from shared.telemetry import Telemetry
 from shared.topics import REQUESTS
 
