@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - a property's type, beside fields that pydantic reads
 
-from pydantic import Field
+from pydantic import Field, Json, field_validator
 
+from shared.api_keys import ApiKey, Tenant
 from shared.settings import PlatformSettings
 from shared.tls import CertFile, KeyFile
 
@@ -13,6 +14,9 @@ from shared.tls import CertFile, KeyFile
 class MonitorSettings(PlatformSettings):
     """One monitor per platform; its state lies in `data_dir/monitor`."""
 
+    api_keys: Json[dict[ApiKey, Tenant]] = Field(default="{}", validate_default=True, repr=False)
+    """The gateway's: who has one may promote and roll back from the dashboard. Without keys everyone on loopback may,
+    and nobody where the monitor listens beyond it."""
     monitor_host: str = "127.0.0.1"
     monitor_port: int = Field(default=8090, ge=1, le=65535)
     monitor_tls_certfile: CertFile | None = None
@@ -20,6 +24,11 @@ class MonitorSettings(PlatformSettings):
     monitor_tls_keyfile: KeyFile = Field(default=None, validate_default=True)
     monitor_snapshot_interval_s: float = Field(default=5.0, gt=0)
     """At most this much is folded again after a crash."""
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _empty_is_none(cls, text: str) -> str:
+        return text or "{}"  # a variable that is there and empty, as compose files pass it on
 
     @property
     def snapshot_path(self) -> Path:
