@@ -234,26 +234,21 @@ def alerts(now_s: float) -> dict:
 def answer(path: str, now_s: float | None = None) -> dict | None:
     """The JSON to a path below `/v1`; None for what is not there."""
     now_s = time.time() if now_s is None else now_s
-    match path.strip("/").split("/"):
-        case ["v1", "overview"]:
-            return overview(now_s)
-        case ["v1", "hosts", "series"]:
-            return hosts(now_s)
-        case ["v1", "models"]:
-            return models()
-        case ["v1", "models", model, "series"]:
-            return model_series(model, now_s)
-        case ["v1", "analysis"]:
-            return analysis("digits")
-        case ["v1", "drift"]:
-            return drift("digits")
-        case ["v1", "timeline"]:
-            return timeline(now_s)
-        case ["v1", "jobs"]:
-            return jobs(now_s)
-        case ["v1", "alerts"]:
-            return alerts(now_s)
-    return None
+    parts = path.strip("/").split("/")
+    if parts[:2] == ["v1", "models"] and parts[3:] == ["series"]:
+        return model_series(parts[2], now_s)
+    answers = {
+        "/v1/overview": lambda: overview(now_s),
+        "/v1/hosts/series": lambda: hosts(now_s),
+        "/v1/models": models,
+        "/v1/analysis": lambda: analysis("digits"),
+        "/v1/drift": lambda: drift("digits"),
+        "/v1/timeline": lambda: timeline(now_s),
+        "/v1/jobs": lambda: jobs(now_s),
+        "/v1/alerts": lambda: alerts(now_s),
+        "/v1/requests/known": lambda: request("known", now_s),
+    }
+    return answers[path]() if path in answers else None
 
 
 EMPTY: dict[str, dict] = {
@@ -280,3 +275,34 @@ EMPTY: dict[str, dict] = {
     "/v1/alerts": {"active": [], "history": [], "rules": []},
 }
 """What a monitor answers that has just been started for the first time."""
+
+
+def request(request_id: str, now_s: float) -> dict:
+    """A request that succeeded; its id is repeated as it came."""
+    timings = {"queue": 0.004, "compute_input": 0.0002, "compute_infer": 0.0031, "compute_output": 0.0001}
+    story = [
+        {"at": now_s - 0.0074, "what": "enqueued", "text": "aiaas.requests.digits/0 offset 17"},
+        {"at": now_s - 0.0034, "what": "taken", "text": "into a batch of 4"},
+        {"at": now_s, "what": "answered", "text": HOSTILE},
+    ]
+    outcome = {
+        "model": "digits",
+        "version": 2,
+        "variant": "int8",
+        "status": "succeeded",
+        "error_code": None,
+        "request": {"topic": "aiaas.requests.digits", "partition": 0, "offset": 17},
+        "outcome": {"partition": 2, "offset": 5},
+        "worker": "worker-1/9f",
+        "tenant": None,
+        "duplicate_of": None,
+        "reexecuted": False,
+        "registry_offset": 12,
+        "artifact_sha256": "a" * 64,
+        "input_sha256": "b" * 64,
+        "output_sha256": "c" * 64,
+        "batch": {"id": "d" * 32, "index": 0, "size": 4},
+        "timings_s": {**timings, "total": sum(timings.values())},
+        "story": story,
+    }
+    return {"request_id": request_id, "outcomes": [outcome]}

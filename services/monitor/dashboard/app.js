@@ -112,7 +112,7 @@ function setTheme(theme) {
   const button = document.getElementById("theme");
   if (theme === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
-  button.textContent = THEMES[theme][0];
+  button.textContent = `◐ ${THEMES[theme][0]}`;
   button.setAttribute("aria-label", `Theme: ${THEMES[theme][1]}`);
   try {
     localStorage.setItem("aiaas-theme", theme);

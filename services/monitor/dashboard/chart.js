@@ -5,8 +5,8 @@
  */
 
 import { h, own, svg } from "./dom.js";
-import { clock, hourMinute, NONE } from "./format.js";
-import { largest, last, runs, timeTicks, valueTicks } from "./scale.js";
+import { bytes, clock, count, hourMinute, NONE } from "./format.js";
+import { byteUnit, largest, last, runs, timeTicks, valueTicks } from "./scale.js";
 
 const HEIGHT = 172;
 const EDGE = { top: 10, right: 8, bottom: 22, left: 56 };
@@ -46,7 +46,8 @@ function paint(node, spec) {
   const width = node.clientWidth;
   if (!width) return;
   const xs = spec.series.length && spec.at.length ? [spec.from ?? spec.at[0], spec.to ?? spec.at.at(-1)] : [0, 1];
-  const ticks = valueTicks(Math.max(...spec.series.map(({ values }) => largest(values)), spec.least ?? 0));
+  const most = Math.max(...spec.series.map(({ values }) => largest(values)), spec.format === count ? 1 : 0);
+  const ticks = valueTicks(most, spec.format === count ? 1 : spec.format === bytes ? byteUnit(most) : 0);
   const x = (at) => EDGE.left + ((at - xs[0]) / (xs[1] - xs[0] || 1)) * (width - EDGE.left - EDGE.right);
   const y = (value) => HEIGHT - EDGE.bottom - (value / ticks.at(-1)) * (HEIGHT - EDGE.top - EDGE.bottom);
   const label = spec.clock ?? hourMinute;
@@ -55,7 +56,7 @@ function paint(node, spec) {
     ticks.map((value) => [
       svg("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y(value), y2: y(value) }),
       svg("text", { class: "tick", x: EDGE.left - 8, y: y(value) + 4, "text-anchor": "end" }, spec.format(value))]),
-    times.map((at) => svg("text", { class: "tick", x: x(at), y: HEIGHT - 5, "text-anchor": "middle" }, label(at))),
+    times.map((at) => svg("text", { class: "tick", x: Math.min(x(at), width - 17), y: HEIGHT - 5, "text-anchor": "middle" }, label(at))),
     (spec.marks ?? []).filter(({ at }) => at >= xs[0] && at <= xs[1]).map((mark) => drawMark(mark, x(mark.at))),
     spec.series.map((series, index) => drawSeries(runs(spec.at, series.values, x, y), index, spec.series.length === 1 && y(0))),
     spec.empty && svg("text", { class: "nothing", x: (EDGE.left + width) / 2, y: HEIGHT / 2, "text-anchor": "middle" }, "Nothing in this time"));

@@ -6,7 +6,7 @@ const digits = (value) => (Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 
 const trimmed = (value, places) => value.toLocaleString("en", { maximumFractionDigits: places });
 
 export const count = (value) => (known(value) ? trimmed(value, 0) : NONE);
-export const number = (value) => (known(value) ? trimmed(value, digits(value)) : NONE);
+export const number = (value) => (known(value) ? (value && Math.abs(value) < 0.01 ? value.toLocaleString("en", { maximumSignificantDigits: 2 }) : trimmed(value, digits(value))) : NONE);
 export const rate = (value) => (known(value) ? `${number(value)}/s` : NONE);
 export const percent = (ratio) => (known(ratio) ? `${trimmed(ratio * 100, ratio && Math.abs(ratio) < 0.1 ? 2 : 1)}%` : NONE);
 export const ofHundred = (value) => (known(value) ? percent(value / 100) : NONE);

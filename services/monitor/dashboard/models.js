@@ -107,13 +107,13 @@ const variants = (version) => table(`Variants of version ${version.version}`, [
 
 function charts(series, timeline) {
   const at = series.at ?? [];
-  const make = (id, text, format, lines, least) => chart({ id, title: text, format, at, from: series.from, to: series.to, marks: timeline.events, least, series: lines.map(([name, values]) => ({ name, values: values ?? [] })) });
+  const make = (id, text, format, lines) => chart({ id, title: text, format, at, from: series.from, to: series.to, marks: timeline.events, series: lines.map(([name, values]) => ({ name, values: values ?? [] })) });
   const phase = (name, quantile) => series.latency_s?.[name]?.[quantile];
   return [
     make("m-traffic", "Requests a second", number, [["answered", series.throughput_per_s]]),
     make("m-latency", "Latency", seconds, [["p50", phase("total", "p50")], ["p95", phase("total", "p95")], ["p99", phase("total", "p99")]]),
     make("m-phases", "Where the time goes, mean", seconds, [["queue", phase("queue", "mean")], ["input", phase("compute_input", "mean")], ["model", phase("compute_infer", "mean")], ["output", phase("compute_output", "mean")]]),
-    make("m-outcomes", "Requests without a result", count, ["failed", "expired", "cancelled"].map((status) => [status, series.requests?.[status]]), 1),
+    make("m-outcomes", "Requests without a result", count, ["failed", "expired", "cancelled"].map((status) => [status, series.requests?.[status]])),
     make("m-batch", "Requests in a batch, mean", number, [["batch", series.batch_size?.mean]]),
     sizes(series.batch_size?.histogram ?? {}),
   ];

@@ -56,7 +56,7 @@ export function render({ overview, hosts, timeline, series }, { range }) {
 function verdict({ ready, waiting_for: waiting, window_s: window, services, lag }) {
   if (!ready) return `The monitor still reads ${waiting}: the numbers are not complete yet.`;
   const down = services.filter(({ up }) => !up).length;
-  const told = down ? `${down} of ${services.length} instances are not heard of any more` : `All ${services.length} instances are up`;
+  const told = down ? `${down} of ${services.length} instances ${down > 1 ? "are" : "is"} not heard of any more` : `All ${services.length} instances are up`;
   return `${told}. Numbers are of the last ${window} seconds${lag ? `; ${count(lag)} outcomes are still to be counted` : ""}.`;
 }
 
@@ -79,13 +79,13 @@ function tiles(totals, alerts) {
 function charts(series, hosts, timeline) {
   const about = series[0] ?? { at: [], from: 0, to: 1 };
   const lines = (pick) => series.map((each) => ({ name: each.model, values: pick(each) ?? [] }));
-  const spec = (id, text, format, pick, least) => chart({ id, title: text, format, at: about.at ?? [], from: about.from, to: about.to, series: lines(pick), marks: timeline.events, least });
+  const spec = (id, text, format, pick) => chart({ id, title: text, format, at: about.at ?? [], from: about.from, to: about.to, series: lines(pick), marks: timeline.events });
   const failures = (each) => each.requests && each.at.map((_, index) => sum(["failed", "expired", "cancelled"].map((status) => each.requests[status][index])));
   return [
     spec("traffic", "Requests a second", number, (each) => each.throughput_per_s),
     spec("latency", "Latency, 95th percentile", seconds, (each) => each.latency_s?.total?.p95),
-    spec("failures", "Requests without a result", count, failures, 1),
-    spec("lag", "Requests waiting", count, (each) => each.lag, 1),
+    spec("failures", "Requests without a result", count, failures),
+    spec("lag", "Requests waiting", count, (each) => each.lag),
     hostChart(hosts, timeline, "cpu", "CPU of each process, 100% is one core", ofHundred, (host) => host.cpu_percent?.mean),
     hostChart(hosts, timeline, "memory", "Memory of each process", bytes, (host) => host.rss_bytes?.mean),
   ];

@@ -1,6 +1,6 @@
 /* Pieces that several views are made of. */
 
-import { h } from "./dom.js";
+import { h, svg } from "./dom.js";
 import { NONE } from "./format.js";
 
 const WORDS = {
@@ -30,8 +30,9 @@ export function table(caption, columns, rows, keyOf) {
 
 export const facts = (pairs) => h("dl", { class: "facts" }, pairs.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 
-/** A share as a bar, beside its number. */
-export const bar = (share, kind = "") => h("meter", { class: `bar ${kind}`, min: "0", max: "1", value: Number.isFinite(share) ? Math.min(Math.max(share, 0), 1).toFixed(4) : "0" });
+/** A share as a bar, for the eye: its number stands beside it. */
+export const bar = (share, kind = "") => svg("svg", { class: `bar ${kind}`, viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
+  svg("rect", { width: Number.isFinite(share) ? (Math.min(Math.max(share, 0), 1) * 100).toFixed(2) : 0, height: 8 }));
 
 export const loading = (what) => h("div", { class: "loading", role: "status" }, h("p", {}, `Loading ${what}…`), h("div", { class: "bones", "aria-hidden": "true" }, h("i"), h("i"), h("i"), h("i")));
 

@@ -7,13 +7,17 @@ export function niceStep(span, wanted) {
   return power * ([1, 2, 5].find((digit) => digit * power >= rough * 0.999) ?? 10);
 }
 
-/** From 0 to the next nice number above everything, with the ticks between. */
-export function valueTicks(most) {
+/** From 0 to the next nice number above everything, with the ticks between. `unit` is what has no halves: 1 for
+ * counts, a power of 1024 for bytes. */
+export function valueTicks(most, unit = 0) {
   const top = most > 0 ? most : 1;
-  const step = niceStep(top, 4);
+  const step = unit ? Math.max(niceStep(top / unit, 4), unit === 1 ? 1 : 0) * unit : niceStep(top, 4);
   const count = Math.max(1, Math.ceil(top / step - 1e-9));
   return Array.from({ length: count + 1 }, (_, index) => index * step);
 }
+
+/** The unit in which so many bytes are written. */
+export const byteUnit = (most) => 1024 ** Math.max(0, Math.floor(Math.log(Math.max(most, 1)) / Math.log(1024)));
 
 const STEPS_S = [10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800];
 
