@@ -12,12 +12,15 @@ from typing import Any, Final
 from shared.artifacts import Artifact
 from shared.codec import MSGPACK, to_map
 from shared.events import (
+    AlertCleared,
+    AlertRaised,
     BatchesRan,
     BatchMembership,
     Coordinates,
     Duration,
     Estimate,
     Event,
+    Feature,
     FeedbackGiven,
     Heartbeat,
     HostSampled,
@@ -41,6 +44,7 @@ from shared.events import (
     PolicySet,
     Provenance,
     Receipt,
+    RowsObserved,
     RunStatistics,
     Runtime,
     StepFinished,
@@ -83,6 +87,15 @@ _METRIC: Final[dict[str, Any]] = {
     "service": "worker",
     "seq": 12,
     "at_ns": 1_795_467_600_000_000_000,
+}
+_ALERT: Final[dict[str, Any]] = {
+    "alert": f"errors/{MODEL}/1",
+    "rule": "errors",
+    "severity": "critical",
+    "model": MODEL,
+    "version": 1,
+    "threshold": 0.05,
+    "message": f"31.0% of the requests to {MODEL} version 1 failed or expired in the last minute",
 }
 _SPENT: Final = Duration(count=2, ns=180_000)
 
@@ -176,9 +189,22 @@ _ALL: Final[tuple[Event, ...]] = (
         disk_read_bytes=12_000,
         disk_written_bytes=48_000,
         loop_delay_s=0.002,
+        network_received_bytes=9_400_000,
+        network_sent_bytes=7_100_000,
     ),
     BatchesRan(
         **_METRIC, model=MODEL, version=1, variant="int8", executions=3, sizes={1: 1, 8: 2}, compute_infer_ns=420_000
+    ),
+    RowsObserved(
+        **_METRIC,
+        model=MODEL,
+        version=1,
+        variant="int8",
+        rows=3,
+        features={
+            "input/image/mean": Feature(kind="number", bins={283: 2, 285: 1}),
+            "output/class/0": Feature(kind="number", bins={0: 1, 284: 2}),
+        },
     ),
     HttpAnswered(
         **(_METRIC | {"instance": "gateway-1", "service": "gateway"}), statuses={200: 64, 503: 1}, in_flight=4
@@ -192,6 +218,8 @@ _ALL: Final[tuple[Event, ...]] = (
         fraction=0.6,
         remaining_s=4.5,
     ),
+    AlertRaised(**_ALERT, value=0.31, at_ns=1_795_467_600_000_000_000),
+    AlertCleared(**_ALERT, value=0.004, at_ns=1_795_467_690_000_000_000),
     FeedbackGiven(model=MODEL, request_id=_ID, label=(3,), source="crm"),
 )
 EVENTS: Final[dict[str, Any]] = {type(event).__name__: to_map(event) for event in _ALL}

@@ -499,6 +499,9 @@ class HostSampled(MetricEvent):
     gpus: tuple[GpuSample, ...] = ()
     loop_delay_s: Finite
     """Largest delay of the event loop since the last sample."""
+    network_received_bytes: int = 0
+    """By the host since its start, as are disk's."""
+    network_sent_bytes: int = 0
 
 
 class BatchesRan(MetricEvent):
@@ -511,6 +514,26 @@ class BatchesRan(MetricEvent):
     sizes: dict[int, int]
     """Executions by number of requests in the batch."""
     compute_infer_ns: int
+
+
+class Feature(Fields):
+    """One number of each of many rows, as a histogram."""
+
+    kind: Literal["number", "class"]
+    """`number`: bins as `shared.bins` has them. `class`: which of the numbers in the row is the largest."""
+    bins: dict[int, int]
+    """Rows by bin."""
+
+
+class RowsObserved(MetricEvent):
+    """What a worker saw of the rows that went into, and came out of, one variant: of a sample of them."""
+
+    model: str
+    version: int
+    variant: str
+    rows: int
+    features: dict[Short, Feature]
+    """By what was taken of each row, as `input/x/mean`."""
 
 
 class HttpAnswered(MetricEvent):
@@ -533,6 +556,34 @@ class JobProgressed(MetricEvent):
     """How long it may still take, guessed from what it took so far."""
     points: dict[str, tuple[int, Finite]] = {}
     """The newest point of each curve, as `loss/train`: its place (step or epoch) and value."""
+
+
+# --------------------------------------------------------------------------- alerts (`alerts`)
+
+
+class AlertEvent(Event):
+    """Something that a person may want to look at. The key of its record is `alert`."""
+
+    alert: Short
+    """Which one: the same from when it is raised until it is cleared."""
+    rule: Short
+    severity: Literal["warning", "critical"]
+    model: Short | None = None
+    version: int | None = None
+    instance: Short | None = None
+    value: Finite
+    threshold: Finite
+    """Which the value passed."""
+    message: Text
+    at_ns: int
+
+
+class AlertRaised(AlertEvent):
+    """The rule holds, and has for as long as it asks for."""
+
+
+class AlertCleared(AlertEvent):
+    """It holds no more."""
 
 
 # --------------------------------------------------------------------------- ground truth (`feedback`)

@@ -33,6 +33,17 @@ METRIC = {
     "seq": 9,
     "at_ns": AT_NS,
 }
+ALERT = {
+    "alert": "errors/my-model/3",
+    "rule": "errors",
+    "severity": "critical",
+    "model": "my-model",
+    "version": 3,
+    "value": 0.31,
+    "threshold": 0.05,
+    "message": "31% failed",
+    "at_ns": AT_NS,
+}
 MEASUREMENTS = ev.Measurements(
     max_abs_error=0.001,
     cosine=0.999,
@@ -210,10 +221,25 @@ EXAMPLES: dict[str, ev.Event] = {
         disk_written_bytes=7,
         gpus=(ev.GpuSample(index=0, name="H100", utilisation_percent=1.0, memory_used_bytes=1, memory_total_bytes=2),),
         loop_delay_s=0.25,
+        network_received_bytes=8,
+        network_sent_bytes=9,
     ),
     "BatchesRan": ev.BatchesRan(
         **METRIC, model="my-model", version=3, variant="fp32", executions=7, sizes={1: 5, 8: 2}, compute_infer_ns=9
     ),
+    "RowsObserved": ev.RowsObserved(
+        **METRIC,
+        model="my-model",
+        version=3,
+        variant="fp32",
+        rows=3,
+        features={
+            "input/x/mean": ev.Feature(kind="number", bins={-200: 1, 283: 2}),
+            "output/y": ev.Feature(kind="class", bins={0: 3}),
+        },
+    ),
+    "AlertRaised": ev.AlertRaised(**ALERT),
+    "AlertCleared": ev.AlertCleared(**ALERT),
     "HttpAnswered": ev.HttpAnswered(**METRIC, statuses={200: 10, 503: 1}, in_flight=4),
     "JobProgressed": ev.JobProgressed(
         **METRIC,
@@ -240,6 +266,7 @@ OLDER: dict[str, list[ev.Event]] = {
     "Receipt": [
         replace(RECEIPT, processing_sha256=None, batch=replace(RECEIPT.batch, rows=None, total_rows=None)),
     ],
+    "HostSampled": [replace(EXAMPLES["HostSampled"], network_received_bytes=0, network_sent_bytes=0)],
     "Heartbeat": [replace(EXAMPLES["Heartbeat"], answered={}, positions={})],
 }
 """What the files before the newest are read as."""
