@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 from aiokafka.admin import AIOKafkaAdminClient
 
-from services.monitor import outcome_log, subscribers
+from services.monitor import outcome_log, routes_dashboard, subscribers
 from services.monitor.fold import OutcomeFold
 from services.monitor.history import History, set_aside
 from services.monitor.measurements import Measurements
@@ -24,7 +24,7 @@ from services.monitor.routes import application
 from services.monitor.snapshot import Snapshots
 from services.monitor.state import State
 from services.monitor.storing import Storing
-from shared import asyncapi, broker, heartbeats, kafka, logs, tls
+from shared import asyncapi, broker, heartbeats, kafka, logs, registry_log, tls
 from shared.dead_letters import DeadLetters
 from shared.http_server import Server
 from shared.request_ends import RequestEnds
@@ -53,9 +53,11 @@ async def serve(settings: MonitorSettings, stop: asyncio.Event) -> None:
     state = State(settings.metrics_interval_s)
     events = broker.build(settings)
     subscribers.subscribe(events, settings, state)
+    http = application(state, asyncapi.document(settings.topics))
+    http.include_router(routes_dashboard.router(settings, lambda: state.registry_log))
     server = Server(
         uvicorn.Config(
-            application(state, asyncapi.document(settings.topics)),
+            http,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -96,6 +98,7 @@ async def _work(settings: MonitorSettings, state: State, events: KafkaBroker) ->
             kafka.started(lambda: AIOKafkaAdminClient(**kafka.client_options(settings)), "request ends")
         )
         beats = await stack.enter_async_context(heartbeats.follow(settings))
+        state.registry_log = await stack.enter_async_context(registry_log.follow(settings, producer))
         dead_letters = DeadLetters(settings, producer)
         ends = RequestEnds(asker, admin, settings.topics.name(REQUESTS), exact=settings.kafka_exact_ends)
         log = await outcome_log.describe(settings, admin)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - a property's type, beside fields that pydantic reads
 
-from pydantic import Field
+from pydantic import Field, Json, field_validator
 
 from services.monitor.history import Retention
+from shared.api_keys import ApiKey, Tenant
 from shared.settings import PlatformSettings
 from shared.tls import CertFile, KeyFile
 
@@ -14,6 +15,9 @@ from shared.tls import CertFile, KeyFile
 class MonitorSettings(PlatformSettings):
     """One monitor per platform; its state lies in `data_dir/monitor`."""
 
+    api_keys: Json[dict[ApiKey, Tenant]] = Field(default="{}", validate_default=True, repr=False)
+    """The gateway's: who has one may promote and roll back from the dashboard. Without keys everyone on loopback may,
+    and nobody where the monitor listens beyond it."""
     monitor_host: str = "127.0.0.1"
     monitor_port: int = Field(default=8090, ge=1, le=65535)
     monitor_tls_certfile: CertFile | None = None
@@ -29,6 +33,11 @@ class MonitorSettings(PlatformSettings):
     monitor_keep_hours_d: float = Field(default=400, ge=1, le=3660)
     monitor_keep_requests_d: float = Field(default=7, ge=0.05, le=3660)
     """How long single requests can be asked for by their id."""
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _empty_is_none(cls, text: str) -> str:
+        return text or "{}"  # a variable that is there and empty, as compose files pass it on
 
     @property
     def retention(self) -> Retention:
