@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from shared.artifacts import Artifact
 from shared.events import Coordinates, Event, Fields, ModelName, Runtime, Sha256, Short, Text, VersionNumber
+from shared.runtime_config import RuntimeConfig
 
 MAX_MEMBERS: Final = 4096
 INLINE_BYTES: Final = 640 * 1024
@@ -55,6 +56,8 @@ class ReplayRequested(Event):
     members: Annotated[tuple[ReplayMember, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
     members_sha256: Sha256 | None = None
     """As recorded: the members run together, whatever the variant's cap. Null: they do as far as it lets them."""
+    runtime_config: RuntimeConfig | None = None
+    """What the version was configured with when the batch ran; null: all as the worker is set."""
     digest_check: bool = True
     """Whether artefacts of another digest are refused (`digest_mismatch`)."""
 

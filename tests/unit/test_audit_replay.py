@@ -16,6 +16,7 @@ from services.audit.replay import page
 from services.audit.replay.batches import SETTLED_MS, Assembler
 from services.audit.replay.commands import milliseconds, selected
 from services.audit.replay.comparing import LEAST_LABELLED, Pair, compare
+from services.audit.replay.configurations import Configurations
 from services.audit.replay.contenders import contender
 from services.audit.replay.differences import differences, within
 from services.audit.replay.outstanding import ATTEMPTS, OVERTAKEN_S, SILENT_S, Outstanding
@@ -25,9 +26,10 @@ from shared import events as ev
 from shared.errors import InvalidInput, UnknownModel, UnknownVersion
 from shared.registry import Registry
 from shared.replay_events import ReplayedRow, ReplayMember, ReplayRan, ReplayRequested
+from shared.runtime_config import RuntimeConfig
 from shared.signature import Signature, TensorSpec
 from shared.tensors import from_numpy, output_digest
-from support.facts import receipt
+from support.facts import log_of, made_ready, receipt, uploaded
 
 RUNTIME = ev.Runtime(
     engine="onnxruntime", version="1.23", provider="CPUExecutionProvider", options={}, threads=1, isa="avx2"
@@ -347,3 +349,22 @@ def test_the_documents_name_what_the_code_says():
     text = (Path(__file__).parents[2] / "docs" / "replay.md").read_text()
     for name in ("identical", "within_tolerance", "changed", "not_reproducible", "batch_incomplete", "digest_mismatch"):
         assert f"`{name}`" in text
+
+
+async def test_a_version_runs_as_it_was_configured_when_the_request_was_routed():
+    eight, four = RuntimeConfig(max_batch_size=8), RuntimeConfig(max_batch_size=4)
+    log = log_of(
+        uploaded(),
+        *made_ready(),
+        ev.RuntimeConfigured(model="m", version=1, config=eight),
+        ev.ModelPromoted(model="m", version=1),
+        ev.RuntimeConfigured(model="m", version=1, config=four),
+    )
+
+    async def entries():
+        for entry in log:
+            yield entry
+
+    found = await Configurations.read(entries())
+    assert [found.at("m", 1, offset) for offset in (0, 3, 4, 5, 6, 99)] == [None, None, eight, eight, four, four]
+    assert found.at("m", 2, 99) is None

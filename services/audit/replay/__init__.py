@@ -2,6 +2,7 @@
 
     batches.py      recorded outcomes put together to the batches that they ran in
     asking.py       a batch as `ReplayRequested`
+    configurations.py  how versions were configured to run, as of any offset
     runs.py         batches at workers: so many at a time, asked for again if no answer comes
     differences.py  two answers held against each other
     verdicts.py     a row's class and its reason

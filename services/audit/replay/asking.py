@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
     from services.audit.records import RecordedOutcome
     from services.audit.replay.batches import Batch
+    from services.audit.replay.configurations import Configurations
     from services.audit.replay.contenders import Contender
     from shared.artifacts import Artifact, ArtifactStore
 
 
-async def again(batch: Batch, replay_id: str, store: ArtifactStore, *, digest_check: bool) -> ReplayRequested:
+async def again(
+    batch: Batch, replay_id: str, configurations: Configurations, store: ArtifactStore, *, digest_check: bool
+) -> ReplayRequested:
     """The batch as it ran. It has no `problem`.
 
     Raises:
@@ -38,6 +41,7 @@ async def again(batch: Batch, replay_id: str, store: ArtifactStore, *, digest_ch
         processing_sha256=first.processing_sha256,
         members=await _members(batch.members, store, recorded=True),
         members_sha256=first.batch.members_sha256,
+        runtime_config=configurations.at(first.model_name, first.model_version, first.registry_offset),
         digest_check=digest_check,
     )
 
@@ -63,6 +67,7 @@ async def on_another(
         variant=contender.variant.name,
         artifact_sha256=contender.variant.artifact.sha256,
         processing_sha256=contender.variant.processing_sha256,
+        runtime_config=contender.variant.runtime,
         members=await _members(members, store, recorded=False),
     )
 

@@ -13,6 +13,7 @@ import orjson
 from services.audit.replay import page, rows, verdicts
 from services.audit.replay.answers import recorded_outputs, replayed_outputs
 from services.audit.replay.asking import again
+from services.audit.replay.configurations import Configurations
 from services.audit.replay.differences import differences
 from services.audit.replay.reading import NotRun, batches
 from services.audit.replay.summary import Summary
@@ -77,8 +78,9 @@ async def replay(
             asked.out.mkdir(parents=True, exist_ok=True)
             findings.write = stack.enter_context(rows.written(asked.out / "rows.parquet"))
         progress = _Progress(asked.selection, tell)
+        configurations = await Configurations.read(source.registry())
         read = batches(source, asked.selection, not_run, progress.seen)
-        async for batch, ran in runs.of(replay_id, _requests(read, replay_id, store, asked, findings)):
+        async for batch, ran in runs.of(replay_id, _requests(read, replay_id, configurations, store, asked, findings)):
             async for verdict in _verdicts(batch, ran, store, asked.tolerance):
                 findings.add(verdict)
             progress.judged(findings.summary)
@@ -91,14 +93,19 @@ async def replay(
 
 
 async def _requests(
-    read: AsyncIterator[Batch], replay_id: str, store: ArtifactStore, asked: Asked, findings: _Findings
+    read: AsyncIterator[Batch],
+    replay_id: str,
+    configurations: Configurations,
+    store: ArtifactStore,
+    asked: Asked,
+    findings: _Findings,
 ) -> AsyncIterator[tuple[Batch, ReplayRequested]]:
     """The batches that can run; of the others the verdict is known."""
     async for batch in read:
         why = batch.problem
         if why is None:
             try:
-                request = await again(batch, replay_id, store, digest_check=asked.digest_check)
+                request = await again(batch, replay_id, configurations, store, digest_check=asked.digest_check)
             except AiaasError as err:
                 why = f"{err.code}: {err.message}"
             else:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Class = Literal["identical", "within_tolerance", "changed", "not_reproducible"]
 CLASSES: Final[tuple[Class, ...]] = ("identical", "within_tolerance", "changed", "not_reproducible")
+_ON_A_CPU: Final = ("CPUExecutionProvider", "cpu")
 _COMPUTED: Final = ("execution_failed", "invalid_input")
 """Failures that say something about the request and the model, and not about a moment."""
 
@@ -125,7 +126,7 @@ def other_machine(recorded: Runtime | None, ran: ReplayRan) -> str:
         )
         if old != new
     ]
-    if recorded.provider != "CPUExecutionProvider":
+    if recorded.provider not in _ON_A_CPU:
         words.append("recorded without deterministic kernels")
     if not ran.deterministic:
         words.append(f"{now.provider} has no deterministic kernels for it")

@@ -96,7 +96,7 @@ def runs_of(asked: ReplayRequested, members: Sequence[Member], pinned: PinnedVar
     if asked.members_sha256 is not None:
         yield list(members)
         return
-    signature, cap = pinned.variant.signature, pinned.variant.batch_cap
+    signature, cap = pinned.variant.signature, pinned.variant.row_cap
     together: list[Member] = []
     for member in members:
         joins = (

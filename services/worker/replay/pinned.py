@@ -8,17 +8,20 @@ memory budget, of which they take up to half, or one artefact. They go when no r
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from services.worker.engine import OnnxEngine
+from services.worker.engine import load
 from services.worker.processing.processor import Processor
 from shared import logs
 from shared.errors import DigestMismatch, TooLarge
 
 if TYPE_CHECKING:
+    from services.worker.engine import Engine
     from services.worker.settings import WorkerSettings
     from services.worker.shelf import Shelf
     from shared.artifacts import ArtifactStore
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from shared.replay_events import ReplayRequested
 
 _MOST: Final = 4
-_Key = tuple[str, str, str | None, bool]
+_Key = tuple[str, bool, Hashable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class PinnedVariant:
     """An artefact that replays run on."""
 
     variant: Variant
-    engine: OnnxEngine
+    engine: Engine
     processor: Processor | None
     sha256: str
     """Of the bytes that were loaded."""
@@ -61,7 +64,8 @@ class Pinned:
         """
         if (variant.artifact.sha256, variant.processing_sha256) != (asked.artifact_sha256, asked.processing_sha256):
             raise DigestMismatch(f"variant {variant.name!r} is not of the artefact and processing that were recorded")
-        key = (asked.replay_id, *variant.key, asked.digest_check)
+        variant = dataclasses.replace(variant, runtime=asked.runtime_config)
+        key = (asked.replay_id, asked.digest_check, variant.key)
         if key not in self._loaded:
             self._loaded[key] = await self._load(asked, variant)
         self._loaded.move_to_end(key)
@@ -82,9 +86,7 @@ class Pinned:
             content = await self._store.get_bytes(variant.artifact)
         else:
             content = await self._store.get_as_it_is(variant.artifact, limit_bytes=budget_bytes)
-        engine = await asyncio.to_thread(
-            OnnxEngine.load, content, variant.signature, self._settings, deterministic=True
-        )
+        engine = await asyncio.to_thread(load, content, variant, self._settings, deterministic=True)
         processor = None
         if variant.processing is not None:
             processor = await Processor.load(variant.processing, variant.signature, self._store)
