@@ -15,16 +15,16 @@ Of = tuple[str, int | None]
 """Model and version."""
 MOST_EVENTS: Final = 2000
 _SAMPLES: Final = """
-    SELECT window_s // {step} * {step} AS at, instance, any_value(service), model, gauge, gpu,
+    SELECT window_s // {step} * {step} AS at_s, instance, any_value(service), model, gauge, gpu,
         sum(total) / sum(n), max(most)
     FROM rows WHERE ($instance IS NULL OR instance = $instance) AND ($gauge IS NULL OR starts_with(gauge, $gauge))
         AND ($model IS NULL OR model = $model)
-    GROUP BY at, instance, model, gauge, gpu ORDER BY at"""
+    GROUP BY at_s, instance, model, gauge, gpu ORDER BY at_s"""
 _COUNTS: Final = """
-    SELECT {at} AS at, model, {version} AS of, what, bucket, sum(n)::BIGINT
+    SELECT {at} AS at_s, model, {version} AS number, what, bucket, sum(n)::BIGINT
     FROM rows WHERE ($model IS NULL OR model = $model) AND ($version IS NULL OR version = $version)
         AND (model <> '' OR $model = '')
-    GROUP BY at, model, of, what, bucket"""
+    GROUP BY at_s, model, number, what, bucket"""
 
 
 class Sample(NamedTuple):
