@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 from aiokafka.admin import AIOKafkaAdminClient
 
-from services.monitor import outcome_log, subscribers
+from services.monitor import outcome_log, routes_dashboard, subscribers
 from services.monitor.alerts import Alerts
 from services.monitor.drift import Drift
 from services.monitor.fold import OutcomeFold
 from services.monitor.history import History, set_aside
 from services.monitor.measurements import Measurements
 from services.monitor.publisher import Publisher
-from services.monitor.request_ends import RequestEnds
 from services.monitor.routes import application
 from services.monitor.snapshot import Snapshots
 from services.monitor.state import State
@@ -31,6 +30,7 @@ from services.monitor.watching import Watching
 from shared import asyncapi, broker, heartbeats, kafka, logs, registry_log, tls
 from shared.dead_letters import DeadLetters
 from shared.http_server import Server
+from shared.request_ends import RequestEnds
 from shared.telemetry import Telemetry
 from shared.topics import REQUESTS
 
@@ -56,9 +56,11 @@ async def serve(settings: MonitorSettings, stop: asyncio.Event) -> None:
     state = State(settings.metrics_interval_s)
     events = broker.build(settings)
     subscribers.subscribe(events, settings, state)
+    http = application(state, settings, asyncapi.document(settings.topics))
+    http.include_router(routes_dashboard.router(settings, lambda: state.registry_log))
     server = Server(
         uvicorn.Config(
-            application(state, settings, asyncapi.document(settings.topics)),
+            http,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -99,7 +101,8 @@ async def _work(settings: MonitorSettings, state: State, events: KafkaBroker) ->
             kafka.started(lambda: AIOKafkaAdminClient(**kafka.client_options(settings)), "request ends")
         )
         beats = await stack.enter_async_context(heartbeats.follow(settings))
-        registry = await stack.enter_async_context(registry_log.follow(settings, producer, state.deploys.heard))
+        following = registry_log.follow(settings, producer, state.deploys.heard)
+        state.registry_log = registry = await stack.enter_async_context(following)
         state.registry = lambda: registry.registry
         dead_letters = DeadLetters(settings, producer)
         ends = RequestEnds(asker, admin, settings.topics.name(REQUESTS), exact=settings.kafka_exact_ends)

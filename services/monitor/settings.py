@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - a property's type, beside fields that pydantic reads
 
-from pydantic import Field
+from pydantic import Field, Json, field_validator
 
 from services.monitor.analysis import Slo
 from services.monitor.drift import Sensitivity
 from services.monitor.history import Retention
+from shared.api_keys import ApiKey, Tenant
 from shared.settings import PlatformSettings
 from shared.tls import CertFile, KeyFile
 
@@ -16,6 +17,9 @@ from shared.tls import CertFile, KeyFile
 class MonitorSettings(PlatformSettings):
     """One monitor per platform; its state lies in `data_dir/monitor`."""
 
+    api_keys: Json[dict[ApiKey, Tenant]] = Field(default="{}", validate_default=True, repr=False)
+    """The gateway's: who has one may promote and roll back from the dashboard. Without keys everyone on loopback may,
+    and nobody where the monitor listens beyond it."""
     monitor_host: str = "127.0.0.1"
     monitor_port: int = Field(default=8090, ge=1, le=65535)
     monitor_tls_certfile: CertFile | None = None
@@ -49,6 +53,11 @@ class MonitorSettings(PlatformSettings):
     monitor_drift_window_rows: int = Field(default=200, ge=50, le=10**7)
     monitor_drift_alpha: float = Field(default=0.001, gt=0, lt=0.5)
     """The share of windows that are called drifted by chance, at most."""
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _empty_is_none(cls, text: str) -> str:
+        return text or "{}"  # a variable that is there and empty, as compose files pass it on
 
     def slo(self, model: str) -> Slo:
         """What callers of a model are promised."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from services.monitor.history import History, View
     from services.monitor.measurements import Run
     from shared.events import Heartbeat
+    from shared.registry_log import RegistryLog
 
 UP_INTERVALS = 3
 """An instance that sends samples only counts as up until so many intervals, and a second, have passed without one."""
@@ -46,6 +47,8 @@ class State:
     alive: Callable[[], list[Heartbeat]] = list
     lag: Callable[[], int] = int
     """Outcomes in the log and not yet folded."""
+    registry_log: RegistryLog | None = None
+    """The `models` log, once it is followed."""
     waiting_for: Callable[[], str | None] = lambda: "kafka"
 
     @contextlib.contextmanager
