@@ -22,7 +22,7 @@ from services.worker.shelf import Shelf
 from shared import health, heartbeats, kafka, logs, registry_log, replies
 from shared.artifacts import ArtifactStore
 from shared.dead_letters import DeadLetters
-from shared.events import BatchesRan, Heartbeat, LoadedModel
+from shared.events import BatchesRan, Heartbeat, LoadedModel, RowsObserved
 from shared.outcomes import OutcomeWriter
 from shared.registry import Registry, only_unloaded
 from shared.telemetry import Telemetry
@@ -66,7 +66,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             executor,
         )
         telemetry = Telemetry(settings, "worker", producer)
-        telemetry.sources.append(lambda: worker.batches(telemetry))
+        telemetry.sources += [lambda: worker.batches(telemetry), lambda: worker.observed(telemetry)]
         async with asyncio.TaskGroup() as background:
             tasks = [
                 background.create_task(job)
@@ -258,3 +258,9 @@ class Worker:
                 sizes=dict(counts.sizes),
                 compute_infer_ns=counts.compute_infer_ns,
             )
+
+    def observed(self, telemetry: Telemetry) -> Iterable[MetricEvent]:
+        """What was seen of the rows since the last call, by variant."""
+        for (model, version, variant), rows, features in self._lane.observer.take():
+            about = {"model": model, "version": version, "variant": variant}
+            yield telemetry.event(RowsObserved, **about, rows=rows, features=features)
