@@ -24,13 +24,13 @@ from services.monitor import outcome_log
 from services.monitor.fold import OutcomeFold
 from services.monitor.history import History
 from services.monitor.recorder import Recorder
-from services.monitor.request_ends import RequestEnds
 from services.monitor.snapshot import Stored, encode
 from shared import kafka
 from shared.codec import encode_event
 from shared.dead_letters import DeadLetters
 from shared.events import BatchMembership, Coordinates, Receipt, Runtime, Timings
 from shared.outcomes import OutcomeWriter, read_outcome
+from shared.request_ends import RequestEnds
 from shared.settings import PlatformSettings
 from shared.topics import REQUESTS, outcome_key
 

@@ -20,6 +20,10 @@ from shared.events import (
     Duration,
     Estimate,
     Event,
+    ExportClaimed,
+    ExportReady,
+    ExportRejected,
+    ExportRequested,
     Feature,
     FeedbackGiven,
     Heartbeat,
@@ -41,12 +45,14 @@ from shared.events import (
     ModelUploaded,
     OptimizationCancelled,
     OptimizationClaimed,
+    Parity,
     PolicySet,
     Provenance,
     Receipt,
     RowsObserved,
     RunStatistics,
     Runtime,
+    RuntimeConfigured,
     StepFinished,
     Timings,
     TrafficSplit,
@@ -56,6 +62,7 @@ from shared.events import (
 )
 from shared.oip import BINARY, JSON
 from shared.optimization import LoggedRequests, Optimization, Policy, Training
+from shared.runtime_config import InstanceGroup, Parameters, RuntimeConfig
 from shared.signature import Signature, TensorSpec
 
 MODEL: Final = "digits"
@@ -63,6 +70,7 @@ _SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a
 _ARTIFACT: Final = Artifact(uri=f"s3://models/9f/{_SHA256}", sha256=_SHA256, byte_size=21_344)
 _ID: Final = "0f8fad5b-d9cb-469f-a165-70867728950e"
 _ATTEMPT: Final[dict[str, Any]] = {"model": MODEL, "version": 1, "attempt": 1, "owner": "optimizer-1/4b1d"}
+_EXPORT: Final[dict[str, Any]] = {"model": MODEL, "export_id": "7d1f5a52-5f3a-4c0f-8d2e-0a6a3f6f2b11"}
 _MEASURED: Final = Measurements(
     max_abs_error=0.0004,
     cosine=0.99999,
@@ -109,6 +117,14 @@ _ALL: Final[tuple[Event, ...]] = (
         optimization=Optimization(data=LoggedRequests(from_ms=1_795_467_600_000, labels="feedback"), seed=7),
     ),
     PolicySet(model=MODEL, policy=Policy(objective="latency", max_loss=0.01, time_budget_s=300.0)),
+    RuntimeConfigured(
+        model=MODEL,
+        config=RuntimeConfig(
+            max_batch_size=8,
+            instance_group=(InstanceGroup(kind="KIND_CPU", count=2),),
+            parameters=Parameters(intra_op_thread_count=1),
+        ),
+    ),
     OptimizationCancelled(model=MODEL, version=2, reason="trained on the wrong data"),
     OptimizationClaimed(**_ATTEMPT),
     StepFinished(**_ATTEMPT, step="fp32", key=_SHA256, result=_ARTIFACT, file=_ARTIFACT, seconds=1.8),
@@ -130,6 +146,23 @@ _ALL: Final[tuple[Event, ...]] = (
     ModelRetired(model=MODEL, version=1),
     ModelUnloaded(model=MODEL),
     ModelLoaded(model=MODEL),
+    ExportRequested(**_EXPORT, version=1, format="pt2", tenant="acme"),
+    ExportClaimed(**_EXPORT, attempt=1, owner="optimizer-1/4b1d"),
+    ExportReady(
+        **_EXPORT,
+        attempt=1,
+        owner="optimizer-1/4b1d",
+        artifact=_ARTIFACT,
+        parity=(Parity(batch_size=8, max_abs_error=0.0000004, tolerance=0.00001),),
+        tools={"torch": "2.13.0", "onnxruntime": "1.23.0"},
+    ),
+    ExportRejected(
+        **_EXPORT,
+        attempt=1,
+        owner="optimizer-1/4b1d",
+        code="unsupported_operator",
+        reason="The graph has operators that are not interpreted: ai.onnx.Loop",
+    ),
     Receipt(
         request_id=_ID,
         tenant="acme",

@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, StructMeta
 from shared.artifacts import Artifact
 from shared.optimization import Optimization, Policy, Training
 from shared.processing import Processing
+from shared.runtime_config import ONNXRUNTIME, RuntimeConfig
 from shared.signature import Signature
 
 MODEL_NAME: Final = r"\A[A-Za-z0-9][A-Za-z0-9-]{0,99}\Z"
@@ -76,6 +77,8 @@ class ModelUploaded(ModelEvent):
     """The steps before and after the model, for as long as the version lives."""
     optimization: Optimization | None = None
     """Data, policy and candidates, where the uploader has a say in them."""
+    runtime: RuntimeConfig | None = None
+    """How workers are to run it; null: as the model is configured."""
 
 
 class UpdateRequested(ModelEvent):
@@ -93,6 +96,16 @@ class PolicySet(ModelEvent):
     """Versions that say nothing else are judged by this from now on; null: by the optimizer's settings again."""
 
     policy: Policy | None = None
+
+
+class RuntimeConfigured(ModelEvent):
+    """Workers run a version like this from now on; null: as they are set.
+
+    Without `version` it holds for all versions that are there, and for those to come that bring none of their own.
+    """
+
+    version: VersionNumber | None = None
+    config: RuntimeConfig | None = None
 
 
 class OptimizationCancelled(ModelEvent):
@@ -229,6 +242,8 @@ class VariantReady(AttemptEvent):
     provenance: Provenance | None = None
     reason: Text = ""
     """Why it was kept."""
+    engine: Short = ONNXRUNTIME
+    """What runs it: `onnxruntime`, or `torch` for a `.pt2` that does not convert."""
 
 
 class VariantRejected(AttemptEvent):
@@ -284,6 +299,55 @@ class ModelUnloaded(ModelEvent):
 
 class ModelLoaded(ModelEvent):
     """What was unloaded answers again, as before."""
+
+
+class ExportRequested(ModelEvent):
+    """Somebody wants a ready version as a file of `format` (see `shared.exports`), built by whoever can."""
+
+    export_id: Short
+    version: VersionNumber
+    format: Short
+    variant: Short | None = None
+    """Null: the one that serves; for formats that hold no quantized operators, the network as it came."""
+    tenant: Short | None = None
+
+
+class ExportEvent(ModelEvent):
+    """Written by the owner of an attempt to build an export; ignored once the attempt is superseded."""
+
+    export_id: Short
+    attempt: Annotated[int, Meta(ge=1)]
+    owner: Short
+
+
+class ExportClaimed(ExportEvent):
+    """`owner` (an instance, with its incarnation) wants to do attempt `attempt`. The first claim of it wins."""
+
+
+class Parity(Fields):
+    """The export and ONNX Runtime on the same inputs: how far apart they are at most, and may be."""
+
+    batch_size: int
+    max_abs_error: Finite
+    tolerance: Finite
+    """Of a value: this, and as much of the value's own size."""
+
+
+class ExportReady(ExportEvent):
+    """The file is in the artifact store, and gave the answers of ONNX Runtime when it was loaded again."""
+
+    artifact: Artifact
+    parity: tuple[Parity, ...] = ()
+    """Empty where the bytes are those that serve."""
+    tools: dict[Short, Short] = {}
+    """Versions of what it was built with, by library."""
+
+
+class ExportRejected(ExportEvent):
+    """It can't be had in that format. `reason` names what stands in the way."""
+
+    code: Short
+    reason: Text
 
 
 # --------------------------------------------------------------------------- receipts (`outcomes`)
@@ -424,6 +488,12 @@ class MachineClass(Fields):
     isa: str
     providers: tuple[str, ...] = ()
     threads: int = 0
+    engines: dict[Short, Short] = {}
+    """What can run or build models here, with versions: `onnxruntime`, `torch`, `tensorflow`."""
+    cpus: int = 0
+    """Those that the process may use."""
+    memory_bytes: int = 0
+    python: Short = ""
 
 
 class LoadedModel(Fields):
@@ -434,6 +504,12 @@ class LoadedModel(Fields):
     variant: str
     artifact_sha256: str
     byte_size: int
+    engine: Short = ""
+    provider: Short = ""
+    """The one that it got, whatever was asked for."""
+    threads: int = 0
+    session_sha256: Sha256 | None = None
+    """Of the runtime configuration that it was loaded with; null where all is as the worker is set."""
 
 
 class Heartbeat(Event):

@@ -78,6 +78,7 @@ MODELS = Topic(
         events.ModelUploaded,
         events.UpdateRequested,
         events.PolicySet,
+        events.RuntimeConfigured,
         events.OptimizationCancelled,
         events.OptimizationClaimed,
         events.StepFinished,
@@ -91,6 +92,10 @@ MODELS = Topic(
         events.ModelRetired,
         events.ModelUnloaded,
         events.ModelLoaded,
+        events.ExportRequested,
+        events.ExportClaimed,
+        events.ExportReady,
+        events.ExportRejected,
     ),
     config=_KEPT_FOR_EVER | _BROKERS_CLOCK,
 )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shared.processing import Processing
     from shared.registry import Model, Version
     from shared.registry_log import RegistryLog
+    from shared.runtime_config import RuntimeConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Upload:
         sha256: what the file's digest must be, if the caller said so.
         processing: the steps before and after the model.
         optimization: data, policy and candidates.
+        runtime: how workers are to run it.
     """
 
     model: str
@@ -43,6 +45,7 @@ class Upload:
     tenant: str | None
     processing: Processing | None = None
     optimization: Optimization | None = None
+    runtime: RuntimeConfig | None = None
 
 
 async def upload(backbone: Backbone, asked: Upload, chunks: AsyncIterator[bytes], limit_bytes: int) -> Version:
@@ -67,6 +70,7 @@ async def upload(backbone: Backbone, asked: Upload, chunks: AsyncIterator[bytes]
         tenant=asked.tenant,
         processing=asked.processing,
         optimization=asked.optimization,
+        runtime=asked.runtime,
     )
     registry = await backbone.log.publish(event)
     number = registry.model(asked.model).uploads[event.upload_id]

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from aiokafka.admin import AIOKafkaAdminClient
 
     from services.monitor.fold import Ignored, OutcomeFold
-    from services.monitor.request_ends import RequestEnds
     from shared.dead_letters import DeadLetters
+    from shared.request_ends import RequestEnds
     from shared.settings import PlatformSettings
 
 _PORTION = 500

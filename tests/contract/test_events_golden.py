@@ -19,6 +19,7 @@ from shared.codec import decode_event, encode_event
 from shared.optimization import DataFile, LoggedRequests, Optimization, Policy, Search, Training, WarmStart
 from shared.requests import RequestHeaders
 from shared.results import Result
+from shared.runtime_config import Graph, InstanceGroup, OptimizationOptions, Parameters, RuntimeConfig
 from shared.tensors import Tensor
 from shared.topics import EVENT_TYPES
 from support.facts import OWNER, PROCESSING, SIGNATURE, artifact, receipt
@@ -85,6 +86,13 @@ OPTIMIZATION = Optimization(
     candidates=("int8-static", "pruned-50"),
     seed=7,
 )
+RUNTIME = RuntimeConfig(
+    max_batch_size=8,
+    instance_group=(InstanceGroup(kind="KIND_CPU", count=2),),
+    parameters=Parameters(intra_op_thread_count=1, enable_mem_arena=False),
+    optimization=OptimizationOptions(graph=Graph(level=1)),
+)
+EXPORT = {"model": "my-model", "export_id": "e-1"}
 RECEIPT = receipt(
     41,
     duplicate_of=ev.Coordinates(cluster_id="c", topic="t.requests.m", partition=1, offset=2),
@@ -114,6 +122,7 @@ EXAMPLES: dict[str, ev.Event] = {
         tenant="acme",
         processing=PROCESSING,
         optimization=OPTIMIZATION,
+        runtime=RUNTIME,
     ),
     "UpdateRequested": ev.UpdateRequested(
         model="my-model",
@@ -125,6 +134,7 @@ EXAMPLES: dict[str, ev.Event] = {
         tenant="acme",
     ),
     "PolicySet": ev.PolicySet(model="my-model", policy=Policy(objective="throughput", time_budget_s=60.0)),
+    "RuntimeConfigured": ev.RuntimeConfigured(model="my-model", version=3, config=RUNTIME),
     "OptimizationCancelled": ev.OptimizationCancelled(model="my-model", version=3, reason="a mistake"),
     "StepFinished": ev.StepFinished(
         **ATTEMPT,
@@ -148,6 +158,7 @@ EXAMPLES: dict[str, ev.Event] = {
         measurements=MEASUREMENTS,
         provenance=PROVENANCE,
         reason="chosen",
+        engine="torch",
     ),
     "VariantRejected": ev.VariantRejected(
         **ATTEMPT, variant="int8", reason="slower", measurements=MEASUREMENTS, provenance=PROVENANCE
@@ -171,6 +182,17 @@ EXAMPLES: dict[str, ev.Event] = {
     "ModelRetired": ev.ModelRetired(model="my-model", version=None),
     "ModelUnloaded": ev.ModelUnloaded(model="my-model"),
     "ModelLoaded": ev.ModelLoaded(model="my-model"),
+    "ExportRequested": ev.ExportRequested(**EXPORT, version=3, format="pt2", variant="fp32", tenant="acme"),
+    "ExportClaimed": ev.ExportClaimed(**EXPORT, attempt=1, owner=OWNER),
+    "ExportReady": ev.ExportReady(
+        **EXPORT,
+        attempt=1,
+        owner=OWNER,
+        artifact=artifact(),
+        parity=(ev.Parity(batch_size=8, max_abs_error=0.000001, tolerance=0.00001),),
+        tools={"torch": "2.13.0"},
+    ),
+    "ExportRejected": ev.ExportRejected(**EXPORT, attempt=1, owner=OWNER, code="unsupported_operator", reason="Loop"),
     "Receipt": RECEIPT,
     "ModelStatistics": ev.ModelStatistics(
         model="my-model",
@@ -197,9 +219,27 @@ EXAMPLES: dict[str, ev.Event] = {
         instance="worker-1",
         incarnation="abc",
         service="worker",
-        machine=ev.MachineClass(isa="avx512", providers=("CPUExecutionProvider",), threads=2),
+        machine=ev.MachineClass(
+            isa="avx512",
+            providers=("CPUExecutionProvider",),
+            threads=2,
+            engines={"onnxruntime": "1.20.0"},
+            cpus=2,
+            memory_bytes=4096,
+            python="3.11.9",
+        ),
         loaded=(
-            ev.LoadedModel(model="my-model", version=3, variant="fp32", artifact_sha256="ab" * 32, byte_size=1234),
+            ev.LoadedModel(
+                model="my-model",
+                version=3,
+                variant="fp32",
+                artifact_sha256="ab" * 32,
+                byte_size=1234,
+                engine="onnxruntime",
+                provider="CPUExecutionProvider",
+                threads=1,
+                session_sha256="cd" * 32,
+            ),
         ),
         registry_offset=17,
         lag={"my-model": 5},
@@ -252,13 +292,26 @@ EXAMPLES: dict[str, ev.Event] = {
         points={"loss": (3, 0.25)},
     ),
 }
+OLDER_HEARTBEAT = replace(
+    EXAMPLES["Heartbeat"],
+    machine=ev.MachineClass(isa="avx512", providers=("CPUExecutionProvider",), threads=2),
+    loaded=(ev.LoadedModel(model="my-model", version=3, variant="fp32", artifact_sha256="ab" * 32, byte_size=1234),),
+)
 OLDER: dict[str, list[ev.Event]] = {
     "ModelUploaded": [
-        replace(EXAMPLES["ModelUploaded"], processing=None, optimization=None),
-        replace(EXAMPLES["ModelUploaded"], optimization=None),
+        replace(EXAMPLES["ModelUploaded"], processing=None, optimization=None, runtime=None),
+        replace(EXAMPLES["ModelUploaded"], optimization=None, runtime=None),
+        replace(EXAMPLES["ModelUploaded"], runtime=None),
     ],
     "VariantReady": [
-        replace(EXAMPLES["VariantReady"], measurements=OLDER_MEASUREMENTS, provenance=None, reason=""),
+        replace(
+            EXAMPLES["VariantReady"],
+            measurements=OLDER_MEASUREMENTS,
+            provenance=None,
+            reason="",
+            engine="onnxruntime",
+        ),
+        replace(EXAMPLES["VariantReady"], engine="onnxruntime"),
     ],
     "VariantRejected": [replace(EXAMPLES["VariantRejected"], measurements=OLDER_MEASUREMENTS, provenance=None)],
     "ModelReady": [replace(EXAMPLES["ModelReady"], comparison=None)],
@@ -266,8 +319,11 @@ OLDER: dict[str, list[ev.Event]] = {
     "Receipt": [
         replace(RECEIPT, processing_sha256=None, batch=replace(RECEIPT.batch, rows=None, total_rows=None)),
     ],
+    "Heartbeat": [
+        replace(OLDER_HEARTBEAT, answered={}, positions={}),
+        OLDER_HEARTBEAT,
+    ],
     "HostSampled": [replace(EXAMPLES["HostSampled"], network_received_bytes=0, network_sent_bytes=0)],
-    "Heartbeat": [replace(EXAMPLES["Heartbeat"], answered={}, positions={})],
 }
 """What the files before the newest are read as."""
 RESULT = Result(
