@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from services.cli import audit, provenance, updates
+from services.cli import provenance, replays, updates
 from services.cli.client import Gateway, Url
 from services.cli.errors import CommandError, NotTried
 from services.cli.follow import comparison, follow, variants_table
@@ -125,7 +125,7 @@ def promote(
             active = gateway.versions(model)["active"]
         if active is None:
             raise NotTried(f"No version of {model} answers now, so there is nothing to hold version {version} against.")
-        audit.backtested(model, version, active, from_, to)
+        replays.pass_backtest(model, version, active, from_, to)
     _change(model, f"versions/{version}/promote", url=url, json=json)
 
 

@@ -35,7 +35,7 @@ def row(number):
     return {"x": np.random.default_rng(number).standard_normal((1 + number % 4, 4)).astype(np.float32)}
 
 
-async def test_no_answer_changes_whatever_is_killed(there, backbone, tmp_path):
+async def test_no_answer_changes_whatever_is_killed(there, backbone, tmp_path):  # noqa: C901 - one storm
     names, rng = [backbone.model() for _ in range(2)], random.Random(7)
     for seed, name in enumerate(names):
         await there.serve(name, onnx_models.linear(seed=seed))

@@ -14,13 +14,13 @@ from msgspec.structs import replace
 from services.audit.records import RecordedOutcome, RecordedRequest
 from services.audit.replay import page
 from services.audit.replay.batches import SETTLED_MS, Assembler
-from services.audit.replay.commands import milliseconds, selected
 from services.audit.replay.comparing import LEAST_LABELLED, Pair, compare
 from services.audit.replay.configurations import Configurations
 from services.audit.replay.contenders import contender
 from services.audit.replay.differences import differences, within
 from services.audit.replay.outstanding import ATTEMPTS, OVERTAKEN_S, SILENT_S, Outstanding
 from services.audit.replay.summary import Summary
+from services.audit.replay.use import milliseconds, selected
 from services.audit.replay.verdicts import not_reproducible, of_row
 from shared import events as ev
 from shared.errors import InvalidInput, UnknownModel, UnknownVersion
@@ -29,6 +29,7 @@ from shared.replay_events import ReplayedRow, ReplayMember, ReplayRan, ReplayReq
 from shared.runtime_config import RuntimeConfig
 from shared.signature import Signature, TensorSpec
 from shared.tensors import from_numpy, output_digest
+from shared.topics import Topics
 from support.facts import log_of, made_ready, receipt, uploaded
 
 RUNTIME = ev.Runtime(
@@ -332,17 +333,17 @@ def test_a_contender_that_is_not_there():
 def test_times_and_offsets_as_a_person_writes_them():
     assert milliseconds("1970-01-01T00:00:01Z") == milliseconds("1970-01-01T01:00:01+01:00") == 1000
     assert milliseconds("1970-01-02") == 86_400_000
-    found = selected(model="m", offsets=["0:5-9", "other/1:7"], requests=["a"])
+    found = selected(Topics(), model="m", offsets=["0:5-9", "other/1:7"], requests=["a"])
     assert [(each.topic, each.partition, each.first, each.next) for each in found.offsets] == [
         ("aiaas.requests.m", 0, 5, 10),
         ("other", 1, 7, 8),
     ]
     for wrong in ({"offsets": ["0:9-5"], "model": "m"}, {"offsets": ["0:1"]}, {"offsets": ["x"], "model": "m"}):
         with pytest.raises(InvalidInput):
-            selected(**wrong)
+            selected(Topics(), **wrong)
     for wrong in ({"from_": "yesterday"}, {"from_": "2026-01-02", "to": "2026-01-01"}):
         with pytest.raises(InvalidInput):
-            selected(**wrong)
+            selected(Topics(), **wrong)
 
 
 def test_the_documents_name_what_the_code_says():

@@ -29,6 +29,8 @@ code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere; }
   .clean { background: #12361f; } .different { background: #4c1517; } .partly { background: #3b2f06; }
 }
 """
+_KINDS: Final = ("clean", "different", "partly")
+"""By exit code."""
 _WORDS: Final = {
     "identical": "the same bytes",
     "within_tolerance": "no number further away than allowed",
@@ -39,7 +41,7 @@ _WORDS: Final = {
 
 def page(asked: Mapping[str, str], summary: Summary, shown: Sequence[Verdict]) -> str:
     """The page. `shown` are verdicts that are not identical, of which the first `MOST_SHOWN` are shown."""
-    kind, sentence = sentence_of(summary)
+    kind = _KINDS[summary.exit_code]
     counts = _table(
         ("class", "rows", "meaning"),
         [(f"<code>{name}</code>", str(summary.counts[name]), _WORDS[name]) for name in CLASSES],
@@ -49,7 +51,7 @@ def page(asked: Mapping[str, str], summary: Summary, shown: Sequence[Verdict]) -
         [
             '<!doctype html><html lang="en"><meta charset="utf-8"><title>Replay</title>',
             f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>',
-            f'<h1>Replay</h1><p class="verdict {kind}">{escape(sentence)}</p>',
+            f'<h1>Replay</h1><p class="verdict {kind}">{escape(summary.sentence)}</p>',
             _table(("", ""), [(escape(key), f"<code>{escape(value)}</code>") for key, value in asked.items()]),
             f"<h2>Rows</h2>{counts}",
             f"<p>{summary.not_run} more requests were selected of which nothing ran when they were answered.</p>",
@@ -58,20 +60,6 @@ def page(asked: Mapping[str, str], summary: Summary, shown: Sequence[Verdict]) -
             "</html>\n",
         ]
     )
-
-
-def sentence_of(summary: Summary) -> tuple[str, str]:
-    """What kind of verdict it is, and the verdict in a sentence."""
-    same = summary.counts["identical"] + summary.counts["within_tolerance"]
-    if summary.counts["changed"]:
-        return "different", f"{summary.counts['changed']} of {summary.replayed} answers changed."
-    if summary.counts["not_reproducible"]:
-        left = summary.counts["not_reproducible"]
-        return "partly", f"{same} answers were given again; {left} could not be reproduced."
-    if not same:
-        return "partly", "Nothing was replayed."
-    how = "bit for bit" if not summary.counts["within_tolerance"] else "within tolerance"
-    return "clean", f"All {same} answers were given again, {how}."
 
 
 def _differences(shown: Sequence[Verdict], total: int) -> str:

@@ -49,11 +49,29 @@ class Summary:
             return DIFFERENT
         return NOT_RUN if self.counts["not_reproducible"] or not self.replayed else CLEAN
 
+    @property
+    def by_class(self) -> dict[str, int]:
+        """The counts of all classes."""
+        return {name: self.counts[name] for name in CLASSES}
+
+    @property
+    def sentence(self) -> str:
+        """The verdict."""
+        same = self.counts["identical"] + self.counts["within_tolerance"]
+        if self.counts["changed"]:
+            return f"{self.counts['changed']} of {self.replayed} answers changed."
+        if left := self.counts["not_reproducible"]:
+            return f"{same} answers were given again; {left} could not be reproduced."
+        if not same:
+            return "Nothing was replayed."
+        how = "within tolerance" if self.counts["within_tolerance"] else "bit for bit"
+        return f"All {same} answers were given again, {how}."
+
     def as_map(self) -> dict[str, Any]:
         """What `--json` prints."""
         return {
             "replayed": self.replayed,
-            **{name: self.counts[name] for name in CLASSES},
+            **self.by_class,
             "not_run": self.not_run,
             "seconds": round(self.seconds, 3),
             "reasons": dict(self.reasons),
