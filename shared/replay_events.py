@@ -19,7 +19,7 @@ from shared.events import Coordinates, Event, Fields, ModelName, Runtime, Sha256
 from shared.runtime_config import RuntimeConfig
 
 MAX_MEMBERS: Final = 4096
-INLINE_BYTES: Final = 640 * 1024
+INLINE_BYTES: Final = 512 * 1024
 """Values of a request to replay, and likewise outputs of an answer, that its record carries itself."""
 
 

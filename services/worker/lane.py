@@ -114,8 +114,8 @@ class Lane:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a batch is under way, or something waits to be in one."""
-        return self._under_way > 0 or any(server.waiting for server in self._servers)
+        """Whether a batch is under way, or there may be another: what only waits for its model to load is no work."""
+        return self._under_way > 0 or self._work.is_set()
 
     @property
     def runs(self) -> int:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import orjson
@@ -21,6 +26,7 @@ from shared.errors import UnknownRequest
 from shared.events import FeedbackGiven
 from shared.topics import FEEDBACK, OUTCOMES
 from support import onnx_models
+from support.small_stack import small_stack
 from support.worker_rig import rig, worker_running
 
 pytestmark = pytest.mark.stack
@@ -98,3 +104,62 @@ async def test_a_version_is_judged_on_what_was_asked(there, backbone):
 
 def weights(model):
     return numpy_helper.to_array(onnx.load_from_string(model.content).graph.initializer[0])
+
+
+def aiaas(stack, *words):
+    """The command, on a stack's servers."""
+    settings = stack.worker_settings[0]
+    environment = {
+        "AIAAS_KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
+        "AIAAS_REDIS_URL": settings.redis_url,
+        "AIAAS_TOPIC_PREFIX": settings.topic_prefix,
+        "AIAAS_ARTIFACT_STORE_URL": settings.artifact_store_url,
+        "AIAAS_KAFKA_IDEMPOTENCE": str(settings.kafka_idempotence),
+        "AIAAS_KAFKA_EXACT_ENDS": str(settings.kafka_exact_ends),
+        "AIAAS_DATA_DIR": str(settings.data_dir),
+    }
+    return asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "services.cli", *words],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+async def test_commands_replay_and_promote_only_what_is_no_worse(backbone, tmp_path):
+    async with small_stack(backbone, tmp_path) as stack:
+        name = backbone.model()
+        await stack.serve(name, onnx_models.linear())
+        for number, x in enumerate(inputs()):
+            await stack.rig.send(name, body(x[None]), ce_id=f"r{number}", partition=number % 4)
+        await stack.rig.outcomes(name, ROWS, within_s=60)
+        await stack.rig.upload(name, onnx_models.linear(seed=9))
+        await stack.rig.upload(name, onnx_models.linear(), variant="same")
+        promote = ("--gate", "backtest", "--url", stack.gateway_url)
+
+        replayed, refused, promoted = await asyncio.gather(
+            aiaas(stack, "audit", "replay", "--model", name, "--json", "--out", str(tmp_path / "report")),
+            aiaas(stack, "models", "promote", name, "2", *promote),
+            aiaas(stack, "models", "promote", name, "3", *promote, "--json"),
+        )
+        nothing, wrong = await asyncio.gather(
+            aiaas(stack, "audit", "replay", "--request", "nobody"), aiaas(stack, "audit", "replay")
+        )
+
+        found = orjson.loads(replayed.stdout)
+        assert (replayed.returncode, found["identical"], found["diffs"]) == (0, ROWS, []), replayed.stderr
+        assert {path.name for path in (tmp_path / "report").iterdir()} == {
+            "report.html",
+            "rows.parquet",
+            "summary.json",
+        }
+        assert refused.returncode == 1
+        assert "was not promoted: its loss in agreement of 'y' is" in refused.stderr
+        assert (promoted.returncode, orjson.loads(promoted.stdout)["active"]) == (0, 3), promoted.stderr
+        assert f"{name}:3/same passes" in promoted.stderr
+        assert (nothing.returncode, nothing.stdout.splitlines()[0]) == (2, "Nothing was replayed.")
+        assert wrong.returncode == 2
+        assert "Say what to replay" in wrong.stderr

@@ -44,6 +44,12 @@ class NoWorker(Unavailable):
     code = "no_worker"
 
 
+def _told(sending: asyncio.Future[object]) -> None:
+    """Say that a batch was not taken; it is sent again when no answer comes."""
+    if not sending.cancelled() and (err := sending.exception()) is not None:
+        logs.get().warning("Kafka did not take a batch", error=repr(err))
+
+
 class Runs:
     """Build it with `connected`."""
 
@@ -102,9 +108,10 @@ class Runs:
         try:
             partitions = sorted(await self._producer.partitions_for(self._topic))
             partition = _PARTITIONER(record_key, partitions, partitions)
-            await self._producer.send(
+            sending = await self._producer.send(
                 self._topic, encode_event(asked), key=record_key, partition=partition, headers=headers
             )
+            sending.add_done_callback(_told)
         except KafkaError as err:
             raise LogUnavailable(f"Kafka did not take a batch to replay: {err!r}") from err
         self._rows += len(asked.members)

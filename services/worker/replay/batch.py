@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     RunModel = Callable[[PinnedVariant, dict[str, Array]], Awaitable[list[Array]]]
     """All outputs of the variant's own, then of its steps, for feeds by name."""
 
+_ERROR_CHARS: Final = 200
+"""Of what is told to each member of a batch: a record holds all of them."""
 _HASH_HERE_BYTES: Final = 1024 * 1024
 
 
@@ -60,17 +62,18 @@ async def prepare(
         TooLarge: the tensors are more than may be held.
         StoreUnavailable, InvalidInput, ExecutionFailed, RunTimeout: as in the live path.
     """
+    _check_size(sum(each.artifact.byte_size for each in asked.members if each.artifact is not None), settings)
     values = [await _value(member, store, settings) for member in asked.members]
     if asked.members_sha256 not in {None, members_digest(asked.members)}:
         raise DigestMismatch("the members are not those of the recorded batch")
     members: list[Member] = []
+    claimed_bytes = 0
     for member, value in zip(asked.members, values, strict=True):
         request = decode_request(member.content_type, value, member.header_length)
         validate(request, pinned.variant.signature, pinned.variant.processing)
-        claimed_bytes = sum(tensor.size_bytes for tensor in request.inputs if tensor.claimed)
-        if claimed_bytes > settings.max_fetched_bytes:
-            raise TooLarge(f"the tensors have {claimed_bytes} bytes, more than {settings.max_fetched_bytes}")
-        if claimed_bytes:
+        if any(tensor.claimed for tensor in request.inputs):
+            claimed_bytes += sum(tensor.size_bytes for tensor in request.inputs if tensor.claimed)
+            _check_size(claimed_bytes, settings)
             request = await resolve(request, store, settings.store_wait_s)
         processor = pinned.processor
         if processor is not None and processor.is_due(request):
@@ -79,6 +82,11 @@ async def prepare(
         rows = member.rows if asked.members_sha256 is not None else rows_alone(request, pinned.variant)
         members.append(Member(member, request, rows))
     return members
+
+
+def _check_size(size_bytes: int, settings: WorkerSettings) -> None:
+    if size_bytes > settings.max_fetched_bytes:
+        raise TooLarge(f"the batch has {size_bytes} bytes in the store, more than {settings.max_fetched_bytes}")
 
 
 def members_digest(members: Sequence[ReplayMember]) -> str:
@@ -123,7 +131,7 @@ async def run(
     try:
         outputs = await run_model(pinned, feeds)
     except AiaasError as err:
-        return [(ReplayedRow(error_code=err.code, error=err.message[:4000]), ())] * len(members)
+        return [(ReplayedRow(error_code=err.code, error=err.message[:_ERROR_CHARS]), ())] * len(members)
     infer_ns = time.perf_counter_ns() - begun_ns
     signature = pinned.variant.signature if pinned.processor is None else pinned.processor.signature
     defaults = () if pinned.processor is None else pinned.processor.defaults

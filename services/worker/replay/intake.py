@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka.errors import KafkaError
 
+from services.worker.engine import EngineStuck
 from services.worker.replay import batch
 from shared import kafka, logs, topics
 from shared.codec import cloud_event_headers, decode_event, encode_event
@@ -169,6 +170,8 @@ class ReplayIntake:
             told = await batch.with_outputs(rows, self._store, self._settings.store_wait_s)
         except AiaasError as err:
             return ReplayRan(**about, status="failed", error_code=err.code, error=err.message[:4000])
+        except EngineStuck:
+            raise  # the device is gone, for live work too
         except Exception as err:  # noqa: BLE001 - one batch must not stop the others, and no replay the worker
             logs.get().exception("a batch could not be replayed", batch=asked.batch_id)
             return ReplayRan(**about, status="failed", error_code="internal", error=repr(err)[:4000])
