@@ -12,6 +12,7 @@ from services.worker.claims import FetchClaims, OutputStore
 from services.worker.engine import providers
 from services.worker.intake import HeldBytes, Intake
 from services.worker.lane import Lane
+from services.worker.measuring.reaction import Measuring
 from services.worker.model_server import ModelServer
 from services.worker.processing.step import Preprocessing
 from services.worker.receipts import Receipts
@@ -29,6 +30,7 @@ from shared.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from services.worker.job import Job
     from services.worker.settings import WorkerSettings
@@ -67,12 +69,14 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
         )
         telemetry = Telemetry(settings, "worker", producer)
         telemetry.sources.append(lambda: worker.batches(telemetry))
+        measuring = Measuring(settings, ArtifactStore(settings.artifact_store_url), worker.aside, producer)
         async with asyncio.TaskGroup() as background:
             tasks = [
                 background.create_task(job)
                 for job in (
                     worker.run(),
                     telemetry.run(),
+                    measuring.run(),
                     heartbeats.publish(settings, producer, worker.heartbeat, worker.changed),
                 )
             ]
@@ -134,6 +138,10 @@ class Worker:
                     if name not in self._servers and not self._draining:
                         self._serve(name, registry)
                 self._adopt()
+
+    def aside(self) -> AbstractAsyncContextManager[bool]:
+        """The device between two batches; see `Lane.aside`."""
+        return self._lane.aside()
 
     async def drain(self) -> None:
         """Finish what runs, append and commit it, and leave the groups."""

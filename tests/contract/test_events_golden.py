@@ -49,6 +49,13 @@ MEASUREMENTS = ev.Measurements(
     throughput_rows_s=730.5,
     memory_bytes=4096,
     judged_on="data",
+    on_workers=(
+        ev.OnWorker(
+            machine=ev.MachineClass(isa="avx2", providers=("CPUExecutionProvider",), threads=4),
+            worker="worker-1/abc",
+            latencies=(ev.Latency(batch_size=1, p50_s=0.001, reference_s=0.0015),),
+        ),
+    ),
 )
 OLDER_MEASUREMENTS = replace(
     MEASUREMENTS,
@@ -57,6 +64,7 @@ OLDER_MEASUREMENTS = replace(
     throughput_rows_s=None,
     memory_bytes=None,
     judged_on="",
+    on_workers=(),
 )
 PROVENANCE = ev.Provenance(
     parent_sha256="ab" * 32,
@@ -123,6 +131,24 @@ EXAMPLES: dict[str, ev.Event] = {
         file=artifact(),
         reused_from=ev.StepPlace(model="other", version=1, step="int8-static"),
         seconds=1.5,
+    ),
+    "MeasurementRequested": ev.MeasurementRequested(
+        id="q-1",
+        model="my-model",
+        version=3,
+        asked_by=OWNER,
+        worker="worker-1/abc",
+        reference=artifact(),
+        candidates={"int8-static": artifact("int8")},
+        signature=SIGNATURE,
+        inputs=artifact("inputs"),
+        timeout_s=60.0,
+    ),
+    "MeasurementTaken": ev.MeasurementTaken(
+        id="q-1",
+        worker="worker-1/abc",
+        latencies={"int8-static": (ev.Latency(batch_size=1, p50_s=0.001, reference_s=0.0015),)},
+        problems={"fp16": "it does not load"},
     ),
     "FeedbackGiven": ev.FeedbackGiven(
         model="my-model", request_id="r-1", label=(3, 4), outputs={"y": (0.5, 0.25)}, source="crm"
@@ -233,8 +259,12 @@ OLDER: dict[str, list[ev.Event]] = {
     ],
     "VariantReady": [
         replace(EXAMPLES["VariantReady"], measurements=OLDER_MEASUREMENTS, provenance=None, reason=""),
+        replace(EXAMPLES["VariantReady"], measurements=replace(MEASUREMENTS, on_workers=())),
     ],
-    "VariantRejected": [replace(EXAMPLES["VariantRejected"], measurements=OLDER_MEASUREMENTS, provenance=None)],
+    "VariantRejected": [
+        replace(EXAMPLES["VariantRejected"], measurements=OLDER_MEASUREMENTS, provenance=None),
+        replace(EXAMPLES["VariantRejected"], measurements=replace(MEASUREMENTS, on_workers=())),
+    ],
     "ModelReady": [replace(EXAMPLES["ModelReady"], comparison=None)],
     "JobProgressed": [replace(EXAMPLES["JobProgressed"], remaining_s=None, points={})],
     "Receipt": [

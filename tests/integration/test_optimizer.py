@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import asynccontextmanager, contextmanager
 
 import numpy as np
-import psutil
 import pytest
-from aiokafka import TopicPartition
 
 from services.optimizer.rejections import ADVICE
-from services.optimizer.rows import packed
 from services.optimizer.settings import OptimizerSettings
 from shared import events as ev
-from shared import kafka, registry_log, topics
-from shared.artifacts import ArtifactStore
+from shared import kafka, topics
 from shared.codec import decode_event, encode_event
 from shared.oip import InferenceRequest, encode_request_msgpack
 from shared.optimization import DataFile, LoggedRequests, Optimization, Training
@@ -24,102 +19,23 @@ from shared.registry import MAX_ATTEMPTS
 from shared.requests import RequestHeaders
 from shared.tensors import from_numpy
 from support import uploads
-from support.processes import service
+from support.optimizer_rig import Starter, children, optimizer_rig, records_of, runs, type_of
 from support.waiting import eventually
 
 pytestmark = pytest.mark.stack
-WITHIN_S = 180.0
-"""For a job on a machine that is busy with other tests."""
-
-
-class Rig:
-    """The registry's log and the store, as an uploader has them."""
-
-    def __init__(self, settings, log):
-        self.settings = settings
-        self.log = log
-        self.store = ArtifactStore(settings.artifact_store_url)
-
-    async def upload(self, model, made, upload_id="u", candidates=("int8-weight-only",)):
-        content = made if isinstance(made, bytes) else made.SerializeToString()
-
-        async def chunks():
-            yield content
-
-        artifact = await self.store.put_stream(chunks(), limit_bytes=10**9)
-        options = None if candidates is None else Optimization(candidates=candidates)
-        event = ev.ModelUploaded(model=model, upload_id=upload_id, artifact=artifact, optimization=options)
-        registry = await self.log.publish(event)
-        return registry.version(model, registry.model(model).uploads[upload_id])
-
-    async def becomes(self, model, *states, number=1):
-        """The version, once it is in one of the states."""
-        return await eventually(
-            lambda: version if (version := self.log.registry.version(model, number)).state in states else None,
-            within_s=WITHIN_S,
-            what=f"{model} {states}",
-        )
-
-    async def ended(self, model, number=1):
-        return await self.becomes(model, "ready", "rejected", number=number)
-
-    async def store_data(self, **arrays):
-        async def chunks():
-            yield packed(arrays)
-
-        return await self.store.put_stream(chunks(), limit_bytes=10**8)
-
-    async def finished(self, model, step, number=1):
-        """The version, once a step of it is finished."""
-        return await eventually(
-            lambda: version if step in (version := self.log.registry.version(model, number)).steps else None,
-            within_s=WITHIN_S,
-            what=f"step {step} of {model}",
-        )
-
-    async def facts(self, event_type):
-        """All events of a type in the log."""
-        records = [record for record in await _records(self, topics.MODELS) if _type(record) == event_type.__name__]
-        return [decode_event(event_type, record.value) for record in records]
 
 
 @pytest.fixture
 async def rig(backbone, tmp_path):
     settings = backbone.settings(OptimizerSettings, run_timeout_s=3, job_timeout_s=60, scratch_dir=tmp_path)
-    async with _rig(settings) as rig:
+    async with optimizer_rig(settings) as rig:
         yield rig
-
-
-@asynccontextmanager
-async def _rig(settings):
-    await kafka.ensure_topics(settings)
-    async with (
-        kafka.started(lambda: kafka.producer(settings), "test") as producer,
-        registry_log.follow(settings, producer) as log,
-    ):
-        yield Rig(settings, log)
 
 
 @pytest.fixture
 def start(rig, tmp_path):
     """Start an optimizer of some name, as a context that ends with it."""
-
-    @contextmanager
-    def start(name="o1", **changed):
-        changed |= {"instance": f"{rig.settings.instance}-{name}"}
-        settings = rig.settings.model_copy(update=changed)
-        with (tmp_path / f"{name}.log").open("ab") as log, service("optimizer", settings, log) as process:
-            yield process
-
-    return start
-
-
-def children(process):
-    return psutil.Process(process.pid).children(recursive=True)
-
-
-def _runs(process):
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return Starter(rig, tmp_path)
 
 
 async def test_uploads_become_ready(rig, start):
@@ -184,7 +100,7 @@ async def test_the_work_of_a_killed_optimizer_is_finished_by_another(rig, start)
         await eventually(lambda: children(owner), within_s=20)
         job = children(owner)
         owner.kill()
-        await eventually(lambda: not [child for child in job if _runs(child)], what="the death of the child")
+        await eventually(lambda: not [child for child in job if runs(child)], what="the death of the child")
         finished = await rig.ended("slow")
     assert finished.owner != claimed.owner
     assert (finished.state, finished.attempt) == ("ready", 2)
@@ -198,7 +114,7 @@ async def test_a_restarted_optimizer_takes_its_own_work_up_again(rig, start):
         job = children(first)
         first.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(first.wait, 20) == 0
-        assert not [child for child in job if _runs(child)]
+        assert not [child for child in job if runs(child)]
     assert rig.log.registry.version("slow", 1).state == "optimizing"
     with start():
         finished = await rig.ended("slow")
@@ -265,7 +181,7 @@ async def test_a_cancel_ends_the_child(rig, start):
         await eventually(lambda: children(optimizer), within_s=20)
         job = children(optimizer)
         await rig.log.publish(ev.OptimizationCancelled(model="slow", version=1, reason="a mistake"))
-        await eventually(lambda: not [child for child in job if _runs(child)], what="the death of the child")
+        await eventually(lambda: not [child for child in job if runs(child)], what="the death of the child")
         await rig.upload("next", uploads.mlp())
         assert (await rig.ended("next")).state == "ready"
     version = rig.log.registry.version("slow", 1)
@@ -383,30 +299,12 @@ async def test_training_goes_on_from_its_last_checkpoint(rig, start):
 
 async def _heartbeat(rig, name):
     """The last heartbeat of an optimizer."""
-    beats = [decode_event(ev.Heartbeat, record.value) for record in await _records(rig, topics.WORKERS)]
+    beats = [decode_event(ev.Heartbeat, record.value) for record in await records_of(rig, topics.WORKERS)]
     return next((beat for beat in reversed(beats) if beat.instance.endswith(f"-{name}")), None)
 
 
-def _type(record):
-    return dict(record.headers)["ce_type"].decode()
-
-
 async def _steps(rig, model):
-    records = await _records(rig, topics.METRICS)
-    ours = [record for record in records if _type(record) == "JobProgressed"]
+    records = await records_of(rig, topics.METRICS)
+    ours = [record for record in records if type_of(record) == "JobProgressed"]
     progress = [decode_event(ev.JobProgressed, record.value) for record in ours]
     return {event.step for event in progress if event.model == model}
-
-
-async def _records(rig, topic):
-    """All records of a fixed topic."""
-    async with kafka.started(lambda: kafka.consumer(rig.settings), "test") as consumer:
-        partition = TopicPartition(rig.settings.topics.name(topic), 0)
-        consumer.assign([partition])
-        await consumer.seek_to_beginning(partition)
-        end = (await consumer.end_offsets([partition]))[partition]
-        records = []
-        while await consumer.position(partition) < end:
-            for batch in (await consumer.getmany(timeout_ms=500)).values():
-                records += batch
-        return records

@@ -7,7 +7,7 @@ import sys
 import msgspec
 
 from services.optimizer.messages import UNUSABLE_EXIT, Job
-from services.optimizer.sandbox.confine import confine, private_stdout
+from shared.confine import confine, private_stdout
 
 _MAX_JOB_BYTES = 64 * 1024
 
@@ -16,7 +16,7 @@ def main() -> None:
     """Do the one job on stdin."""
     out = private_stdout()
     job = msgspec.json.decode(sys.stdin.buffer.read(_MAX_JOB_BYTES), type=Job)
-    confine(job)
+    confine(job.limits, job.parent_pid)
     try:
         from services.optimizer.sandbox.pipeline import Pipeline, probe  # noqa: PLC0415 - only once confined
     except ImportError as err:
