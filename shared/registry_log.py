@@ -21,7 +21,7 @@ from shared.errors import InvalidInput, LogUnavailable
 from shared.registry import Entry, Registry, fold
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 
@@ -61,7 +61,7 @@ class RegistryLog:
                 continue
             registry = self.registry
             for record in fetched.get(self._partition, ()):
-                registry = fold(registry, _entry(record))
+                registry = fold(registry, entry(record))
             if registry is not self.registry:
                 async with self._changed:
                     self.registry = registry
@@ -131,23 +131,29 @@ async def follow(settings: PlatformSettings, producer: AIOKafkaProducer) -> Asyn
             yield log
 
 
-def _entry(record: ConsumerRecord) -> Entry:
-    return Entry(record.offset, record.timestamp, _event(record))
+def entry(record: ConsumerRecord) -> Entry:
+    """A record of the log, for the fold; what can't be read is ignored, with a log line."""
+    return entry_of(record.offset, record.timestamp, record.headers, record.value)
 
 
-def _event(record: ConsumerRecord) -> Event | None:
-    value = next((value for key, value in record.headers if key == "ce_type"), None)
-    name = (value or b"").decode("ascii", "replace")  # Kafka knows null headers
+def entry_of(offset: int, timestamp_ms: int, headers: Iterable[tuple[str, bytes | None]], value: bytes | None) -> Entry:
+    """The same, of a record that is not, or no longer, in Kafka."""
+    return Entry(offset, timestamp_ms, _event(offset, headers, value))
+
+
+def _event(offset: int, headers: Iterable[tuple[str, bytes | None]], value: bytes | None) -> Event | None:
+    named = next((content for key, content in headers if key == "ce_type"), None)
+    name = (named or b"").decode("ascii", "replace")  # Kafka knows null headers
     event_type = _MODEL_EVENTS.get(name)
     if event_type is None:
-        _ignored(record, f"ce_type {name[:40]!r} is not an event of this topic")
+        _ignored(offset, f"ce_type {name[:40]!r} is not an event of this topic")
         return None
     try:
-        return decode_event(event_type, record.value)
+        return decode_event(event_type, value)
     except InvalidInput as err:
-        _ignored(record, err.message)
+        _ignored(offset, err.message)
         return None
 
 
-def _ignored(record: ConsumerRecord, error: str) -> None:
-    logs.get().warning("ignored a record", topic=record.topic, offset=record.offset, error=error)
+def _ignored(offset: int, error: str) -> None:
+    logs.get().warning("ignored a record", topic=topics.MODELS.name, offset=offset, error=error)

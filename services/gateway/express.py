@@ -15,9 +15,9 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from services.gateway import answers, claimed_outputs, claims, encodings, infer
-from services.gateway.auth import tenant_of
 from services.gateway.connection import Answered
 from shared import logs, oip
+from shared.api_keys import tenant_of
 from shared.errors import AiaasError, Overloaded, Stopping
 
 if TYPE_CHECKING:

@@ -26,12 +26,12 @@ from services.gateway import (
     infer,
     preferences,
 )
-from services.gateway.auth import tenant_of
 from services.gateway.bodies import ClientGone
 from services.gateway.client import Client
 from services.gateway.heads import SMALL_BYTES
 from services.gateway.paths import version_of
 from shared import logs, oip
+from shared.api_keys import tenant_of
 from shared.errors import AiaasError
 
 if TYPE_CHECKING:

@@ -39,10 +39,24 @@ _NOBODY = "no worker of this class is up any more"
 
 
 def classes(alive: list[Heartbeat], own: MachineClass) -> tuple[tuple[MachineClass, ...], bool]:
-    """The classes of the live workers other than `own`, those of most workers first; and whether one is `own`."""
-    found = [beat.machine for beat in alive if beat.service == "worker"]
-    others = sorted({each for each in found if each != own}, key=lambda each: (-found.count(each), str(each)))
-    return tuple(others[:MAX_CLASSES]), own in found
+    """The classes of the live workers other than `own`, those of most workers first; and whether one is `own`.
+
+    A class is what changes a speed: instruction set, best provider, threads.
+    """
+    found = [class_of(beat.machine) for beat in alive if _runs_onnx(beat)]
+    names = [str(each) for each in found]
+    others = {str(each): each for each in found if str(each) != str(own)}
+    most = sorted(others, key=lambda name: (-names.count(name), name))[:MAX_CLASSES]
+    return tuple(others[name] for name in most), str(own) in names
+
+
+def class_of(machine: MachineClass) -> MachineClass:
+    """Without what does not change a speed."""
+    return MachineClass(isa=machine.isa, providers=machine.providers, threads=machine.threads)
+
+
+def _runs_onnx(beat: Heartbeat) -> bool:
+    return beat.service == "worker" and bool(beat.machine.providers)
 
 
 class Workers:
@@ -91,6 +105,7 @@ class Workers:
                 candidates=dict(list(candidates.items())[:MAX_MEASURED]),
                 signature=signature,
                 inputs=inputs,
+                runtime=version.runtime,
                 timeout_s=self._settings.measure_timeout_s,
             )
             if len(encode_event(question)) > MAX_RECORD_BYTES:
@@ -125,7 +140,7 @@ class Workers:
         found = [
             (sum(beat.lag.values()) + sum(beat.queued.values()), f"{beat.instance}/{beat.incarnation}")
             for beat in self._heard.alive()
-            if beat.service == "worker" and beat.machine == machine
+            if _runs_onnx(beat) and str(beat.machine) == str(machine)
         ]
         return min(((load, owner) for load, owner in found if owner not in asked), default=(0, None))[1]
 

@@ -14,12 +14,12 @@ from shared import events as ev
 from shared import kafka, topics
 from shared.codec import decode_event, encode_event
 from shared.oip import InferenceRequest, encode_request_msgpack
-from shared.optimization import DataFile, LoggedRequests, Optimization, Training
+from shared.optimization import DataFile, LoggedRequests, Optimization, Search, Training
 from shared.registry import MAX_ATTEMPTS
 from shared.requests import RequestHeaders
 from shared.tensors import from_numpy
 from support import uploads
-from support.optimizer_rig import Starter, children, optimizer_rig, records_of, runs, type_of
+from support.optimizer_rig import WITHIN_S, Starter, children, optimizer_rig, records_of, runs, type_of
 from support.waiting import eventually
 
 pytestmark = pytest.mark.stack
@@ -144,20 +144,70 @@ async def test_an_upload_that_kills_optimizers_is_given_up(rig, start):
 MANY = ("int8-weight-only", "int4-weight-only", "int8-dynamic", "int8-static")
 
 
-@pytest.mark.parametrize("killed_behind", ["fp32", "int8-weight-only", "int8-dynamic"])
-async def test_finished_steps_outlive_their_optimizer_and_are_not_done_again(rig, start, killed_behind):
-    await rig.upload("m", uploads.mlp((8, 64, 4)), candidates=MANY)
-    with start("o1") as first:
-        await rig.finished("m", killed_behind)
-        first.kill()
-    before = rig.log.registry.version("m", 1).steps
-    with start("o2"):
-        version = await rig.ended("m")
-    told = [(fact.step, fact.key) for fact in await rig.facts(ev.StepFinished)]
-    assert len(told) == len(set(told)) == len(version.steps) == 1 + len(MANY)
-    assert {name: version.steps[name] for name in before} == dict(before)
-    assert version.state == "ready"
-    assert {*version.variants, *(rejection.variant for rejection in version.rejections)} == {"fp32", *MANY}
+def followed_steps(facts, number):
+    return [fact.step for fact in facts if fact.version == number]
+
+
+async def killed_at_every_step(rig, start, model, number, **settings):
+    """Optimizers, each killed as soon as it has finished a step, until the version is done.
+
+    Every second one is killed once more, in the middle: when its child has begun with the next step. All have one name,
+    so that each takes up the work of the last at once. Returns what was finished at each death.
+    """
+    deaths = []
+    while (version := rig.log.registry.version(model, number)).is_open:
+        known = len(version.steps)
+        with start("o1", **settings) as optimizer:
+            if len(deaths) % 2:
+                await eventually(lambda: children(optimizer), within_s=WITHIN_S, what="a child")
+            else:
+                await eventually(
+                    lambda: len((now := rig.log.registry.version(model, number)).steps) > known or not now.is_open,  # noqa: B023
+                    within_s=WITHIN_S,
+                    what="the next step",
+                )
+            optimizer.kill()
+        deaths.append(dict(rig.log.registry.version(model, number).steps))
+    return deaths
+
+
+def assert_nothing_was_done_twice(deaths, version, told):
+    """What was finished at a death is the same at the end, and no step was told of twice."""
+    assert len(told) == len({*told}) == len(version.steps)
+    for before in deaths:
+        assert {name: version.steps[name] for name in before} == before
+    assert version.attempt > 1
+
+
+async def test_an_upload_is_finished_though_its_optimizers_are_killed_at_every_step(rig, start):
+    """Reference, quantization, pruning with its healing, and what is made of it."""
+    x, label = blobs(120)
+    data = DataFile(artifact=await rig.store_data(x=x, label=label))
+    candidates = ("int8-weight-only", "pruned-50", "pruned-50-int8-dynamic")
+    await rig.upload("m", uploads.mlp((8, 64, 4)), options=Optimization(data=data, candidates=candidates))
+    deaths = await killed_at_every_step(rig, start, "m", 1)
+    version = rig.log.registry.version("m", 1)
+    assert version.state == "ready", version.reason
+    assert_nothing_was_done_twice(deaths, version, followed_steps(await rig.facts(ev.StepFinished), 1))
+    assert {*version.variants, *(each.variant for each in version.rejections)} == {"fp32", *candidates}
+    assert {"fp32", *candidates} == {*version.steps}
+
+
+async def test_an_update_is_finished_though_its_optimizers_are_killed_at_every_step(rig, start):
+    """Its data from the log, each trial of its search, its training, the comparison."""
+    await rig.upload("m", uploads.mlp(), candidates=())
+    await kafka.ensure_topics(rig.settings, "m")
+    with start("o1"):
+        await rig.ended("m")
+    await feed(rig, "m", 120)
+    training = Training(epochs=4, patience=None, search=Search(trials=2))
+    number = await ask(rig, "m", training, data=LoggedRequests(labels="feedback"))
+    deaths = await killed_at_every_step(rig, start, "m", number)
+    version = rig.log.registry.version("m", number)
+    assert version.state == "ready", version.reason
+    assert_nothing_was_done_twice(deaths, version, followed_steps(await rig.facts(ev.StepFinished), number))
+    assert {"data", "train.trial.0", "train.trial.1", "train", "fp32", "compare"} <= {*version.steps}
+    assert version.comparison is not None
 
 
 async def test_the_same_upload_twice_is_worked_on_once(rig, start):

@@ -28,14 +28,15 @@ class Rig:
         self.log = log
         self.store = ArtifactStore(settings.artifact_store_url)
 
-    async def upload(self, model, made, upload_id="u", candidates=("int8-weight-only",)):
+    async def upload(self, model, made, upload_id="u", candidates=("int8-weight-only",), options=None):
         content = made if isinstance(made, bytes) else made.SerializeToString()
 
         async def chunks():
             yield content
 
         artifact = await self.store.put_stream(chunks(), limit_bytes=10**9)
-        options = None if candidates is None else Optimization(candidates=candidates)
+        if options is None and candidates is not None:
+            options = Optimization(candidates=candidates)
         event = ev.ModelUploaded(model=model, upload_id=upload_id, artifact=artifact, optimization=options)
         registry = await self.log.publish(event)
         return registry.version(model, registry.model(model).uploads[upload_id])

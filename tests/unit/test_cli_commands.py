@@ -11,6 +11,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from services.cli import follow
 from services.cli.__main__ import main
 from shared import oip, tensors
 from shared.topics import FIXED
@@ -536,6 +537,23 @@ def test_an_update_is_followed_with_its_curves_compared_and_promoted(aiaas, gate
     assert any(path.endswith("/versions/2/promote") for path, _, _ in gateway.asked)
 
 
+@pytest.mark.parametrize(
+    ("metric", "own", "parents", "worse", "verdict"),
+    [
+        ("accuracy", 0.99, 0.98, False, "no worse than its parent"),
+        ("accuracy", 0.98, 0.98, False, "no worse than its parent"),
+        ("accuracy", 0.9733, 0.98, False, "worse than its parent, within what the policy allows"),
+        ("accuracy", 0.9, 0.98, True, "worse than its parent, by more than the policy allows"),
+        ("rmse", 0.9, 0.98, False, "no worse than its parent"),
+        ("rmse", 0.985, 0.98, False, "worse than its parent, within what the policy allows"),
+    ],
+)
+def test_what_is_said_of_a_comparison_is_true(metric, own, parents, worse, verdict):
+    estimates = {who: {"value": value, "rows": 150} for who, value in (("own", own), ("parents", parents))}
+    said = follow.comparison({"comparison": {"metric": metric, "parent": 1, "worse": worse, **estimates}})
+    assert said.endswith(f"on the same 150 rows: {verdict}")
+
+
 POINT = {"step": 3, "value": 0.25}
 
 
@@ -580,3 +598,13 @@ def test_where_files_come_from_is_a_tree(aiaas, gateway):
     assert "450 rows" in told
     assert "aiaas.requests.digits/0 3 to 153" in told
     assert "gives the same bytes again" in told
+
+
+@pytest.mark.usefixtures("gateway")
+def test_doctor_says_why_kafka_is_not_reached(aiaas, monkeypatch):
+    monkeypatch.setenv("AIAAS_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    monkeypatch.setenv("AIAAS_REDIS_URL", "redis://127.0.0.1:1/0")
+    code, out, err = aiaas("doctor", "--json")
+    assert code == 1
+    assert "Unable connect" in out
+    assert err == ""

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct, json
 
 from shared.confine import Limits
 from shared.events import Latency
+from shared.runtime_config import RuntimeConfig
 from shared.signature import Signature
 
 INPUTS_FILE: Final = "inputs.npz"
@@ -34,6 +35,7 @@ class Task(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reference: str
     candidates: tuple[str, ...]
     signature: Signature
+    runtime: RuntimeConfig | None = None
 
 
 class _Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):

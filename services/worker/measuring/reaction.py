@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from aiokafka.errors import KafkaError
 
-from services.worker.engine import providers
+from services.worker.engine import environment
 from services.worker.measuring.messages import (
     GO,
     INPUTS_FILE,
@@ -217,7 +217,7 @@ class Measuring:
 
     def _task(self, asked: MeasurementRequested, left: list[str]) -> Task:
         settings = self._settings
-        cuda = "CUDAExecutionProvider" in providers(settings)
+        cuda = "CUDAExecutionProvider" in environment(settings).providers
         limits = Limits(
             address_space_bytes=None if cuda else settings.memory_budget_bytes + _LIBRARIES_BYTES,
             cpu_s=int(asked.timeout_s * (settings.threads + 1)) + 10,
@@ -231,6 +231,7 @@ class Measuring:
             reference="",
             candidates=tuple(left),
             signature=asked.signature,
+            runtime=asked.runtime,
         )
 
     @property
