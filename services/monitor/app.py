@@ -16,6 +16,8 @@ import uvicorn
 from aiokafka.admin import AIOKafkaAdminClient
 
 from services.monitor import outcome_log, routes_dashboard, subscribers
+from services.monitor.alerts import Alerts
+from services.monitor.drift import Drift
 from services.monitor.fold import OutcomeFold
 from services.monitor.history import History, set_aside
 from services.monitor.measurements import Measurements
@@ -24,6 +26,7 @@ from services.monitor.routes import application
 from services.monitor.snapshot import Snapshots
 from services.monitor.state import State
 from services.monitor.storing import Storing
+from services.monitor.watching import Watching
 from shared import asyncapi, broker, heartbeats, kafka, logs, registry_log, tls
 from shared.dead_letters import DeadLetters
 from shared.http_server import Server
@@ -53,7 +56,7 @@ async def serve(settings: MonitorSettings, stop: asyncio.Event) -> None:
     state = State(settings.metrics_interval_s)
     events = broker.build(settings)
     subscribers.subscribe(events, settings, state)
-    http = application(state, asyncapi.document(settings.topics))
+    http = application(state, settings, asyncapi.document(settings.topics))
     http.include_router(routes_dashboard.router(settings, lambda: state.registry_log))
     server = Server(
         uvicorn.Config(
@@ -98,7 +101,9 @@ async def _work(settings: MonitorSettings, state: State, events: KafkaBroker) ->
             kafka.started(lambda: AIOKafkaAdminClient(**kafka.client_options(settings)), "request ends")
         )
         beats = await stack.enter_async_context(heartbeats.follow(settings))
-        state.registry_log = await stack.enter_async_context(registry_log.follow(settings, producer))
+        following = registry_log.follow(settings, producer, state.deploys.heard)
+        state.registry_log = registry = await stack.enter_async_context(following)
+        state.registry = lambda: registry.registry
         dead_letters = DeadLetters(settings, producer)
         ends = RequestEnds(asker, admin, settings.topics.name(REQUESTS), exact=settings.kafka_exact_ends)
         log = await outcome_log.describe(settings, admin)
@@ -118,6 +123,7 @@ async def _work(settings: MonitorSettings, state: State, events: KafkaBroker) ->
                 tasks.create_task(_every(settings.monitor_snapshot_interval_s, save), name="snapshots")
                 tasks.create_task(_every(_MERGE_S, storing.merge), name="merging")
                 publisher = Publisher(settings, producer, state.outcomes)
+                tasks.create_task(Watching(settings, state, producer).run(), name="watching")
                 tasks.create_task(publisher.run(lambda: outcomes.caught_up), name="statistics")
                 tasks.create_task(Telemetry(settings, "monitor", producer).run(), name="telemetry")
         finally:
@@ -135,12 +141,14 @@ async def _restore(
     stored = snapshots.load(log_name)
     if stored is not None:
         state.outcomes, state.measurements = stored.outcomes, stored.measurements
+        state.alerts, state.drift = stored.alerts, stored.drift
         if not await outcomes.open(state.outcomes):
             snapshots.set_aside("the outcome log ends before it")
             stored = None
     if stored is None:
         set_aside(settings.history_dir)
         state.outcomes, state.measurements = OutcomeFold(), Measurements()
+        state.alerts, state.drift = Alerts(), Drift()
         await outcomes.open(state.outcomes)
     history = History(settings.history_dir, settings.retention)
     history.open(stored.history if stored else history.manifest)

@@ -123,6 +123,10 @@ class OutcomeFold:
         else:
             self.ignored["repeat"] += 1
 
+    def knows(self, model: str) -> bool:
+        """Whether a request to the model has an outcome."""
+        return any(series.model == model for series in self.series.values())
+
     def _of(self, receipt: Receipt) -> Series:
         known = receipt.error_code != UnknownVersion.code
         model, version = receipt.model_name, receipt.model_version if known else None

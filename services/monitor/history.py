@@ -261,7 +261,7 @@ class History:
         cursor = self._database.cursor()
         try:
             yield cursor
-        except duckdb.IOException as err:
+        except (duckdb.IOException, duckdb.OutOfMemoryException) as err:
             raise OSError(str(err)) from err
         finally:
             cursor.close()

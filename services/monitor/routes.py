@@ -15,13 +15,14 @@ from services.monitor.exposition import Exposition
 from shared.errors import AiaasError, InvalidInput, UnknownModel, UnknownRequest
 
 if TYPE_CHECKING:
+    from services.monitor.settings import MonitorSettings
     from services.monitor.state import State
 
 
-def application(state: State, asyncapi: dict[str, Any]) -> FastAPI:
+def application(state: State, settings: MonitorSettings, asyncapi: dict[str, Any]) -> FastAPI:
     """The ASGI application. `asyncapi` is the document of the log (`shared.asyncapi`)."""
     app = FastAPI(title="aiaas monitor", docs_url=None, redoc_url=None)
-    app.include_router(routes_v1.router(state))
+    app.include_router(routes_v1.router(state, settings))
     app.add_exception_handler(AiaasError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     metrics_of = CollectorRegistry()

@@ -6,6 +6,8 @@ from pathlib import Path  # noqa: TC003 - a property's type, beside fields that 
 
 from pydantic import Field, Json, field_validator
 
+from services.monitor.analysis import Slo
+from services.monitor.drift import Sensitivity
 from services.monitor.history import Retention
 from shared.api_keys import ApiKey, Tenant
 from shared.settings import PlatformSettings
@@ -34,10 +36,40 @@ class MonitorSettings(PlatformSettings):
     monitor_keep_requests_d: float = Field(default=7, ge=0.05, le=3660)
     """How long single requests can be asked for by their id."""
 
+    monitor_watch_interval_s: float = Field(default=5.0, gt=0)
+    """How often alert rules are judged."""
+    monitor_slo_latency_s: float = Field(default=0.5, gt=0)
+    """What callers are promised: so many answers (`_latency_target`) within this time."""
+    monitor_slo_latency_target: float = Field(default=0.99, gt=0, lt=1)
+    monitor_slo_latency_s_by_model: dict[str, float] = Field(default_factory=dict)
+    """The same for single models, as JSON."""
+    monitor_slo_availability: float = Field(default=0.999, gt=0, lt=1)
+    """And so many of them a result; the rest is the error budget."""
+    monitor_cpu_core_hour_cost: float = Field(default=0.04, ge=0)
+    monitor_gpu_hour_cost: float = Field(default=2.5, ge=0)
+    monitor_currency: str = Field(default="USD", max_length=10)
+    monitor_drift_reference_rows: int = Field(default=1000, ge=100, le=10**7)
+    """A version's first so many observed rows are what later ones are held against."""
+    monitor_drift_window_rows: int = Field(default=200, ge=50, le=10**7)
+    monitor_drift_alpha: float = Field(default=0.001, gt=0, lt=0.5)
+    """The share of windows that are called drifted by chance, at most."""
+
     @field_validator("api_keys", mode="before")
     @classmethod
     def _empty_is_none(cls, text: str) -> str:
         return text or "{}"  # a variable that is there and empty, as compose files pass it on
+
+    def slo(self, model: str) -> Slo:
+        """What callers of a model are promised."""
+        latency_s = self.monitor_slo_latency_s_by_model.get(model, self.monitor_slo_latency_s)
+        return Slo(latency_s, self.monitor_slo_latency_target, self.monitor_slo_availability)
+
+    @property
+    def sensitivity(self) -> Sensitivity:
+        """When drift is looked for, and what counts as one."""
+        return Sensitivity(
+            self.monitor_drift_reference_rows, self.monitor_drift_window_rows, alpha=self.monitor_drift_alpha
+        )
 
     @property
     def retention(self) -> Retention:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import msgspec
 
+from services.monitor.alerts import Alerts
+from services.monitor.drift import Drift
 from services.monitor.fold import Ignored, OutcomeFold, Series
 from services.monitor.histogram import BOUNDS_NS
 from services.monitor.history import Manifest
@@ -41,6 +43,8 @@ class Snapshot:
     offsets: dict[int, int]
     measurements: Measurements
     history: Manifest
+    alerts: Alerts
+    drift: Drift
     format: Literal[3] = 3
     bounds_ns: tuple[int, ...] = BOUNDS_NS
     saved_ns: int = field(default_factory=time.time_ns)
@@ -63,6 +67,8 @@ class Stored:
     outcomes: OutcomeFold = field(default_factory=OutcomeFold)
     measurements: Measurements = field(default_factory=Measurements)
     history: Manifest = field(default_factory=Manifest)
+    alerts: Alerts = field(default_factory=Alerts)
+    drift: Drift = field(default_factory=Drift)
 
 
 def encode(log: str, stored: Stored) -> bytes:
@@ -70,7 +76,17 @@ def encode(log: str, stored: Stored) -> bytes:
     outcomes = stored.outcomes
     rows = [(*at, highest) for at, highest in outcomes.watermarks.highest.items()]
     return msgspec.json.encode(
-        Snapshot(log, outcomes.series, outcomes.ignored, rows, outcomes.offsets, stored.measurements, stored.history)
+        Snapshot(
+            log,
+            outcomes.series,
+            outcomes.ignored,
+            rows,
+            outcomes.offsets,
+            stored.measurements,
+            stored.history,
+            stored.alerts,
+            stored.drift,
+        )
     )
 
 
@@ -87,7 +103,7 @@ def decode(data: bytes, log: str) -> Stored:
         raise ValueError("its histograms have other bounds")
     watermarks = Watermarks({(topic, partition): highest for topic, partition, highest in snapshot.watermarks})
     outcomes = OutcomeFold(snapshot.series, snapshot.ignored, watermarks, snapshot.offsets)
-    return Stored(outcomes, snapshot.measurements, snapshot.history)
+    return Stored(outcomes, snapshot.measurements, snapshot.history, snapshot.alerts, snapshot.drift)
 
 
 class Snapshots:

@@ -7,10 +7,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from services.monitor.alerts import Alerts
+from services.monitor.deploys import Deploys
+from services.monitor.drift import Drift
 from services.monitor.fold import OutcomeFold
 from services.monitor.measurements import Measurements
 from services.monitor.recorder import Recorder
 from shared.errors import Unfinished
+from shared.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +35,11 @@ class State:
     metrics_interval_s: float
     outcomes: OutcomeFold = field(default_factory=OutcomeFold)
     measurements: Measurements = field(default_factory=Measurements)
+    alerts: Alerts = field(default_factory=Alerts)
+    drift: Drift = field(default_factory=Drift)
+    deploys: Deploys = field(default_factory=Deploys)
+    registry: Callable[[], Registry] = Registry
+    """As the `models` log has it."""
     recorder: Recorder = field(default_factory=Recorder)
     """What is not stored yet."""
     history: History | None = None

@@ -56,7 +56,8 @@ class Storing:
             state, history = self._state, self._history
             offsets, new = self._done.offsets(), state.recorder.take()
             writing = history.begin(new)
-            data = encode(self._log_name, Stored(state.outcomes, state.measurements, writing.manifest))
+            stored = Stored(state.outcomes, state.measurements, writing.manifest, state.alerts, state.drift)
+            data = encode(self._log_name, stored)
             try:
                 await asyncio.to_thread(history.write, writing)
             except OSError as err:

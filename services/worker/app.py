@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from services.worker.claims import FetchClaims, OutputStore
 from services.worker.engine import environment
 from services.worker.intake import HeldBytes, Intake
+from services.worker.job_spans import JobSpans
 from services.worker.lane import Lane
 from services.worker.measuring.reaction import Measuring
 from services.worker.model_server import ModelServer
@@ -20,10 +21,10 @@ from services.worker.receipts import Receipts
 from services.worker.reply_copies import ReplyCopies
 from services.worker.settle import Settlement, persistently
 from services.worker.shelf import Shelf
-from shared import health, heartbeats, kafka, logs, registry_log, replies
+from shared import health, heartbeats, kafka, logs, registry_log, replies, tracing
 from shared.artifacts import ArtifactStore
 from shared.dead_letters import DeadLetters
-from shared.events import BatchesRan, Heartbeat, LoadedModel
+from shared.events import BatchesRan, Heartbeat, LoadedModel, RowsObserved
 from shared.outcomes import OutcomeWriter
 from shared.registry import Registry, only_unloaded
 from shared.telemetry import Telemetry
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from services.worker.job import Job
     from services.worker.settings import WorkerSettings
     from shared.events import MetricEvent
+    from shared.tracing import Tracing
 
 _READOPT_S = 10.0
 """How often models that could not be loaded are tried again, although nothing changed."""
@@ -67,8 +69,9 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             Receipts(settings.owner, await kafka.cluster_id(settings)),
             executor,
         )
+        worker.trace(await stack.enter_async_context(tracing.started(settings, "worker")))
         telemetry = Telemetry(settings, "worker", producer)
-        telemetry.sources.append(lambda: worker.batches(telemetry))
+        telemetry.sources += [lambda: worker.batches(telemetry), lambda: worker.observed(telemetry)]
         measuring = Measuring(settings, ArtifactStore(settings.artifact_store_url), worker.aside, producer)
         async with asyncio.TaskGroup() as background:
             tasks = [
@@ -128,6 +131,10 @@ class Worker:
         self._draining = False
         self._adopted = Registry()
         """What the shelf was last brought in line with: what the heartbeat says is loaded holds at its offset."""
+
+    def trace(self, tracing: Tracing | None) -> None:
+        """Tell the spans of requests from now on, if there is whom to tell."""
+        self._settlement.spans = None if tracing is None else JobSpans(tracing)
 
     async def run(self) -> None:
         """Serve every model of the registry, as it changes, until cancelled."""
@@ -266,3 +273,9 @@ class Worker:
                 sizes=dict(counts.sizes),
                 compute_infer_ns=counts.compute_infer_ns,
             )
+
+    def observed(self, telemetry: Telemetry) -> Iterable[MetricEvent]:
+        """What was seen of the rows since the last call, by variant."""
+        for (model, version, variant), rows, features in self._lane.observer.take():
+            about = {"model": model, "version": version, "variant": variant}
+            yield telemetry.event(RowsObserved, **about, rows=rows, features=features)
