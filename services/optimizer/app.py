@@ -7,7 +7,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from services.optimizer import elsewhere
+from services.optimizer import elsewhere, sweeping
 from services.optimizer.claims import Listening
 from services.optimizer.confined import open_sandbox
 from services.optimizer.curves import Curves
@@ -80,6 +80,7 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
                 tasks.create_task(heartbeats.publish(settings, producer, beat), name="heartbeats"),
                 tasks.create_task(telemetry.run(), name="telemetry"),
                 tasks.create_task(_listen(listening), name="listening"),
+                tasks.create_task(sweeping.run(settings, store, lambda: log.registry), name="sweeping"),
                 tasks.create_task(reactor.run(), name="reactor"),
             ]
             await stop.wait()

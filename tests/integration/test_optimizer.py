@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
+from services.optimizer import documents
 from services.optimizer.rejections import ADVICE
 from services.optimizer.settings import OptimizerSettings
 from shared import events as ev
 from shared import kafka, topics
 from shared.codec import decode_event, encode_event
 from shared.oip import InferenceRequest, encode_request_msgpack
-from shared.optimization import DataFile, LoggedRequests, Optimization, Search, Training
+from shared.optimization import DataFile, LoggedRequests, Optimization, Search, Training, WarmStart
 from shared.registry import MAX_ATTEMPTS
 from shared.requests import RequestHeaders
 from shared.tensors import from_numpy
@@ -148,17 +152,17 @@ def followed_steps(facts, number):
     return [fact.step for fact in facts if fact.version == number]
 
 
-async def killed_at_every_step(rig, start, model, number, **settings):
+async def killed_at_every_step(rig, start, model, number, *, middles=True):
     """Optimizers, each killed as soon as it has finished a step, until the version is done.
 
-    Every second one is killed once more, in the middle: when its child has begun with the next step. All have one name,
-    so that each takes up the work of the last at once. Returns what was finished at each death.
+    With `middles` another one dies after each of them, as soon as it has a child, so within the next step. All have one
+    name, so that each takes up the work of the last at once. Returns what was finished at each death.
     """
     deaths = []
     while (version := rig.log.registry.version(model, number)).is_open:
         known = len(version.steps)
-        with start("o1", **settings) as optimizer:
-            if len(deaths) % 2:
+        with start("o1") as optimizer:
+            if middles and len(deaths) % 2:
                 await eventually(lambda: children(optimizer), within_s=WITHIN_S, what="a child")
             else:
                 await eventually(
@@ -200,14 +204,22 @@ async def test_an_update_is_finished_though_its_optimizers_are_killed_at_every_s
     with start("o1"):
         await rig.ended("m")
     await feed(rig, "m", 120)
-    training = Training(epochs=4, patience=None, search=Search(trials=2))
-    number = await ask(rig, "m", training, data=LoggedRequests(labels="feedback"))
-    deaths = await killed_at_every_step(rig, start, "m", number)
+    training = Training(epochs=4, search=Search(trials=2))
+    number = await ask(rig, "m", training, data=LoggedRequests(labels="feedback"), candidates=())
+    deaths = await killed_at_every_step(rig, start, "m", number, middles=False)
     version = rig.log.registry.version("m", number)
     assert version.state == "ready", version.reason
     assert_nothing_was_done_twice(deaths, version, followed_steps(await rig.facts(ev.StepFinished), number))
-    assert {"data", "train.trial.0", "train.trial.1", "train", "fp32", "compare"} <= {*version.steps}
+    assert {"data", "train.trial.0", "train.trial.1", "train", "fp32", "compare"} == {*version.steps}
     assert version.comparison is not None
+    assert {"train.trial.0"} in [{*before} - {"data"} for before in deaths]
+    assert (await chosen(rig, version))["trials"] == 2
+
+
+async def chosen(rig, version):
+    """What an update's training chose by itself."""
+    document = documents.decode(await rig.store.get_bytes(version.steps["train"].result))
+    return json.loads(document.found.parameters)
 
 
 async def test_the_same_upload_twice_is_worked_on_once(rig, start):
@@ -264,13 +276,13 @@ async def feed(rig, model, rows, told=lambda label: label):
         await producer.flush()
 
 
-async def ask(rig, model, training, **options):
+async def ask(rig, model, training, upload_id="update", **options):
     options = {"candidates": ("int8-weight-only",), "seed": 5, **options}
     event = ev.UpdateRequested(
-        model=model, upload_id="update", parent=1, training=training, optimization=Optimization(**options)
+        model=model, upload_id=upload_id, parent=1, training=training, optimization=Optimization(**options)
     )
     registry = await rig.log.publish(event)
-    return registry.model(model).uploads["update"]
+    return registry.model(model).uploads[upload_id]
 
 
 async def test_an_update_learns_from_feedback_in_the_log_and_may_be_promoted(rig, start):
@@ -298,6 +310,40 @@ async def test_an_update_learns_from_feedback_in_the_log_and_may_be_promoted(rig
     assert drawn.rows == 200
     assert sum(end - begin for begin, end in drawn.offsets.values()) == 201  # the garbage, too
     assert {"data", "train: train", "compare"} <= steps
+
+
+def weights_of(content):
+    return {each.name: numpy_helper.to_array(each) for each in onnx.load_from_string(content).graph.initializer}
+
+
+async def test_an_update_begins_with_the_weights_of_another_model(rig, start):
+    """Where name and shape match; and one that does not exist ends it."""
+    own, other = uploads.mlp((8, 16, 4)), uploads.mlp((8, 16, 6))
+    for tensor in other.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 3, tensor.name))
+    await rig.upload("m", own, candidates=())
+    await rig.upload("other", other, candidates=())
+    x, label = blobs(64)
+    options = {"data": DataFile(artifact=await rig.store_data(x=x, label=label)), "candidates": ()}
+    hardly = Training(learning_rate=1e-7, epochs=1, held_out=0.0, warm_start=WarmStart(model="other", version=1))
+    nowhere = Training(warm_start=WarmStart(model="other", version=9))
+    with start():
+        for model in ("m", "other"):
+            await rig.ended(model)
+        version = await rig.ended("m", await ask(rig, "m", hardly, **options))
+        lost = await rig.ended("m", await ask(rig, "m", nowhere, upload_id="lost", **options))
+    assert version.state == "ready", version.reason
+    assert (await chosen(rig, version))["copied"] == 2
+    begun, theirs, made = (
+        weights_of(each)
+        for each in (own.SerializeToString(), other.SerializeToString(), await rig.store.get_bytes(version.artifact))
+    )
+    for name in ("w0", "b0"):
+        np.testing.assert_allclose(made[name], theirs[name], atol=1e-4)
+    for name in ("w1", "b1"):
+        np.testing.assert_allclose(made[name], begun[name], atol=1e-4)
+    assert (lost.state, lost.code) == ("rejected", "not_trained")
+    assert "no such version to start from" in lost.reason
 
 
 async def test_a_worse_update_can_not_be_promoted(rig, start):
