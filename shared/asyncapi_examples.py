@@ -19,6 +19,7 @@ from shared.events import (
     Estimate,
     Event,
     FeedbackGiven,
+    FormatRecognised,
     Heartbeat,
     HostSampled,
     HttpAnswered,
@@ -98,6 +99,7 @@ _ALL: Final[tuple[Event, ...]] = (
     PolicySet(model=MODEL, policy=Policy(objective="latency", max_loss=0.01, time_budget_s=300.0)),
     OptimizationCancelled(model=MODEL, version=2, reason="trained on the wrong data"),
     OptimizationClaimed(**_ATTEMPT),
+    FormatRecognised(**_ATTEMPT, format="savedmodel", needs=("tensorflow", "tf2onnx"), handed_on=True),
     StepFinished(**_ATTEMPT, step="fp32", key=_SHA256, result=_ARTIFACT, file=_ARTIFACT, seconds=1.8),
     VariantReady(
         **_ATTEMPT,

@@ -80,6 +80,7 @@ MODELS = Topic(
         events.PolicySet,
         events.OptimizationCancelled,
         events.OptimizationClaimed,
+        events.FormatRecognised,
         events.StepFinished,
         events.VariantReady,
         events.VariantRejected,

@@ -123,11 +123,24 @@ EXAMPLES: dict[str, ev.Event] = {
         file=artifact(),
         reused_from=ev.StepPlace(model="other", version=1, step="int8-static"),
         seconds=1.5,
+        conversion=ev.Conversion(
+            format="safetensors",
+            sha256="cd" * 32,
+            how="weights",
+            opset=20,
+            shapes=("x[1,8]", "x[2,8]"),
+            max_abs_error=0.5,
+            rtol=0.001,
+            atol=0.0001,
+        ),
     ),
     "FeedbackGiven": ev.FeedbackGiven(
         model="my-model", request_id="r-1", label=(3, 4), outputs={"y": (0.5, 0.25)}, source="crm"
     ),
     "OptimizationClaimed": ev.OptimizationClaimed(**ATTEMPT),
+    "FormatRecognised": ev.FormatRecognised(
+        **ATTEMPT, format="savedmodel", needs=("tensorflow", "tf2onnx"), handed_on=True
+    ),
     "VariantReady": ev.VariantReady(
         **ATTEMPT,
         variant="fp32",
@@ -196,6 +209,7 @@ EXAMPLES: dict[str, ev.Event] = {
         answered={"my-model": 7},
         positions={"t.requests.my-model/0": 5},
         interval_s=2.0,
+        tools=("onnx", "torch"),
     ),
     "HostSampled": ev.HostSampled(
         **METRIC,
@@ -240,7 +254,11 @@ OLDER: dict[str, list[ev.Event]] = {
     "Receipt": [
         replace(RECEIPT, processing_sha256=None, batch=replace(RECEIPT.batch, rows=None, total_rows=None)),
     ],
-    "Heartbeat": [replace(EXAMPLES["Heartbeat"], answered={}, positions={})],
+    "Heartbeat": [
+        replace(EXAMPLES["Heartbeat"], answered={}, positions={}, tools=()),
+        replace(EXAMPLES["Heartbeat"], tools=()),
+    ],
+    "StepFinished": [replace(EXAMPLES["StepFinished"], conversion=None)],
 }
 """What the files before the newest are read as."""
 RESULT = Result(
