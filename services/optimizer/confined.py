@@ -257,6 +257,8 @@ def _environment(directory: Path, threads: int) -> dict[str, str]:
         "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        "TF_NUM_INTEROP_THREADS": "1",
         "KERAS_BACKEND": "tensorflow",
         "TMPDIR": str(directory),
         "OMP_NUM_THREADS": str(threads),

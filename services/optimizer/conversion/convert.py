@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.optimizer.conversion import parity
+from services.optimizer.conversion import architectures, keras_config, parity, program_archive, script_archive, weights
 from services.optimizer.conversion.canonical import OPSET, canonical
-from services.optimizer.conversion.recognise import recognise
+from services.optimizer.conversion.recognise import CONFIG, recognise
 from services.optimizer.rejections import Rejection
 from services.optimizer.sandbox import signature, vet
 from services.optimizer.sandbox.engine import Engine
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from services.optimizer.conversion.source import Source
     from services.optimizer.messages import Job
     from shared.signature import Signature
+
+
+TOKENIZER = "tokenizer.json"
+"""In a bundle it is only looked at: what texts become is declared with the upload."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ def convert(content: bytes, expected: str, job: Job, say: Callable[[str, float],
     found = recognise(content, limit_bytes)
     if found.format != expected:
         raise Rejection("unsupported_format", f"The file is {found.format}, and was taken for {expected}")
+    if found.archive is not None and TOKENIZER in found.archive:
+        from services.optimizer.sandbox import tokenizer  # noqa: PLC0415 - most models bring none
+
+        say("tokenizer", 0.08)
+        tokenizer.vet_content(found.archive.read(TOKENIZER))
     say("convert", 0.1)
     source = _source(found, content, job)
     sha256 = hashlib.sha256(content).hexdigest()
@@ -86,20 +95,27 @@ def _source(found: Recognised, content: bytes, job: Job) -> Source:
 
             return onnx_bundle.convert(archive, member)
         case "safetensors" if archive is not None and member is not None:
+            config, tensors = architectures.parse(archive.read(CONFIG)), weights.read(archive.read(member))
             from services.optimizer.conversion import networks  # noqa: PLC0415 - it loads torch
 
-            return networks.convert(archive, member, job.threads)
+            return networks.convert(config, tensors, job.threads)
         case "pt2" if archive is not None:
+            clean = program_archive.vetted(archive if member is None else archive.inner(member))
             from services.optimizer.conversion import pt2  # noqa: PLC0415 - it loads torch
 
-            return pt2.convert(archive, member, job.threads)
+            return pt2.convert(clean, job.threads)
         case "torchscript" if archive is not None:
+            script = archive if member is None else archive.inner(member)
+            clean = script_archive.vetted(script)
+            takes = script_archive.takes(script, archive.read(CONFIG) if member and CONFIG in archive else None)
             from services.optimizer.conversion import torchscript  # noqa: PLC0415 - it loads torch
 
-            return torchscript.convert(archive, member, content, job.threads)
+            return torchscript.convert(clean, takes, job.threads)
         case "savedmodel" | "keras" | "tflite":
+            if found.format == "keras" and archive is not None:
+                keras_config.check(archive)
             from services.optimizer.conversion import tensorflow  # noqa: PLC0415 - as heavy as its name
 
-            return tensorflow.convert(found, content, job.threads)
+            return tensorflow.convert(found.format, archive, content)
         case _:
             raise Rejection("unsupported_format", f"Nothing here converts {found.format}")

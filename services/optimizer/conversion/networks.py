@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from services.optimizer.conversion import architectures as arch
-from services.optimizer.conversion import weights
 from services.optimizer.conversion.exporting import from_module
-from services.optimizer.conversion.recognise import CONFIG
 from services.optimizer.rejections import Rejection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from services.optimizer.conversion.archives import Archive
+    from services.optimizer.conversion import weights
     from services.optimizer.conversion.source import Source
 
 _DTYPES: Final = {
@@ -47,7 +45,7 @@ _ACTIVATIONS: Final[Mapping[str, Any]] = {
 }
 
 
-def convert(archive: Archive, member: str, threads: int) -> Source:
+def convert(config: arch.Config, tensors: Mapping[str, weights.Tensor], threads: int) -> Source:
     """The network that `config.json` names, with the weights of the bundle.
 
     Raises:
@@ -55,11 +53,10 @@ def convert(archive: Archive, member: str, threads: int) -> Source:
         NotConvertible: torch does not export it.
     """
     torch.set_num_threads(threads)
-    config = arch.parse(archive.read(CONFIG))
     with torch.device("meta"):
         module, example, dims, outputs = _network(config)
-    _fill(module, _fitting(weights.read(archive.read(member)), config, module))
-    how = f"weights of {member[:100]} in our network {type(config).__name__.lower()}"
+    _fill(module, _fitting(tensors, config, module))
+    how = f"weights in our network {type(config).__name__.lower()}"
     return from_module(module.eval(), example, dims, outputs, how)
 
 

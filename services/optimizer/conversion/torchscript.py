@@ -1,48 +1,24 @@
-"""TorchScript: its code is looked through as text before it is loaded, and as graphs before it is run.
-
-TorchScript computes, but it can also read and write files (`torch.save`, `from_file`), call operators of libraries,
-and run a module's own `__setstate__` while it is loaded. All of that is refused. What remains is loaded from a fresh
-archive of the vetted members, and only in the sandbox.
-
-The file does not say what its inputs are: `config.json` does, beside it in a bundle or among its extra files
-(`torch.jit.save(module, file, _extra_files={"config.json": …})`):
-`{"inputs": [{"name": "x", "datatype": "FP32", "shape": ["batch", 8]}], "outputs": ["y"], "module": "a.b"}`.
-`module` names a part to serve instead of the whole, for models that keep their state within.
-"""
+"""TorchScript, from the archive that `script_archive` made of the upload: looked at as graphs before it is run."""
 
 from __future__ import annotations
 
 import io
 import re
-import zipfile
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 import torch
-from msgspec import Meta, Struct
 
-from services.optimizer.conversion import pickles
 from services.optimizer.conversion.exporting import exporting, flat, from_script
-from services.optimizer.conversion.recognise import CONFIG
 from services.optimizer.conversion.source import NotConvertible, first_line
 from services.optimizer.rejections import Rejection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from services.optimizer.conversion.archives import Archive
+    from services.optimizer.conversion.script_archive import Input, Takes
     from services.optimizer.conversion.source import Source
 
-_MAX_CODE_BYTES: Final = 16 * 1024 * 1024
 _MAX_ELEMENTS: Final = 1 << 28
-_KNOWN: Final = re.compile(
-    r"code/[\w./]+\.py(\.debug_pkl)?|data\.pkl|constants\.pkl|(data|constants)/\d+|version|byteorder|\.data/\w+"
-    r"|extra/[\w.-]+|attributes\.pkl|attributes/\d+"
-)
-_LEFT_OUT: Final = re.compile(r".*\.debug_pkl|extra/.*")
-_REACHES_OUT: Final = re.compile(
-    r"torch\.(save|load|from_file|_from_file|classes)\b|\bops\.(?!prim\b|aten\b)\w+|__setstate__|__getstate__|\b__import__\b"
-)
 _OPERATORS: Final = re.compile(r"(aten|prim)::\w+")
 _NEVER: Final = frozenset({"aten::save", "aten::load", "aten::from_file", "aten::_from_file", "prim::PythonOp"})
 _BATCH, _ROWS, _OTHER_EXAMPLE = "batch", 2, 16
@@ -57,83 +33,29 @@ _DTYPES: Final = {
     "UINT8": torch.uint8,
     "BOOL": torch.bool,
 }
-_Name = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]{0,99}\Z")]
 
 
-class _Input(Struct, frozen=True, forbid_unknown_fields=True):
-    name: _Name
-    datatype: str
-    shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 28)] | _Name, ...], Meta(max_length=8)]
-
-
-class _Config(Struct, frozen=True, forbid_unknown_fields=True):
-    inputs: Annotated[tuple[_Input, ...], Meta(min_length=1, max_length=64)]
-    outputs: Annotated[tuple[_Name, ...], Meta(max_length=64)] = ()
-    module: Annotated[str, Meta(pattern=r"\A([A-Za-z_]\w*(\.\w+)*)?\Z", max_length=200)] = ""
-    sizes: Annotated[dict[str, Annotated[int, Meta(ge=1, le=1 << 20)]], Meta(max_length=100)] = {}
-    """Sizes of named dimensions that the model runs at, where 2 rows and 16 of everything else will not do."""
-
-
-def convert(archive: Archive, member: str | None, content: bytes, threads: int) -> Source:
-    """The script, from the file itself or from a member of a bundle.
+def convert(clean: bytes, config: Takes, threads: int) -> Source:
+    """The script, vetted, with what it takes.
 
     Raises:
-        Rejection: it is damaged, does more than compute, or nobody says what its inputs are.
-        NotConvertible: torch does not export it.
+        Rejection: it does more than compute, or is not as `config` says.
+        NotConvertible: torch does not load or export it.
     """
-    del content  # the archive was opened from it
-    beside = archive.read(CONFIG) if member is not None and CONFIG in archive else None
-    if member is not None:
-        archive = archive.inner(member)
-    config = _config(archive, beside)
-    clean = vetted(archive)
     torch.set_num_threads(threads)
     with exporting():
         module: Any = torch.jit.load(io.BytesIO(clean), map_location="cpu").eval()  # type: ignore[no-untyped-call] # torch has it untyped
+    _check_operators(module)
     for name in filter(None, config.module.split(".")):
         if name not in dict(module.named_children()):
             raise Rejection("invalid_bundle", f"The script has no part {config.module[:100]!r}")
         module = getattr(module, name)
-    _check_operators(module)
     example = {each.name: _example(each, config.sizes) for each in config.inputs}
     dims = {
         each.name: {axis: dim for axis, dim in enumerate(each.shape) if isinstance(dim, str)} for each in config.inputs
     }
     names, free = _outputs(module, config, example)
     return from_script(module, example, dims | free, names, "TorchScript")
-
-
-def vetted(archive: Archive) -> bytes:
-    """The script's archive with its vetted members alone.
-
-    Raises:
-        Rejection: something in it does more than compute.
-    """
-    kept = {}
-    for name, size in archive.sizes.items():
-        if not _KNOWN.fullmatch(name):
-            raise Rejection("unsafe_model", f"The archive holds {name[:100]!r}, which is no part of TorchScript")
-        if _LEFT_OUT.fullmatch(name):
-            continue
-        member = archive.read(name)
-        if name.endswith(".py"):
-            _check_code(name, member, size)
-        elif name.endswith(".pkl"):
-            pickles.check(member, name)
-        kept[name] = member
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as fresh:
-        for name, member in kept.items():
-            fresh.writestr(f"model/{name}", member)
-    return buffer.getvalue()
-
-
-def _check_code(name: str, content: bytes, size: int) -> None:
-    if size > _MAX_CODE_BYTES:
-        raise Rejection("invalid_model", f"{name[:100]!r} has {size} bytes of code")
-    found = _REACHES_OUT.search(content.decode(errors="replace"))
-    if found is not None:
-        raise Rejection("unsafe_model", f"The code in {name[:100]!r} has {found.group()[:60]!r} in it")
 
 
 def _check_operators(module: Any) -> None:
@@ -155,26 +77,7 @@ def _kinds(graph: Any) -> Iterator[str]:
             pending += list(block.nodes())
 
 
-def _config(archive: Archive, beside: bytes | None) -> _Config:
-    extra = f"extra/{CONFIG}"
-    content = beside if beside is not None else archive.read(extra) if extra in archive else None
-    if content is None:
-        found = (
-            "The TorchScript file does not say what its inputs are: save it with _extra_files={'config.json': …}, or "
-            "upload a zip of it and a config.json, as docs/formats.md has it"
-        )
-        raise Rejection("invalid_bundle", found)
-    try:
-        config = msgspec.json.decode(content, type=_Config)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as err:
-        raise Rejection("invalid_bundle", f"config.json: {str(err)[:300]}") from err
-    for each in config.inputs:
-        if each.datatype not in _DTYPES:
-            raise Rejection("invalid_bundle", f"config.json: datatype {each.datatype[:20]!r} is not known here")
-    return config
-
-
-def _example(about: _Input, sizes: dict[str, int]) -> torch.Tensor:
+def _example(about: Input, sizes: dict[str, int]) -> torch.Tensor:
     shape = [
         dim if isinstance(dim, int) else sizes.get(dim, _ROWS if axis == 0 or dim == _BATCH else _OTHER_EXAMPLE)
         for axis, dim in enumerate(about.shape)
@@ -190,7 +93,7 @@ def _example(about: _Input, sizes: dict[str, int]) -> torch.Tensor:
 
 @torch.no_grad()
 def _outputs(
-    module: Any, config: _Config, example: dict[str, torch.Tensor]
+    module: Any, config: Takes, example: dict[str, torch.Tensor]
 ) -> tuple[list[str], dict[str, dict[int, str]]]:
     """Names of the outputs, and of their free axes: those that are longer where the inputs are.
 
@@ -221,7 +124,7 @@ def _outputs(
     return names, free
 
 
-def _longer(config: _Config, dim: str) -> int:
+def _longer(config: Takes, dim: str) -> int:
     """Another size of a dimension than the example's."""
     axes = [each.shape.index(dim) for each in config.inputs if dim in each.shape]
     return config.sizes.get(dim, _ROWS if 0 in axes or dim == _BATCH else _OTHER_EXAMPLE) + 1
