@@ -13,9 +13,9 @@ Its story, in the order of the files:
    Where workers are of another class, one of each measures what passed on quality (`elsewhere`).
 5. The child (`sandbox`) vets the file, finds out along which axes rows are independent, builds candidates (`recipes`,
    `training`) and measures them (`quality`). It reports in JSON lines (`messages`); `progress` and `curves` show it.
-6. `gate` (with `speed`) decides by policy which candidates pass and which one serves, `conclusion` makes the events of it, `reactor`
-   publishes them: `VariantReady` and `VariantRejected`, then `ModelReady` or `ModelRejected`, whose codes and sentences
-   are all in `rejections`.
+6. `gate` (with `speed`) decides by policy which candidates pass and which one serves, `conclusion` makes the events of
+   it, `reactor` publishes them: `VariantReady` and `VariantRejected`, then `ModelReady` or `ModelRejected`, whose codes
+   and sentences are all in `rejections`.
 
 `sweeping` deletes files of candidates that came to nothing.
 

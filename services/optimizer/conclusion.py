@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from services.optimizer import gate
-from services.optimizer.actions import COMPARE, ELSEWHERE, REFERENCE, Compare, Draw, Elsewhere, Sample, Train
+from services.optimizer.actions import COMPARE, ELSEWHERE, REFERENCE, Compare, Convert, Draw, Elsewhere, Sample, Train
 from services.optimizer.messages import Served
 from shared.events import Comparison, Estimate, ModelReady, OnWorker, VariantReady, VariantRejected
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shared.optimization import Policy
     from shared.registry import Version
 
-_NO_CANDIDATES = (Draw, Train, Compare, Sample, Elsewhere)
+_NO_CANDIDATES = (Draw, Convert, Train, Compare, Sample, Elsewhere)
 
 
 def policy_of(upload: Policy | None, model: Policy | None, settings: Policy) -> Policy:

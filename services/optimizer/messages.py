@@ -16,7 +16,7 @@ from services.optimizer.actions import Spec, StepName
 from services.optimizer.quality.estimates import Comparison
 from services.optimizer.rejections import ADVICE
 from shared.confine import Limits
-from shared.events import Latency, MachineClass, Measurements
+from shared.events import Conversion, Latency, MachineClass, Measurements
 from shared.signature import Signature
 
 if TYPE_CHECKING:
@@ -127,6 +127,8 @@ class Probed(_Message, frozen=True, kw_only=True, tag="probed"):
     """Names of its network interfaces; `lo` alone if it is cut off."""
     tools: Annotated[dict[str, Annotated[str, Meta(max_length=100)]], Meta(max_length=50)] = {}
     """Versions by library. Without `torch` nothing can be trained here."""
+    landlock: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """The version of the kernel's Landlock that keeps files and TCP from it; 0: it may read what its user may."""
 
 
 class Progress(_Message, frozen=True, kw_only=True, tag="progress"):
@@ -153,6 +155,12 @@ class Rejected(_Message, frozen=True, kw_only=True, tag="rejected"):
             raise ValueError(f"unknown code {self.code!r}")
 
 
+class Recognised(_Message, frozen=True, kw_only=True, tag="recognised"):
+    """The upload is not ONNX as it is, but can be converted: a plan with that step comes next. Nothing follows."""
+
+    format: Annotated[str, Meta(max_length=40)]
+
+
 class Found(_Message, frozen=True, kw_only=True, tag="found"):
     """A step is done, and this is all that is known of it: what it built and measured, or why it did not.
 
@@ -175,6 +183,8 @@ class Found(_Message, frozen=True, kw_only=True, tag="found"):
     """Of the step that asks workers."""
     file: bool = False
     """The step made a file that is no candidate, such as trained weights."""
+    conversion: Conversion | None = None
+    """Of what was uploaded."""
 
     def __post_init__(self) -> None:
         # What goes to the log must be printable as JSON, which has no NaN: msgspec would write null.
@@ -184,13 +194,15 @@ class Found(_Message, frozen=True, kw_only=True, tag="found"):
             raise ValueError("a candidate has a signature")
 
 
-Message = Probed | Progress | Rejected | Found
+Message = Probed | Progress | Rejected | Recognised | Found
 MESSAGE: Final[json.Decoder[Message]] = json.Decoder(Message)
 
 
 def _numbers(found: Found) -> Iterator[float]:
     compared = [(each.candidate, each.reference, each.loss) for each in found.comparisons]
     estimates: list[Any] = [each for three in compared for each in three if each is not None]
+    if (converted := found.conversion) is not None:
+        yield from (converted.max_abs_error, converted.rtol, converted.atol)
     if (measured := found.measurements) is not None:
         optional = (
             measured.max_abs_error,

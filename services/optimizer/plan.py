@@ -23,6 +23,7 @@ from services.optimizer.actions import (
     TRAINING,
     UPLOAD,
     Compare,
+    Convert,
     Distil,
     Draw,
     Elsewhere,
@@ -37,7 +38,7 @@ from services.optimizer.actions import (
 )
 from services.optimizer.recipes.registry import DETERMINISTIC, RECIPES
 from shared.optimization import LoggedRequests, Optimization
-from shared.registry import TRAIN
+from shared.registry import CANONICAL, TRAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -103,6 +104,9 @@ def plan(version: Version, means: Means) -> Plan:
     if version.training is not None:
         steps.append(Spec(name=TRAIN, action=Train(training=version.training)))
         start = TRAIN
+    elif version.recognised is not None:
+        steps.append(Spec(name=CANONICAL, action=Convert(format=version.recognised)))
+        start = CANONICAL
     steps.append(Spec(name=REFERENCE, action=Refer(), base=start))
     if version.training is not None:
         steps.append(Spec(name=COMPARE, action=Compare(), base=REFERENCE))
@@ -113,7 +117,7 @@ def plan(version: Version, means: Means) -> Plan:
             steps += [spec for spec in candidate(name) if spec not in steps]
         except UnknownCandidate:
             unknown.append(name)
-    if means.others and any(spec.base not in (UPLOAD, TRAIN) and spec.name != COMPARE for spec in steps):
+    if means.others and any(spec.base not in (UPLOAD, start) and spec.name != COMPARE for spec in steps):
         steps.insert(
             1 + [spec.name for spec in steps].index(REFERENCE), Spec(name=INPUTS, action=Sample(), base=REFERENCE)
         )

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from shared import logs
 from shared.errors import ArtifactNotFound, CallerError, Unavailable
-from shared.registry import TRAIN
+from shared.registry import CANONICAL, TRAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +34,8 @@ _EVERY_S: Final = 3600.0
 _MOST: Final = 1000
 """Files looked at in one go; the rest in the next one."""
 _DONE: Final = frozenset({"ready", "retired"})
+_OWN: Final = frozenset({CANONICAL, TRAIN})
+"""Steps whose file is the version's model."""
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -77,7 +79,8 @@ def unneeded(registry: Registry) -> list[Artifact]:
 def _idle(version: Version) -> Iterator[Step]:
     """Steps whose files serve nobody: their candidates were rejected, or they are states of a training that ended."""
     if version.state in _DONE:
-        yield from (each for each in version.steps.values() if each.name not in version.variants and each.name != TRAIN)
+        needed = {*version.variants, *_OWN}
+        yield from (each for each in version.steps.values() if each.name not in needed)
 
 
 def _digests(value: Any, idle: set[int]) -> Iterator[str]:
