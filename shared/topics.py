@@ -81,6 +81,7 @@ MODELS = Topic(
         events.RuntimeConfigured,
         events.OptimizationCancelled,
         events.OptimizationClaimed,
+        events.FormatRecognised,
         events.StepFinished,
         events.VariantReady,
         events.VariantRejected,
@@ -154,6 +155,15 @@ FEEDBACK = Topic(
     partitions=4,
     config={"retention.ms": str(30 * _DAY_MS)},
 )
+MEASUREMENTS = Topic(
+    name="measurements",
+    key="model",
+    value="how fast is it on your class of machine: questions to one worker each, and answers",
+    written_by="optimizer, worker",
+    read_by="worker, optimizer",
+    events=(events.MeasurementRequested, events.MeasurementTaken),
+    config={"retention.ms": str(_DAY_MS)},
+)
 
 REPLAYS = Topic(
     name="replays",
@@ -182,6 +192,7 @@ FIXED: tuple[Topic, ...] = (
     STATISTICS,
     METRICS,
     ALERTS,
+    MEASUREMENTS,
     FEEDBACK,
     DEAD_LETTERS,
     REPLAYS,

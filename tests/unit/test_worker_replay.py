@@ -132,7 +132,7 @@ async def test_the_device_is_had_when_nothing_else_is_to_be_done_or_patience_end
     entered = asyncio.Event()
 
     async def replay(patience_s):
-        async with lane.idle(patience_s):
+        async with lane.aside(patience_s):
             entered.set()
 
     lane._under_way = 1

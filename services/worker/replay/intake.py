@@ -189,7 +189,7 @@ class ReplayIntake:
         return variant
 
     async def _run_model(self, pinned: PinnedVariant, feeds: dict[str, Array]) -> list[Array]:
-        async with self._lane.idle(_PATIENCE_S):
+        async with self._lane.aside(_PATIENCE_S):
             outputs = await pinned.engine.run(feeds, self._executor, self._settings.max_run_s)
         if pinned.processor is None:
             return outputs
