@@ -184,9 +184,8 @@ def follows(head: bytes, record: dict[str, Any]) -> bool:
 
 
 def genuine(records: list[dict[str, Any]], number: int) -> bool:
-    """Whether some other line follows this one: then its head is one of the log."""
-    head = bytes.fromhex(records[number]["head"])
-    return any(follows(head, each) for each in records)
+    """Whether this line follows some line: then it is one of the log's, and stands where it does not belong."""
+    return any(follows(bytes.fromhex(each["head"]), records[number]) for each in records)
 
 
 class Bundle:
