@@ -21,7 +21,7 @@ from shared.errors import InvalidInput, LogUnavailable
 from shared.registry import Entry, Registry, fold
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 
@@ -41,12 +41,14 @@ class RegistryLog:
         consumer: AIOKafkaConsumer,
         ends: AIOKafkaConsumer,
         producer: AIOKafkaProducer,
+        heard: Callable[[Entry, Registry], None] | None = None,
     ) -> None:
         self._source = settings.instance
         self._partition = TopicPartition(settings.topics.name(topics.MODELS), 0)
         self._consumer = consumer
         self._ends = ends
         self._producer = producer
+        self._heard = heard
         self._changed = asyncio.Condition()
         self.registry = Registry()
 
@@ -61,7 +63,10 @@ class RegistryLog:
                 continue
             registry = self.registry
             for record in fetched.get(self._partition, ()):
-                registry = fold(registry, entry(record))
+                read = entry(record)
+                registry, before = fold(registry, read), registry
+                if self._heard is not None and registry.models is not before.models:
+                    self._heard(read, registry)
             if registry is not self.registry:
                 async with self._changed:
                     self.registry = registry
@@ -115,8 +120,15 @@ class RegistryLog:
 
 
 @asynccontextmanager
-async def follow(settings: PlatformSettings, producer: AIOKafkaProducer) -> AsyncIterator[RegistryLog]:
-    """Follow the log; entered when all that was in it at the start has been folded."""
+async def follow(
+    settings: PlatformSettings,
+    producer: AIOKafkaProducer,
+    heard: Callable[[Entry, Registry], None] | None = None,
+) -> AsyncIterator[RegistryLog]:
+    """Follow the log; entered when all that was in it at the start has been folded.
+
+    `heard` is told every record that changed something, with the registry after it.
+    """
     async with (
         kafka.started(lambda: kafka.consumer(settings), "registry log") as consumer,
         # Asking for the end on the first one's connection would wait behind its long poll.
@@ -125,7 +137,7 @@ async def follow(settings: PlatformSettings, producer: AIOKafkaProducer) -> Asyn
         partition = TopicPartition(settings.topics.name(topics.MODELS), 0)
         consumer.assign([partition])
         await consumer.seek_to_beginning(partition)
-        log = RegistryLog(settings, consumer, ends, producer)
+        log = RegistryLog(settings, consumer, ends, producer, heard)
         async with beside(log.run()):
             await log.caught_up()
             yield log
