@@ -19,6 +19,7 @@ from rich.markup import escape
 from services.cli.errors import NotTried
 from services.cli.printing import Json, as_json, console, table
 from services.cli.where import platform_settings
+from shared import logs
 from shared.errors import AiaasError, CallerError, InvalidInput, Unavailable
 
 app = typer.Typer(no_args_is_help=True, help="What was asked and answered: verify it, explain it, export it.")
@@ -51,7 +52,8 @@ def done(work: Any) -> Any:
         NotTried: a server did not answer.
     """
     try:
-        return asyncio.run(work)
+        with logs.of_a_command():
+            return asyncio.run(work)
     except Unavailable as err:
         raise NotTried(err.message) from err
 
@@ -60,7 +62,8 @@ def models_as_of(time: str) -> list[dict[str, Any]]:
     """All models as they were at a time: from Kafka, which keeps the registry's log for ever, else from the archive."""
     settings, commands = platform_settings(), module("commands")
     try:
-        found: list[dict[str, Any]] = asyncio.run(commands.models_as_of(settings, "kafka", time))
+        with logs.of_a_command():
+            found: list[dict[str, Any]] = asyncio.run(commands.models_as_of(settings, "kafka", time))
     except Unavailable:
         found = done(commands.models_as_of(settings, "archive", time))
     except InvalidInput as err:
