@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from msgspec import Meta, Struct, json
 
 from services.optimizer.actions import Spec, StepName
-from services.optimizer.quality.estimates import Comparison
 from services.optimizer.rejections import ADVICE
 from shared.confine import Limits
 from shared.events import Conversion, Latency, MachineClass, Measurements
+from shared.quality.estimates import Comparison
 from shared.signature import Signature
 
 if TYPE_CHECKING:
