@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from shared.events import MetricEvent
     from shared.tracing import Tracing
 
+_PATIENCE_S = 0.5
+"""How long a measurement for the optimizer waits for a moment without requests before it takes its turn."""
 _READOPT_S = 10.0
 """How often models that could not be loaded are tried again, although nothing changed."""
 
@@ -155,7 +157,7 @@ class Worker:
 
     def aside(self) -> AbstractAsyncContextManager[bool]:
         """The device between two batches; see `Lane.aside`."""
-        return self._lane.aside()
+        return self._lane.aside(_PATIENCE_S)
 
     async def drain(self) -> None:
         """Finish what runs, append and commit it, and leave the groups."""

@@ -55,8 +55,6 @@ _FINISH_HERE_BYTES = 64 * 1024
 """Outputs of a batch on which the steps behind a model take less than a change of threads."""
 _LOOK_S = 0.002
 """How often what is nobody's request looks whether the lane has nothing to do."""
-_PATIENCE_S = 0.5
-"""How long what is no request waits for a moment without any before it takes its turn among them."""
 _TICK_S = 0.1
 """How often queued jobs are looked at although nothing happened: failed loads are retried."""
 
@@ -125,13 +123,13 @@ class Lane:
         return self._runs
 
     @asynccontextmanager
-    async def aside(self, patience_s: float = _PATIENCE_S) -> AsyncIterator[bool]:
-        """The device, for something that is no request: when nothing waits for it, else between two batches.
+    async def aside(self, patience_s: float) -> AsyncIterator[bool]:
+        """The device, for what is nobody's request: once there is nothing else to do, or, later, between two batches.
 
-        Yields whether requests wait; who gets it then keeps it for a moment only, and stays away for a while.
+        Yields whether there is; who gets the device then, after `patience_s`, keeps it for a moment only.
         """
-        until_s = time.monotonic() + patience_s
-        while self.is_busy and time.monotonic() < until_s:  # noqa: ASYNC110 - idle is no event, and this is rare
+        give_up_s = time.monotonic() + patience_s
+        while self.is_busy and time.monotonic() < give_up_s:  # noqa: ASYNC110 - a hook in the way of live work costs more
             await asyncio.sleep(_LOOK_S)
         async with self._device:
             yield self.is_busy
