@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from services.optimizer.sandbox.building import Built
 
 _MAX_REASON_CHARS: Final = 1000
-_TOOLS: Final = ("numpy", "onnx", "onnxruntime", "torch")
+_TOOLS: Final = ("numpy", "onnx", "onnxruntime", "torch", "tensorflow")
 
 
 def report(out: TextIO, message: Message) -> None:
@@ -65,6 +65,10 @@ class Pipeline:
     def run(self) -> None:
         """Do it; whatever the file makes go wrong is reported as a rejection."""
         try:
+            if self._job.kind == "export":
+                from services.optimizer.sandbox.exports import export  # noqa: PLC0415 - only for exports
+
+                report(self._out, export(self._job))
             for spec in self._job.steps:
                 self._step(spec)
         except Rejection as rejection:
