@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 import typer
 from rich.markup import escape
 
 from services.cli.errors import NotTried
 from services.cli.printing import Json, as_json, console, table
 from services.cli.where import platform_settings
-from shared.errors import AiaasError, CallerError, Unavailable
+from shared import logs
+from shared.errors import AiaasError, CallerError, InvalidInput, Unavailable
 
 app = typer.Typer(no_args_is_help=True, help="What was asked and answered: verify it, explain it, export it.")
 
@@ -49,9 +52,23 @@ def done(work: Any) -> Any:
         NotTried: a server did not answer.
     """
     try:
-        return asyncio.run(work)
+        with logs.of_a_command():
+            return asyncio.run(work)
     except Unavailable as err:
         raise NotTried(err.message) from err
+
+
+def models_as_of(time: str) -> list[dict[str, Any]]:
+    """All models as they were at a time: from Kafka, which keeps the registry's log for ever, else from the archive."""
+    settings, commands = platform_settings(), module("commands")
+    try:
+        with logs.of_a_command():
+            found: list[dict[str, Any]] = asyncio.run(commands.models_as_of(settings, "kafka", time))
+    except Unavailable:
+        found = done(commands.models_as_of(settings, "archive", time))
+    except InvalidInput as err:
+        raise NotTried(f"--as-of: {err.message}.") from err
+    return found
 
 
 @app.command("verify")
@@ -61,7 +78,11 @@ def verify(
     public_key: PublicKey = None,
     checkpoint: Annotated[
         list[Path] | None,
-        typer.Option(exists=True, dir_okay=False, help="A checkpoint that you kept: shows a tail that was cut off."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Checkpoints that you kept, one a line: they show a tail that was cut off.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -74,7 +95,7 @@ def verify(
             archive=source != "kafka",
             kafka=source != "archive",
             keys=_keys(public_key),
-            known=[_checkpoint(path) for path in checkpoint or ()],
+            known=[kept for path in checkpoint or () for kept in _kept(path)],
         )
     ).as_map()
     if json:
@@ -83,6 +104,90 @@ def verify(
         _show(report)
     if not report["ok"]:
         raise typer.Exit(1)
+
+
+@app.command("explain")
+def explain(
+    *,
+    request: Annotated[str, typer.Option("--request", "-r", help="The request's id.")],
+    model: Model = None,
+    source: Where = "both",
+    json: Json = False,
+) -> None:
+    """Which version answered a request, and why: from the log alone."""
+    found = done(module("commands").explained(platform_settings(), source, request, model))
+    if json:
+        as_json(found)
+        return
+    out = console()
+    for each in found:
+        at = each["request"]
+        out.print(
+            f"request {each['request_id']} of {at['topic']}/{at['partition']} offset {at['offset']}", markup=False
+        )
+        version = f"version {each['version']}, {each['variant']}" if each["variant"] else f"version {each['version']}"
+        out.print(f"  {each['status']} by {each['model']} {version}, at {each['completed_at']}", markup=False)
+        out.print(f"  why: {each['why']}", markup=False, soft_wrap=True)
+        if event := each["decided_by"]:
+            out.print(f"  {event['event']} at offset {event['offset']}, {event['at']}", markup=False)
+        if each["agrees"] is not None:
+            out.print(f"  choosing again gives {'the same' if each['agrees'] else 'ANOTHER version'}")
+
+
+@app.command("export")
+def export(
+    *,
+    model: Annotated[str, typer.Option("--model", "-m", help="Whose requests and results.")],
+    out: Annotated[Path, typer.Option(help="A directory that is not there yet, or a file that ends in .zip.")],
+    since: From = None,
+    until: To = None,
+    json: Json = False,
+) -> None:
+    """Write a bundle that anyone can verify with the Python standard library alone."""
+    if out.exists():
+        raise NotTried(f"{out} is there already.")
+    found = done(module("commands").exported(platform_settings(), model, since, until, out))
+    if json:
+        as_json(found)
+        return
+    console().print(f"{found['requests']} requests of {model} in {out}; python3 verify.py in it verifies them")
+    for absent in found["absent"]:
+        console().print(f"not in it: {absent}", markup=False, soft_wrap=True)
+
+
+@app.command("erase")
+def erase(
+    *,
+    model: Annotated[str, typer.Option("--model", "-m", help="Whose requests.")],
+    request: Annotated[list[str] | None, typer.Option("--request", "-r", help="A request's id; several times.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="All requests of this tenant.")] = None,
+    json: Json = False,
+) -> None:
+    """Erase requests and their results from the archive. Receipts and digests stay; there is no way back."""
+    if not request and tenant is None:
+        raise NotTried("Whose requests? Name --request or --tenant.")
+    count = done(module("commands").erased(platform_settings(), model, request or [], tenant))
+    if json:
+        as_json({"erased": count})
+    else:
+        console().print(f"{count} requests erased from the archive; Kafka and Redis keep theirs until these expire")
+
+
+@app.command("checkpoints")
+def checkpoints() -> None:
+    """The newest checkpoint of each log, one a line: keep them, they bind all that was before."""
+    for checkpoint in done(module("commands").checkpoints(platform_settings())):
+        sys.stdout.write(orjson.dumps(checkpoint).decode() + "\n")
+
+
+@app.command("restore")
+def restore(*, json: Json = False) -> None:
+    """Put the registry's log back into an empty Kafka, from the archive: offsets and times as they were."""
+    count = done(module("commands").restored(platform_settings()))
+    if json:
+        as_json({"restored": count})
+    else:
+        console().print(f"{count} records of the registry's log are back")
 
 
 def _keys(given: str | None) -> frozenset[str] | None:
@@ -96,9 +201,10 @@ def _keys(given: str | None) -> frozenset[str] | None:
     return found
 
 
-def _checkpoint(path: Path) -> Any:
+def _kept(path: Path) -> list[Any]:
+    """The checkpoints in a file, one a line."""
     try:
-        return module("signing").decode_checkpoint(path.read_bytes())
+        return [module("signing").decode_checkpoint(line) for line in path.read_bytes().splitlines() if line]
     except (CallerError, OSError) as err:
         raise NotTried(f"--checkpoint {path}: {err}") from err
 

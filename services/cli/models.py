@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from services.cli import exports, provenance, replays, updates
+from services.cli import audit, exports, provenance, replays, updates
 from services.cli.client import Gateway, Url
 from services.cli.errors import CommandError, NotTried
 from services.cli.follow import comparison, follow, variants_table
@@ -76,10 +76,20 @@ def upload(
 
 
 @app.command("list")
-def list_models(*, url: Url = None, json: Json = False) -> None:
+def list_models(
+    *,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", help="As they were at this time (RFC 3339), from the log itself.")
+    ] = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
     """All models, and which of their versions answer."""
-    with Gateway(url) as gateway:
-        models = gateway.models()
+    if as_of is None:
+        with Gateway(url) as gateway:
+            models = gateway.models()
+    else:
+        models = audit.models_as_of(as_of)
     if json:
         as_json(models)
         return
