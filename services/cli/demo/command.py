@@ -61,6 +61,7 @@ async def _run(out: Console, settings: LocalStackSettings) -> None:
             bootstrap_servers=stack.environment()["AIAAS_KAFKA_BOOTSTRAP_SERVERS"],
             topics=mine.topics,
             cache_dir=cache_dir,
+            report_path=root / "report.html",
         )
         try:
             await asyncio.to_thread(tell, out, place)
