@@ -26,6 +26,7 @@ from shared.events import (
     ExportRequested,
     Feature,
     FeedbackGiven,
+    FormatRecognised,
     Heartbeat,
     HostSampled,
     HttpAnswered,
@@ -127,6 +128,7 @@ _ALL: Final[tuple[Event, ...]] = (
     ),
     OptimizationCancelled(model=MODEL, version=2, reason="trained on the wrong data"),
     OptimizationClaimed(**_ATTEMPT),
+    FormatRecognised(**_ATTEMPT, format="savedmodel", needs=("tensorflow", "tf2onnx"), handed_on=True),
     StepFinished(**_ATTEMPT, step="fp32", key=_SHA256, result=_ARTIFACT, file=_ARTIFACT, seconds=1.8),
     VariantReady(
         **_ATTEMPT,

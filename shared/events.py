@@ -127,6 +127,25 @@ class OptimizationClaimed(AttemptEvent):
     """`owner` (an instance, with its incarnation) wants to do attempt `attempt`. The first claim of it wins."""
 
 
+class Conversion(Fields):
+    """How an upload that was no single ONNX file became one, and how close the two answered, run side by side."""
+
+    format: Short
+    """What the upload was."""
+    sha256: Sha256
+    """The upload's digest."""
+    how: Text = ""
+    """The exporter, and what was done to its result."""
+    opset: int = 0
+    shapes: tuple[Annotated[str, Meta(max_length=1000)], ...] = ()
+    """The shapes at which both were run, as text."""
+    max_abs_error: Finite = 0.0
+    """The largest difference between two numbers at any of them."""
+    rtol: Finite = 0.0
+    atol: Finite = 0.0
+    """What was allowed: `|a - b| <= atol * max(1, |b| at most) + rtol * |b|`."""
+
+
 class StepPlace(Fields):
     """Where a step was done."""
 
@@ -151,6 +170,18 @@ class StepFinished(AttemptEvent):
     """It was not done: the same was done there."""
     seconds: Finite = 0.0
     """What it took, 0 if it was reused."""
+    conversion: Conversion | None = None
+    """Of the step that made the upload an ONNX file."""
+
+
+class FormatRecognised(AttemptEvent):
+    """The upload is not ONNX as it runs here, but of a format that can be converted by an optimizer with `needs`."""
+
+    format: Short
+    needs: tuple[Short, ...] = ()
+    """Libraries, by name; heartbeats of optimizers say who has which (`Heartbeat.tools`)."""
+    handed_on: bool = False
+    """The owner has them not: its attempt is over, and the version waits for one that has."""
 
 
 class Latency(Fields):
@@ -532,6 +563,8 @@ class Heartbeat(Event):
     """Offset of the first record not yet answered, by request partition (`topic/partition`) that this worker holds."""
     interval_s: Finite
     """The next one is due within this time."""
+    tools: tuple[Short, ...] = ()
+    """Libraries that an optimizer has beside those that all have: which formats it takes depends on them."""
 
 
 # --------------------------------------------------------------------------- measurements (`metrics`)

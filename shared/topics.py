@@ -81,6 +81,7 @@ MODELS = Topic(
         events.RuntimeConfigured,
         events.OptimizationCancelled,
         events.OptimizationClaimed,
+        events.FormatRecognised,
         events.StepFinished,
         events.VariantReady,
         events.VariantRejected,

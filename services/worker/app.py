@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from services.worker.claims import FetchClaims, OutputStore
 from services.worker.engine import environment
 from services.worker.intake import HeldBytes, Intake
+from services.worker.job_spans import JobSpans
 from services.worker.lane import Lane
 from services.worker.model_server import ModelServer
 from services.worker.partaking import Partaking, lacking
@@ -19,7 +20,7 @@ from services.worker.receipts import Receipts
 from services.worker.reply_copies import ReplyCopies
 from services.worker.settle import Settlement, persistently
 from services.worker.shelf import Shelf
-from shared import health, heartbeats, kafka, logs, registry_log, replies
+from shared import health, heartbeats, kafka, logs, registry_log, replies, tracing
 from shared.artifacts import ArtifactStore
 from shared.dead_letters import DeadLetters
 from shared.events import BatchesRan, Heartbeat, LoadedModel, RowsObserved
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from services.worker.job import Job
     from services.worker.settings import WorkerSettings
     from shared.events import MetricEvent
+    from shared.tracing import Tracing
 
 _READOPT_S = 10.0
 """How often models that could not be loaded are tried again, although nothing changed."""
@@ -65,6 +67,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             Receipts(settings.owner, await kafka.cluster_id(settings)),
             executor,
         )
+        worker.trace(await stack.enter_async_context(tracing.started(settings, "worker")))
         telemetry = Telemetry(settings, "worker", producer)
         telemetry.sources += [lambda: worker.batches(telemetry), lambda: worker.observed(telemetry)]
         async with asyncio.TaskGroup() as background:
@@ -124,6 +127,10 @@ class Worker:
         self._draining = False
         self._adopted = Registry()
         """What the shelf was last brought in line with: what the heartbeat says is loaded holds at its offset."""
+
+    def trace(self, tracing: Tracing | None) -> None:
+        """Tell the spans of requests from now on, if there is whom to tell."""
+        self._settlement.spans = None if tracing is None else JobSpans(tracing)
 
     async def run(self) -> None:
         """Serve every model of the registry, as it changes, until cancelled."""

@@ -144,11 +144,24 @@ EXAMPLES: dict[str, ev.Event] = {
         file=artifact(),
         reused_from=ev.StepPlace(model="other", version=1, step="int8-static"),
         seconds=1.5,
+        conversion=ev.Conversion(
+            format="safetensors",
+            sha256="cd" * 32,
+            how="weights",
+            opset=20,
+            shapes=("x[1,8]", "x[2,8]"),
+            max_abs_error=0.5,
+            rtol=0.001,
+            atol=0.0001,
+        ),
     ),
     "FeedbackGiven": ev.FeedbackGiven(
         model="my-model", request_id="r-1", label=(3, 4), outputs={"y": (0.5, 0.25)}, source="crm"
     ),
     "OptimizationClaimed": ev.OptimizationClaimed(**ATTEMPT),
+    "FormatRecognised": ev.FormatRecognised(
+        **ATTEMPT, format="savedmodel", needs=("tensorflow", "tf2onnx"), handed_on=True
+    ),
     "VariantReady": ev.VariantReady(
         **ATTEMPT,
         variant="fp32",
@@ -247,6 +260,7 @@ EXAMPLES: dict[str, ev.Event] = {
         answered={"my-model": 7},
         positions={"t.requests.my-model/0": 5},
         interval_s=2.0,
+        tools=("onnx", "torch"),
     ),
     "HostSampled": ev.HostSampled(
         **METRIC,
@@ -296,6 +310,7 @@ OLDER_HEARTBEAT = replace(
     EXAMPLES["Heartbeat"],
     machine=ev.MachineClass(isa="avx512", providers=("CPUExecutionProvider",), threads=2),
     loaded=(ev.LoadedModel(model="my-model", version=3, variant="fp32", artifact_sha256="ab" * 32, byte_size=1234),),
+    tools=(),
 )
 OLDER: dict[str, list[ev.Event]] = {
     "ModelUploaded": [
@@ -324,6 +339,7 @@ OLDER: dict[str, list[ev.Event]] = {
         OLDER_HEARTBEAT,
     ],
     "HostSampled": [replace(EXAMPLES["HostSampled"], network_received_bytes=0, network_sent_bytes=0)],
+    "StepFinished": [replace(EXAMPLES["StepFinished"], conversion=None)],
 }
 """What the files before the newest are read as."""
 RESULT = Result(
