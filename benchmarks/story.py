@@ -49,6 +49,7 @@ class Seen:
     done: list[tuple[float, str]] = field(default_factory=list)
 
     def say(self, text: str) -> None:
+        """Note and print what is done to the stack."""
         self.done.append((time.time(), text))
         print(f"{time.time() - self.began_s:6.0f} s  {text}", flush=True)
 
@@ -109,7 +110,7 @@ async def counted(door: FrontDoor, seen: Seen) -> None:
 
     async def look() -> bool:
         series = [each["outcomes"] for each in (await door.stats())["models"] if each["model"] == MODEL]
-        return sum(outcomes.get("succeeded", 0) for outcomes in series) >= seen.answers[OK]
+        return bool(sum(outcomes.get("succeeded", 0) for outcomes in series) >= seen.answers[OK])
 
     await eventually(look, within_s=120, what=f"{seen.answers[OK]} outcomes at the monitor")
 
