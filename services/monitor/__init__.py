@@ -13,7 +13,7 @@ What it counted goes back to the log (`totals` → `publisher`): statistics by v
 `state` holds all of it together; `exposition` shows it to Prometheus, `views` as JSON, `routes` by HTTP; `app` wires.
 
 Over time: outcomes and samples become rows by window (`recorder`, `metering`), which are stored with the snapshot
-(`storing`, `history`) and asked for in SQL (`queries` → `tally`). From those: `series`, `overview`, `timeline`, `story`,
-the conclusions (`analysis`, `examination`), `drift`, the alert rules (`findings` → `alerts`, judged by `watching`), and
-the `report`. `docs/monitor.md` says what each of them means.
+(`storing`, `history`) and asked for in SQL (`queries` → `tally`). From those: `series`, `overview`, `timeline` and
+`story`, the conclusions (`analysis`, `examination`), `drift`, the alert rules (`findings` → `alerts`, judged by
+`watching`), and the `report`. `docs/monitor.md` says what each of them means.
 """
