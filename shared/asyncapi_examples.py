@@ -34,7 +34,9 @@ from shared.events import (
     Latency,
     LoadedModel,
     MachineClass,
+    MeasurementRequested,
     Measurements,
+    MeasurementTaken,
     ModelLoaded,
     ModelPromoted,
     ModelReady,
@@ -256,6 +258,23 @@ _ALL: Final[tuple[Event, ...]] = (
     AlertRaised(**_ALERT, value=0.31, at_ns=1_795_467_600_000_000_000),
     AlertCleared(**_ALERT, value=0.004, at_ns=1_795_467_690_000_000_000),
     FeedbackGiven(model=MODEL, request_id=_ID, label=(3,), source="crm"),
+    MeasurementRequested(
+        id="5f4dcc3b5aa765d61d8327deb882cf99",
+        model=MODEL,
+        version=1,
+        asked_by="optimizer-1/9d1c",
+        worker="worker-1/4f0a",
+        reference=_ARTIFACT,
+        candidates={"int8": _ARTIFACT},
+        signature=_SIGNATURE,
+        inputs=_ARTIFACT,
+        timeout_s=60.0,
+    ),
+    MeasurementTaken(
+        id="5f4dcc3b5aa765d61d8327deb882cf99",
+        worker="worker-1/4f0a",
+        latencies={"int8": (Latency(batch_size=1, p50_s=0.0004, reference_s=0.0009),)},
+    ),
 )
 EVENTS: Final[dict[str, Any]] = {type(event).__name__: to_map(event) for event in _ALL}
 """Each event once, as the map that goes on the wire, by `ce_type`."""

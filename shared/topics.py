@@ -155,8 +155,27 @@ FEEDBACK = Topic(
     partitions=4,
     config={"retention.ms": str(30 * _DAY_MS)},
 )
+MEASUREMENTS = Topic(
+    name="measurements",
+    key="model",
+    value="how fast is it on your class of machine: questions to one worker each, and answers",
+    written_by="optimizer, worker",
+    read_by="worker, optimizer",
+    events=(events.MeasurementRequested, events.MeasurementTaken),
+    config={"retention.ms": str(_DAY_MS)},
+)
 
-FIXED: tuple[Topic, ...] = (OUTCOMES, MODELS, WORKERS, STATISTICS, METRICS, ALERTS, FEEDBACK, DEAD_LETTERS)
+FIXED: tuple[Topic, ...] = (
+    OUTCOMES,
+    MODELS,
+    WORKERS,
+    STATISTICS,
+    METRICS,
+    ALERTS,
+    MEASUREMENTS,
+    FEEDBACK,
+    DEAD_LETTERS,
+)
 """Topics that are there from the start. `replays` joins them with the service that reads it."""
 
 EVENT_TYPES: dict[str, type[events.Event]] = {event.__name__: event for topic in FIXED for event in topic.events}

@@ -13,6 +13,7 @@ from services.worker.engine import environment
 from services.worker.intake import HeldBytes, Intake
 from services.worker.job_spans import JobSpans
 from services.worker.lane import Lane
+from services.worker.measuring.reaction import Measuring
 from services.worker.model_server import ModelServer
 from services.worker.partaking import Partaking, lacking
 from services.worker.processing.step import Preprocessing
@@ -30,6 +31,7 @@ from shared.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from services.worker.job import Job
     from services.worker.settings import WorkerSettings
@@ -70,12 +72,14 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
         worker.trace(await stack.enter_async_context(tracing.started(settings, "worker")))
         telemetry = Telemetry(settings, "worker", producer)
         telemetry.sources += [lambda: worker.batches(telemetry), lambda: worker.observed(telemetry)]
+        measuring = Measuring(settings, ArtifactStore(settings.artifact_store_url), worker.aside, producer)
         async with asyncio.TaskGroup() as background:
             tasks = [
                 background.create_task(job)
                 for job in (
                     worker.run(),
                     telemetry.run(),
+                    measuring.run(),
                     heartbeats.publish(settings, producer, worker.heartbeat, worker.changed),
                 )
             ]
@@ -143,6 +147,10 @@ class Worker:
                     if name not in self._servers and not self._draining:
                         self._serve(name, registry)
                 self._adopt()
+
+    def aside(self) -> AbstractAsyncContextManager[bool]:
+        """The device between two batches; see `Lane.aside`."""
+        return self._lane.aside()
 
     async def drain(self) -> None:
         """Finish what runs, append and commit it, and leave the groups."""

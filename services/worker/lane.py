@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from services.worker.batching import answer as asked_outputs
@@ -30,7 +31,7 @@ from shared.replies import Ran
 from shared.tensors import output_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
     from concurrent.futures import Executor
 
     from services.worker.claims import OutputStore
@@ -52,6 +53,8 @@ _BATCHES_BEHIND = 4
 """Batches whose answers may be in the making while another runs."""
 _FINISH_HERE_BYTES = 64 * 1024
 """Outputs of a batch on which the steps behind a model take less than a change of threads."""
+_PATIENCE_S = 0.5
+"""How long what is no request waits for a moment without any before it takes its turn among them."""
 _TICK_S = 0.1
 """How often queued jobs are looked at although nothing happened: failed loads are retried."""
 
@@ -108,6 +111,22 @@ class Lane:
         """There may be something to run, or to wait for."""
         self._work.set()
         self._expiry.look()
+
+    @asynccontextmanager
+    async def aside(self) -> AsyncIterator[bool]:
+        """The device, for something that is no request: when nothing waits for it, else between two batches.
+
+        Yields whether requests wait; who gets it then keeps it for a moment only, and stays away for a while.
+        """
+        until_s = time.monotonic() + _PATIENCE_S
+        while self._is_busy and time.monotonic() < until_s:  # noqa: ASYNC110 - idle is no event, and this is rare
+            await asyncio.sleep(_TICK_S / 10)
+        async with self._device:
+            yield self._is_busy
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._under_way > 0 or any(server.waiting for server in self._servers)
 
     async def run(self) -> None:
         """Run batches until cancelled."""

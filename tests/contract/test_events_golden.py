@@ -61,6 +61,13 @@ MEASUREMENTS = ev.Measurements(
     throughput_rows_s=730.5,
     memory_bytes=4096,
     judged_on="data",
+    on_workers=(
+        ev.OnWorker(
+            machine=ev.MachineClass(isa="avx2", providers=("CPUExecutionProvider",), threads=4),
+            worker="worker-1/abc",
+            latencies=(ev.Latency(batch_size=1, p50_s=0.001, reference_s=0.0015),),
+        ),
+    ),
 )
 OLDER_MEASUREMENTS = replace(
     MEASUREMENTS,
@@ -69,6 +76,7 @@ OLDER_MEASUREMENTS = replace(
     throughput_rows_s=None,
     memory_bytes=None,
     judged_on="",
+    on_workers=(),
 )
 PROVENANCE = ev.Provenance(
     parent_sha256="ab" * 32,
@@ -154,6 +162,24 @@ EXAMPLES: dict[str, ev.Event] = {
             rtol=0.001,
             atol=0.0001,
         ),
+    ),
+    "MeasurementRequested": ev.MeasurementRequested(
+        id="q-1",
+        model="my-model",
+        version=3,
+        asked_by=OWNER,
+        worker="worker-1/abc",
+        reference=artifact(),
+        candidates={"int8-static": artifact("int8")},
+        signature=SIGNATURE,
+        inputs=artifact("inputs"),
+        timeout_s=60.0,
+    ),
+    "MeasurementTaken": ev.MeasurementTaken(
+        id="q-1",
+        worker="worker-1/abc",
+        latencies={"int8-static": (ev.Latency(batch_size=1, p50_s=0.001, reference_s=0.0015),)},
+        problems={"fp16": "it does not load"},
     ),
     "FeedbackGiven": ev.FeedbackGiven(
         model="my-model", request_id="r-1", label=(3, 4), outputs={"y": (0.5, 0.25)}, source="crm"
@@ -313,6 +339,12 @@ OLDER_HEARTBEAT = replace(
     tools=(),
 )
 OLDER: dict[str, list[ev.Event]] = {
+    "UpdateRequested": [
+        replace(
+            EXAMPLES["UpdateRequested"],
+            training=replace(EXAMPLES["UpdateRequested"].training, epochs=10, held_out=0.2),
+        )
+    ],
     "ModelUploaded": [
         replace(EXAMPLES["ModelUploaded"], processing=None, optimization=None, runtime=None),
         replace(EXAMPLES["ModelUploaded"], optimization=None, runtime=None),
@@ -326,9 +358,13 @@ OLDER: dict[str, list[ev.Event]] = {
             reason="",
             engine="onnxruntime",
         ),
-        replace(EXAMPLES["VariantReady"], engine="onnxruntime"),
+        replace(EXAMPLES["VariantReady"], measurements=replace(MEASUREMENTS, on_workers=()), engine="onnxruntime"),
+        replace(EXAMPLES["VariantReady"], measurements=replace(MEASUREMENTS, on_workers=())),
     ],
-    "VariantRejected": [replace(EXAMPLES["VariantRejected"], measurements=OLDER_MEASUREMENTS, provenance=None)],
+    "VariantRejected": [
+        replace(EXAMPLES["VariantRejected"], measurements=OLDER_MEASUREMENTS, provenance=None),
+        replace(EXAMPLES["VariantRejected"], measurements=replace(MEASUREMENTS, on_workers=())),
+    ],
     "ModelReady": [replace(EXAMPLES["ModelReady"], comparison=None)],
     "JobProgressed": [replace(EXAMPLES["JobProgressed"], remaining_s=None, points={})],
     "Receipt": [
