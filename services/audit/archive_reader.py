@@ -76,3 +76,12 @@ async def latest(store: ArchiveStore, logs: Sequence[Log]) -> Log | None:
                 manifest = await manifest_at(store, place)
                 written[log] = max(written.get(log, ""), manifest.written_at)
     return max(written, key=lambda log: written[log], default=None)
+
+
+def marks_of(manifest: Manifest) -> dict[tuple[str, int], int]:
+    """The watermarks after a segment, by request topic and partition."""
+    found: dict[tuple[str, int], int] = {}
+    for key, highest in manifest.marks.items():
+        topic, _, partition = key.rpartition("/")
+        found[topic, int(partition)] = highest
+    return found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from services.cli import provenance, updates
+from services.cli import provenance, replays, updates
 from services.cli.client import Gateway, Url
 from services.cli.errors import CommandError, NotTried
 from services.cli.follow import comparison, follow, variants_table
@@ -106,8 +106,26 @@ def show(
 
 
 @app.command("promote")
-def promote(model: Model, version: Number, *, url: Url = None, json: Json = False) -> None:
-    """From now on this version answers requests that name none."""
+def promote(
+    model: Model,
+    version: Number,
+    *,
+    gate: Annotated[
+        Literal["backtest"] | None,
+        typer.Option(help="Only if recorded requests show it to be no worse than the version that answers now."),
+    ] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="With --gate: requests from this moment on.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="With --gate: requests before this moment.")] = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """From now on this version answers requests that name none. With --gate: exit code 1 if it is refused."""
+    if gate is not None:
+        with Gateway(url) as gateway:
+            active = gateway.versions(model)["active"]
+        if active is None:
+            raise NotTried(f"No version of {model} answers now, so there is nothing to hold version {version} against.")
+        replays.pass_backtest(model, version, active, from_, to)
     _change(model, f"versions/{version}/promote", url=url, json=json)
 
 

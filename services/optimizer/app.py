@@ -7,6 +7,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+from services.optimizer import elsewhere, sweeping
 from services.optimizer.claims import Listening
 from services.optimizer.confined import open_sandbox
 from services.optimizer.curves import Curves
@@ -51,9 +52,13 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
         def means() -> Means:
             gpu = any("CUDAExecutionProvider" in beat.machine.providers for beat in others.alive())
             about = f"{machine.isa}, {machine.threads} threads"
-            return Means(training="torch" in probed.tools, gpu=gpu, machine=about, tools=probed.tools)
+            classes, here = elsewhere.classes(others.alive(), machine)
+            return Means(
+                training="torch" in probed.tools, gpu=gpu, others=classes, here=here, machine=about, tools=probed.tools
+            )
 
-        jobs = Jobs(settings, store, sandbox, means, Drawer(settings))
+        workers = await stack.enter_async_context(elsewhere.open_workers(settings, producer, others))
+        jobs = Jobs(settings, store, sandbox, means, Drawer(settings), workers)
         curves = Curves(settings.curves_dir)
         stack.callback(curves.close)
         reactor = Reactor(settings, log, listening, jobs, telemetry, curves)
@@ -66,6 +71,7 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
                 machine=machine,
                 registry_offset=log.registry.offset,
                 interval_s=heartbeats.INTERVAL_S,
+                tools=tuple(sorted(probed.tools)),
             )
 
         missing = None
@@ -75,6 +81,7 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
                 tasks.create_task(heartbeats.publish(settings, producer, beat), name="heartbeats"),
                 tasks.create_task(telemetry.run(), name="telemetry"),
                 tasks.create_task(_listen(listening), name="listening"),
+                tasks.create_task(sweeping.run(settings, store, lambda: log.registry), name="sweeping"),
                 tasks.create_task(reactor.run(), name="reactor"),
             ]
             await stop.wait()

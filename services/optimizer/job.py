@@ -11,11 +11,12 @@ Errors that are not the model's fault (`Unavailable`, `OSError`, `SandboxUnusabl
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from services.optimizer import conclusion, documents
+from services.optimizer import conclusion, documents, formats, gate
 from services.optimizer import plan as plans
-from services.optimizer.actions import COMPARE, REFERENCE, UPLOAD, Draw, Refer, Train
+from services.optimizer.actions import COMPARE, ELSEWHERE, INPUTS, REFERENCE, UPLOAD, Draw, Elsewhere, Refer, Train
 from services.optimizer.confined import TIMED_OUT, Ending
 from services.optimizer.documents import Document
 from services.optimizer.messages import (
@@ -23,8 +24,11 @@ from services.optimizer.messages import (
     UPLOAD_FILE,
     WARM_START_FILE,
     Found,
+    OnClass,
     Progress,
+    Recognised,
     Rejected,
+    Served,
     data_file,
     step_file,
     tokenizer_file,
@@ -35,10 +39,10 @@ from services.optimizer.workspace import workspace
 from shared import processed_signature
 from shared.artifacts import Artifact
 from shared.errors import ArtifactNotFound, CallerError, DigestMismatch
-from shared.events import DataUsed, ModelRejected, StepFinished
+from shared.events import DataUsed, FormatRecognised, ModelRejected, StepFinished
 from shared.optimization import DataFile, Optimization
 from shared.processing import MAX_TOKENIZER_BYTES, Labels, Tokenize, parse_labels
-from shared.registry import TRAIN, Step
+from shared.registry import CANONICAL, TRAIN, Step
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from services.optimizer.actions import Spec
     from services.optimizer.confined import Sandbox
     from services.optimizer.drawing import Drawer
+    from services.optimizer.elsewhere import Workers
     from services.optimizer.messages import Message
     from services.optimizer.plan import Means, Plan
     from services.optimizer.settings import OptimizerSettings
@@ -55,11 +60,11 @@ if TYPE_CHECKING:
     from shared.events import AttemptEvent
     from shared.registry import Version
 
-_ESSENTIAL = frozenset({REFERENCE, TRAIN})
+_ESSENTIAL = frozenset({REFERENCE, TRAIN, CANONICAL})
 """Steps without which there is nothing to serve."""
 _TRAINING_SHARE = 0.5
 """Of the time that is left, for the training within one candidate."""
-_UNBUDGETED = frozenset({REFERENCE, COMPARE})
+_UNBUDGETED = frozenset({REFERENCE, COMPARE, CANONICAL, INPUTS, ELSEWHERE})
 """What is done whatever the budget."""
 
 
@@ -73,16 +78,19 @@ class Jobs:
         sandbox: Sandbox,
         means: Callable[[], Means],
         drawer: Drawer | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
         self.sandbox = sandbox
         self.means = means
         self.drawer = drawer
+        self.workers = workers
 
     def can_do(self, version: Version) -> bool:
         """Whether this optimizer has what the version's plan cannot do without."""
-        return version.training is None or self.means().training
+        means = self.means()
+        return not formats.lacking(version.needs, means.tools) and (version.training is None or means.training)
 
     async def run(self, task: Task, hooks: Hooks) -> tuple[AttemptEvent, ...]:
         """The events that end the version's attempt; the last one is `ModelReady` or `ModelRejected`.
@@ -95,6 +103,16 @@ class Jobs:
                 return await _Attempt(self, task, hooks, space).run()
         except Rejection as rejection:
             return (rejected(task.version, self.settings.owner, rejection),)
+        except _HandedOn as handed_on:
+            return (handed_on.event,)
+
+
+class _HandedOn(Exception):
+    """The attempt ends here: another optimizer has what the upload's format needs."""
+
+    def __init__(self, event: FormatRecognised) -> None:
+        super().__init__(event.format)
+        self.event = event
 
 
 class _Attempt:
@@ -114,12 +132,15 @@ class _Attempt:
         self._steps: dict[str, Step] = {}
         self._documents: dict[str, Document] = {}
         self._rejected: Rejected | None = None
+        self._recognised: Recognised | None = None
         self._began_s = time.monotonic()
         self._spent_s = 0.0
 
     # ------------------------------------------------------------------ the order of things
 
     async def run(self) -> tuple[AttemptEvent, ...]:
+        if self._version.recognised is not None:
+            self._check_allowed(self._version.recognised)
         await self._recall()
         if self._task.blame and self._left():
             await self._blame(Ending("optimizer_crashed", "Optimizers died whenever they worked on it"))
@@ -131,8 +152,12 @@ class _Attempt:
             ending = await self._child(left)
             if self._rejected is not None:
                 raise Rejection(self._rejected.code, self._rejected.found)
+            if self._recognised is not None and self._version.recognised is None:
+                await self._plan_conversion(self._recognised.format)
+                continue
             if self._left() and not await self._goes_on_after(ending):
                 break
+        await self._ask_workers()
         await self._check_processing()
         await self._meter.say("store", 0.0)
         return conclusion.events(
@@ -155,12 +180,41 @@ class _Attempt:
     async def _reuse(self) -> None:
         """Take over what is finished of other versions."""
         keys = self._keys()
-        for spec in self._left():
+        for spec in [spec for spec in self._plan.steps if spec.name not in self._documents]:
             place, step = self._task.elsewhere.get(keys[spec.name], (None, None))
             if place is None or step is None or (document := await self._document(step)) is None:
                 continue
-            taken = Step(spec.name, step.key, step.result, step.file, 0.0, place)
+            taken = Step(spec.name, step.key, step.result, step.file, 0.0, place, step.conversion)
             await self._tell(taken, document)
+
+    async def _plan_conversion(self, name: str) -> None:
+        """Go on with a plan that converts the upload first, if that is allowed and can be done here.
+
+        Raises:
+            Rejection: this tenant's uploads may not have the format.
+            _HandedOn: libraries are missing here.
+        """
+        self._check_allowed(name)
+        needs = formats.FORMATS[name].needs
+        event = FormatRecognised(
+            model=self._version.model,
+            version=self._version.number,
+            attempt=self._version.attempt,
+            owner=self._jobs.settings.owner,
+            format=name,
+            needs=needs,
+            handed_on=bool(formats.lacking(needs, self._means.tools)),
+        )
+        if event.handed_on:
+            raise _HandedOn(event)
+        await self._hooks.record(event)
+        self._version = replace(self._version, recognised=name, needs=needs)
+        self._plan = plans.plan(self._version, self._means)
+        self._meter = Meter([spec.name for spec in self._plan.steps], self._hooks.on_progress)
+        await self._reuse()
+
+    def _check_allowed(self, name: str) -> None:
+        formats.check_allowed(name, self._version.tenant, self._jobs.settings.allowed_formats)
 
     async def _goes_on_after(self, ending: Ending) -> bool:
         """Blame the step that a child did not end; False if it was only the time that was over."""
@@ -213,6 +267,41 @@ class _Attempt:
                 found[role] = file
         return found
 
+    # ------------------------------------------------------------------ other classes of worker
+
+    async def _ask_workers(self) -> None:
+        """Have the classes of worker that are up, and are not this one's, measure what passed on quality."""
+        spec = next((spec for spec in self._plan.steps if isinstance(spec.action, Elsewhere)), None)
+        if spec is None or spec.name in self._documents or not isinstance(spec.action, Elsewhere):
+            return
+        self._lap_s()
+        found = [self._documents[name].found for name in self._measured()]
+        names = gate.worth_measuring(self._documents[REFERENCE].found, found, self._policy)
+        asked = {name: file for name in names if (file := self._steps[name].file) is not None}
+        signature, inputs = self._documents[REFERENCE].found.signature, self._steps.get(INPUTS)
+        reference = self._steps[REFERENCE].file
+        answers: list[OnClass] = []
+        if asked and signature is not None and reference is not None:
+            for machine in spec.action.machines:
+                await self._meter.say(spec.name, len(answers) / len(spec.action.machines), str(machine))
+                if self._jobs.workers is None or inputs is None or inputs.file is None:
+                    answers.append(OnClass(machine=machine, failed="there was nothing to measure with"))
+                    continue
+                files = (reference, inputs.file)
+                answers.append(await self._jobs.workers.measure(self._version, machine, signature, files, asked))
+        served = Served(here=spec.action.here, classes=tuple(answers))
+        document = Document(found=Found(step=spec.name, served=served))
+        key = self._keys()[spec.name]
+        if any(each.failed for each in answers):  # no result: who asks for the same again is to try again
+            key = plans.part_of(key, f"{self._version.model}/{self._version.number}")
+        result = await self._put(document.encode())
+        await self._tell(Step(spec.name, key, result, None, self._lap_s()), document)
+
+    def _measured(self) -> list[str]:
+        """Candidates that were built and measured here."""
+        found = {name: each.found for name, each in self._documents.items()}
+        return [name for name, each in found.items() if each.measurements is not None and name != REFERENCE]
+
     # ------------------------------------------------------------------ the child
 
     async def _child(self, left: list[Spec]) -> Ending:
@@ -242,6 +331,8 @@ class _Attempt:
                 await self._meter.say(step, message.fraction, message.what, message.points)
             case Rejected():
                 self._rejected = self._rejected or message
+            case Recognised():
+                self._recognised = message
             case Found(step=step):
                 spec = next((spec for spec in self._left() if _belongs(step, spec.name)), None)
                 if spec is not None:
@@ -271,7 +362,7 @@ class _Attempt:
                 checkpoint.file, step_file(checkpoint.name), 2 * self._jobs.settings.max_model_bytes
             )
         if self._task.parent is not None:
-            await self._space.fetch(self._task.parent.artifact, PARENT_FILE)
+            await self._space.fetch(self._task.parent.model_file, PARENT_FILE, 2 * self._jobs.settings.max_model_bytes)
         training = self._version.training
         if training is not None and training.warm_start is not None and self._task.warm_start is None:
             raise Rejection("not_trained", "There is no such version to start from")
@@ -316,7 +407,7 @@ class _Attempt:
         result = await self._put(document.encode())
         key = self._keys()[spec.name]
         key = key if found.step == spec.name else plans.part_of(key, found.step)
-        await self._tell(Step(found.step, key, result, file, self._lap_s()), document)
+        await self._tell(Step(found.step, key, result, file, self._lap_s(), None, found.conversion), document)
 
     def _checkpoint(self, spec: Spec) -> str | None:
         """The step that holds the newest state of a training that was not ended."""
@@ -348,6 +439,7 @@ class _Attempt:
                 file=step.file,
                 reused_from=step.reused_from,
                 seconds=round(step.seconds, 3),
+                conversion=step.conversion,
             )
         )
         self._keep(step, document)
@@ -381,7 +473,9 @@ class _Attempt:
     # ------------------------------------------------------------------ small questions
 
     def _left(self) -> list[Spec]:
-        return [spec for spec in self._plan.steps if spec.name not in self._documents]
+        """What a child has to do, and what is drawn for it."""
+        steps = (spec for spec in self._plan.steps if not isinstance(spec.action, Elsewhere))
+        return [spec for spec in steps if spec.name not in self._documents]
 
     def _keys(self) -> dict[str, str]:
         finished = {name: step.key for name, step in self._steps.items()}

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from msgspec import Meta, Struct, json
 
 from services.optimizer.actions import Spec, StepName
-from services.optimizer.quality.estimates import Comparison
 from services.optimizer.rejections import ADVICE
-from shared.events import Measurements
+from shared.confine import Limits
+from shared.events import Conversion, Latency, MachineClass, Measurements
+from shared.quality.estimates import Comparison
 from shared.signature import Signature
 
 if TYPE_CHECKING:
@@ -48,16 +49,6 @@ def data_file(role: str) -> str:
 def tokenizer_file(index: int) -> str:
     """The name of a tokenizer's file there."""
     return f"tokenizer-{index}.json"
-
-
-class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the child sets for itself before it opens the file; see setrlimit(2)."""
-
-    address_space_bytes: int
-    cpu_s: int
-    file_bytes: int
-    open_files: int = 256
-    niceness: int = 5
 
 
 class Batched(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,6 +94,25 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The share of the data set `data` that is judged by, if there is no `evaluation`."""
 
 
+class OnClass(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a worker of another class measured; or why none did."""
+
+    machine: MachineClass
+    worker: Annotated[str, Meta(max_length=200)] = ""
+    latencies: Annotated[dict[str, tuple[Latency, ...]], Meta(max_length=100)] = {}
+    problems: Annotated[dict[str, str], Meta(max_length=100)] = {}
+    """Of candidates that do not run there."""
+    failed: Annotated[str, Meta(max_length=4000)] = ""
+
+
+class Served(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """On which classes of worker the candidates are judged by their speed."""
+
+    here: bool = True
+    """The optimizer's own."""
+    classes: Annotated[tuple[OnClass, ...], Meta(max_length=20)] = ()
+
+
 class _Message(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
     """What the child says; `kind` tells which message it is."""
 
@@ -117,6 +127,8 @@ class Probed(_Message, frozen=True, kw_only=True, tag="probed"):
     """Names of its network interfaces; `lo` alone if it is cut off."""
     tools: Annotated[dict[str, Annotated[str, Meta(max_length=100)]], Meta(max_length=50)] = {}
     """Versions by library. Without `torch` nothing can be trained here."""
+    landlock: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """The version of the kernel's Landlock that keeps files and TCP from it; 0: it may read what its user may."""
 
 
 class Progress(_Message, frozen=True, kw_only=True, tag="progress"):
@@ -143,6 +155,12 @@ class Rejected(_Message, frozen=True, kw_only=True, tag="rejected"):
             raise ValueError(f"unknown code {self.code!r}")
 
 
+class Recognised(_Message, frozen=True, kw_only=True, tag="recognised"):
+    """The upload is not ONNX as it is, but can be converted: a plan with that step comes next. Nothing follows."""
+
+    format: Annotated[str, Meta(max_length=40)]
+
+
 class Found(_Message, frozen=True, kw_only=True, tag="found"):
     """A step is done, and this is all that is known of it: what it built and measured, or why it did not.
 
@@ -161,8 +179,12 @@ class Found(_Message, frozen=True, kw_only=True, tag="found"):
     """What was done, as JSON, as far as the step itself chose it."""
     rows: Annotated[dict[str, int], Meta(max_length=10)] = {}
     """How many of each data set were used."""
+    served: Served | None = None
+    """Of the step that asks workers."""
     file: bool = False
     """The step made a file that is no candidate, such as trained weights."""
+    conversion: Conversion | None = None
+    """Of what was uploaded."""
 
     def __post_init__(self) -> None:
         # What goes to the log must be printable as JSON, which has no NaN: msgspec would write null.
@@ -172,13 +194,15 @@ class Found(_Message, frozen=True, kw_only=True, tag="found"):
             raise ValueError("a candidate has a signature")
 
 
-Message = Probed | Progress | Rejected | Found
+Message = Probed | Progress | Rejected | Recognised | Found
 MESSAGE: Final[json.Decoder[Message]] = json.Decoder(Message)
 
 
 def _numbers(found: Found) -> Iterator[float]:
     compared = [(each.candidate, each.reference, each.loss) for each in found.comparisons]
     estimates: list[Any] = [each for three in compared for each in three if each is not None]
+    if (converted := found.conversion) is not None:
+        yield from (converted.max_abs_error, converted.rtol, converted.atol)
     if (measured := found.measurements) is not None:
         optional = (
             measured.max_abs_error,

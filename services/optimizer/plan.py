@@ -17,15 +17,20 @@ import msgspec
 
 from services.optimizer.actions import (
     COMPARE,
+    ELSEWHERE,
+    INPUTS,
     REFERENCE,
     TRAINING,
     UPLOAD,
     Compare,
+    Convert,
     Distil,
     Draw,
+    Elsewhere,
     Prune,
     Quantize,
     Refer,
+    Sample,
     Sensitive,
     Sparsify,
     Spec,
@@ -33,12 +38,13 @@ from services.optimizer.actions import (
 )
 from services.optimizer.recipes.registry import DETERMINISTIC, RECIPES
 from shared.optimization import LoggedRequests, Optimization
-from shared.registry import TRAIN
+from shared.registry import CANONICAL, TRAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from services.optimizer.actions import Action
+    from shared.events import MachineClass
     from shared.registry import Version
 
 _ALWAYS: Final = ("int8-weight-only", "int4-weight-only", "int8-static", "int8-static-products", "int8-dynamic")
@@ -65,6 +71,10 @@ class Means:
     """Its children have torch."""
     gpu: bool = False
     """A worker with a GPU was heard of."""
+    others: tuple[MachineClass, ...] = ()
+    """The classes of live workers that are not its own: they measure there."""
+    here: bool = False
+    """A worker of its own class is up."""
     machine: str = ""
     """Its class: what is measured here holds there."""
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -94,6 +104,9 @@ def plan(version: Version, means: Means) -> Plan:
     if version.training is not None:
         steps.append(Spec(name=TRAIN, action=Train(training=version.training)))
         start = TRAIN
+    elif version.recognised is not None:
+        steps.append(Spec(name=CANONICAL, action=Convert(format=version.recognised)))
+        start = CANONICAL
     steps.append(Spec(name=REFERENCE, action=Refer(), base=start))
     if version.training is not None:
         steps.append(Spec(name=COMPARE, action=Compare(), base=REFERENCE))
@@ -104,6 +117,12 @@ def plan(version: Version, means: Means) -> Plan:
             steps += [spec for spec in candidate(name) if spec not in steps]
         except UnknownCandidate:
             unknown.append(name)
+    if means.others and any(spec.base not in (UPLOAD, start) and spec.name != COMPARE for spec in steps):
+        steps.insert(
+            1 + [spec.name for spec in steps].index(REFERENCE), Spec(name=INPUTS, action=Sample(), base=REFERENCE)
+        )
+        asked = Elsewhere(machines=means.others, here=means.here)
+        steps.append(Spec(name=ELSEWHERE, action=asked, base=REFERENCE))
     return Plan(tuple(steps), tuple(unknown))
 
 
@@ -187,6 +206,8 @@ def keys(
             own["drawn_for"] = [version.model, version.number]  # the log goes on
         found[spec.name] = finished.get(spec.name) or _digest(own)
         reference = found[spec.name] if spec.name == REFERENCE else reference
+        if spec.name == ELSEWHERE:
+            found[spec.name] = finished.get(spec.name) or _digest([own, sorted(found.values())])
     del found[UPLOAD]
     return found
 

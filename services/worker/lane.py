@@ -15,11 +15,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from services.worker.batching import answer as asked_outputs
 from services.worker.batching import concatenate, take_apart
 from services.worker.expiry import Expiry
+from services.worker.observing import Observer
 from services.worker.receipts import memberships, queue_ns
 from services.worker.settle import answer
 from shared.background import set_within
@@ -29,7 +31,7 @@ from shared.replies import Ran
 from shared.tensors import output_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
     from concurrent.futures import Executor
 
     from services.worker.claims import OutputStore
@@ -51,6 +53,8 @@ _BATCHES_BEHIND = 4
 """Batches whose answers may be in the making while another runs."""
 _FINISH_HERE_BYTES = 64 * 1024
 """Outputs of a batch on which the steps behind a model take less than a change of threads."""
+_LOOK_S = 0.002
+"""How often what is nobody's request looks whether the lane has nothing to do."""
 _TICK_S = 0.1
 """How often queued jobs are looked at although nothing happened: failed loads are retried."""
 
@@ -97,6 +101,7 @@ class Lane:
         self._runs = 0
         self._behind = asyncio.Semaphore(_BATCHES_BEHIND)
         self.ran: defaultdict[tuple[str, int, str], Counts] = defaultdict(Counts)
+        self.observer = Observer()
 
     def add(self, server: ModelServer) -> None:
         """Serve one more model."""
@@ -106,6 +111,28 @@ class Lane:
         """There may be something to run, or to wait for."""
         self._work.set()
         self._expiry.look()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a batch is under way, or there may be another: what only waits for its model to load is no work."""
+        return self._under_way > 0 or self._work.is_set()
+
+    @property
+    def runs(self) -> int:
+        """Batches that were begun."""
+        return self._runs
+
+    @asynccontextmanager
+    async def aside(self, patience_s: float) -> AsyncIterator[bool]:
+        """The device, for what is nobody's request: once there is nothing else to do, or, later, between two batches.
+
+        Yields whether there is; who gets the device then, after `patience_s`, keeps it for a moment only.
+        """
+        give_up_s = time.monotonic() + patience_s
+        while self.is_busy and time.monotonic() < give_up_s:  # noqa: ASYNC110 - a hook in the way of live work costs more
+            await asyncio.sleep(_LOOK_S)
+        async with self._device:
+            yield self.is_busy
 
     async def run(self) -> None:
         """Run batches until cancelled."""
@@ -213,6 +240,7 @@ class Lane:
         )
         ran_ns = time.perf_counter_ns()
         counts = [job.plan.rows or 0 if job.plan else 0 for job in jobs]
+        self._observe(batch, jobs, feeds, outputs)
         if batch.processor is not None:
             outputs = await self._finish(batch.processor, outputs, feeds)
             signature = batch.processor.signature
@@ -235,6 +263,12 @@ class Lane:
             )
             for index, (job, membership) in enumerate(zip(jobs, memberships(jobs), strict=True))
         ]
+
+    def _observe(self, batch: Batch, jobs: Sequence[Job], feeds: Mapping[str, Array], outputs: Sequence[Array]) -> None:
+        plan = jobs[0].plan
+        if plan is not None:
+            key = (jobs[0].model, plan.version.number, plan.variant.name)
+            self.observer.saw(key, batch.variant.signature, feeds, outputs, by_row=plan.rows is not None)
 
     async def _finish(self, processor: Processor, outputs: list[Array], feeds: Mapping[str, Array]) -> list[Array]:
         """The steps behind the model: here if there is little to compute, else where the model ran."""

@@ -23,7 +23,10 @@ SETTINGS = {
     "worker-gpu": "WorkerSettings",
     "optimizer": "OptimizerSettings",
     "monitor": "MonitorSettings",
+    "archiver": "AuditSettings",
 }
+PACKAGES = {"worker-gpu": "worker", "archiver": "audit"}
+"""Where a service does not lie in the package of its name."""
 
 
 def test_compose_runs_every_service_beside_kafka_and_redis():
@@ -39,7 +42,7 @@ def test_compose_runs_every_service_beside_kafka_and_redis():
 
 @pytest.mark.parametrize("service", SETTINGS)
 def test_variables_of_a_container_are_settings_of_its_service(service):
-    package = service.removesuffix("-gpu")
+    package = PACKAGES.get(service, service)
     fields = getattr(import_module(f"services.{package}.settings"), SETTINGS[service]).model_fields
     stage = DOCKERFILE[DOCKERFILE.index(f"AS {service}\n") :].split("\nFROM ")[0]
     in_image = re.findall(r"(AIAAS_[A-Z_]+)=", DOCKERFILE.split("\nFROM packages")[0] + stage)
@@ -49,7 +52,7 @@ def test_variables_of_a_container_are_settings_of_its_service(service):
 
 @pytest.mark.parametrize("service", SETTINGS)
 def test_an_image_holds_its_own_extra_and_its_own_code(service):
-    package = service.removesuffix("-gpu")
+    package = PACKAGES.get(service, service)
     assert COMPOSE["services"][service]["build"]["target"] == service
     install = DOCKERFILE[DOCKERFILE.index(f"AS {service}-packages\n") :].splitlines()[1]
     extras = re.findall(r"--extra (\S+)", install)
