@@ -75,7 +75,8 @@ def test_a_segment_is_committed_once_and_a_crash_before_its_manifest_leaves_noth
     named = [file.key for m in asyncio.run(manifests(store, made)) for file in m.files]
     assert len(orphans) == 4
     assert len(named) == 2
-    removed = asyncio.run(retention.keep(store, {}, datetime.now(UTC) + timedelta(hours=2)))
+    assert asyncio.run(retention.sweep(store, datetime.now(UTC))) == []
+    removed = asyncio.run(retention.sweep(store, datetime.now(UTC) + timedelta(hours=2)))
     assert sorted(removed) == sorted(set(orphans) - set(named))
     assert report_of(made)["ok"]
 
@@ -121,10 +122,16 @@ def test_a_request_called_erased_that_nobody_erased_is_broken(tmp_path):
 
 def test_retention_is_by_model_and_receipts_stay(tmp_path):
     made = archived(tmp_path)
-    day = datetime.fromtimestamp(T0_MS / 1000, UTC)
-    assert asyncio.run(retention.keep(made.store, {"m": 30}, day + timedelta(days=30))) == []
-    assert asyncio.run(retention.keep(made.store, {"x": 1}, day + timedelta(minutes=40))) == []
-    assert len(asyncio.run(retention.keep(made.store, {"*": 5, "m": 30}, day + timedelta(days=32)))) == 3
+    day = datetime.fromtimestamp(T0_MS / 1000, UTC).date()
+
+    def expire(days, today):
+        return asyncio.run(retention.expire(made.store, days, today))
+
+    assert expire({"m": 30}, day + timedelta(days=30)) == []
+    assert expire({"x": 1}, day + timedelta(days=300)) == []
+    assert expire({}, day + timedelta(days=300)) == []
+    assert len(expire({"*": 5, "m": 30}, day + timedelta(days=31))) == 3
+    assert expire({"*": 5, "m": 30}, day + timedelta(days=31)) == []
     assert {(outcome.request, outcome.result) for outcome in outcomes_of(made)} == {("expired", "expired")}
     report = report_of(made)
     assert report["ok"], report

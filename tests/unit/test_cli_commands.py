@@ -113,10 +113,10 @@ def test_help_lists_what_exists_and_nothing_else(aiaas):
         "archiver",
         "demo",
         "audit",
+        "report",
     ):
         assert f" {command} " in out
-    for later in ("report", "redrive"):
-        assert f" {later} " not in out
+    assert " redrive " not in out
 
 
 def test_wrong_usage_is_2(aiaas):

@@ -77,6 +77,10 @@ class Pipeline:
     def run(self) -> None:
         """Do it; whatever the file makes go wrong is reported as a rejection."""
         try:
+            if self._job.kind == "export":
+                from services.optimizer.sandbox.exports import export  # noqa: PLC0415 - only for exports
+
+                report(self._out, export(self._job))
             for spec in self._job.steps:
                 if (
                     isinstance(spec.action, Refer)
