@@ -104,7 +104,9 @@ async def show_version(model: str, version: str, backbone: TheBackbone, _tenant:
     registry = backbone.log.registry
     found = registry.version(model, _number(version, model))
     told = backbone.progress.of(model, found.number), backbone.progress.points(model, found.number)
-    return JsonResponse(views.version_state(registry.model(model), found, *told))
+    tools = [beat.tools for beat in backbone.heartbeats.alive() if beat.service == "optimizer"]
+    waits = views.waits_for(found, tools)
+    return JsonResponse(views.version_state(registry.model(model), found, *told, waits_for=waits))
 
 
 @router.post("/versions/{version}/promote", summary="Let a version answer")
