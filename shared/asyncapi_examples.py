@@ -12,12 +12,19 @@ from typing import Any, Final
 from shared.artifacts import Artifact
 from shared.codec import MSGPACK, to_map
 from shared.events import (
+    AlertCleared,
+    AlertRaised,
     BatchesRan,
     BatchMembership,
     Coordinates,
     Duration,
     Estimate,
     Event,
+    ExportClaimed,
+    ExportReady,
+    ExportRejected,
+    ExportRequested,
+    Feature,
     FeedbackGiven,
     FormatRecognised,
     Heartbeat,
@@ -39,11 +46,14 @@ from shared.events import (
     ModelUploaded,
     OptimizationCancelled,
     OptimizationClaimed,
+    Parity,
     PolicySet,
     Provenance,
     Receipt,
+    RowsObserved,
     RunStatistics,
     Runtime,
+    RuntimeConfigured,
     StepFinished,
     Timings,
     TrafficSplit,
@@ -53,6 +63,7 @@ from shared.events import (
 )
 from shared.oip import BINARY, JSON
 from shared.optimization import LoggedRequests, Optimization, Policy, Training
+from shared.runtime_config import InstanceGroup, Parameters, RuntimeConfig
 from shared.signature import Signature, TensorSpec
 
 MODEL: Final = "digits"
@@ -60,6 +71,7 @@ _SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a
 _ARTIFACT: Final = Artifact(uri=f"s3://models/9f/{_SHA256}", sha256=_SHA256, byte_size=21_344)
 _ID: Final = "0f8fad5b-d9cb-469f-a165-70867728950e"
 _ATTEMPT: Final[dict[str, Any]] = {"model": MODEL, "version": 1, "attempt": 1, "owner": "optimizer-1/4b1d"}
+_EXPORT: Final[dict[str, Any]] = {"model": MODEL, "export_id": "7d1f5a52-5f3a-4c0f-8d2e-0a6a3f6f2b11"}
 _MEASURED: Final = Measurements(
     max_abs_error=0.0004,
     cosine=0.99999,
@@ -85,6 +97,15 @@ _METRIC: Final[dict[str, Any]] = {
     "seq": 12,
     "at_ns": 1_795_467_600_000_000_000,
 }
+_ALERT: Final[dict[str, Any]] = {
+    "alert": f"errors/{MODEL}/1",
+    "rule": "errors",
+    "severity": "critical",
+    "model": MODEL,
+    "version": 1,
+    "threshold": 0.05,
+    "message": f"31.0% of the requests to {MODEL} version 1 failed or expired in the last minute",
+}
 _SPENT: Final = Duration(count=2, ns=180_000)
 
 _ALL: Final[tuple[Event, ...]] = (
@@ -97,6 +118,14 @@ _ALL: Final[tuple[Event, ...]] = (
         optimization=Optimization(data=LoggedRequests(from_ms=1_795_467_600_000, labels="feedback"), seed=7),
     ),
     PolicySet(model=MODEL, policy=Policy(objective="latency", max_loss=0.01, time_budget_s=300.0)),
+    RuntimeConfigured(
+        model=MODEL,
+        config=RuntimeConfig(
+            max_batch_size=8,
+            instance_group=(InstanceGroup(kind="KIND_CPU", count=2),),
+            parameters=Parameters(intra_op_thread_count=1),
+        ),
+    ),
     OptimizationCancelled(model=MODEL, version=2, reason="trained on the wrong data"),
     OptimizationClaimed(**_ATTEMPT),
     FormatRecognised(**_ATTEMPT, format="savedmodel", needs=("tensorflow", "tf2onnx"), handed_on=True),
@@ -119,6 +148,23 @@ _ALL: Final[tuple[Event, ...]] = (
     ModelRetired(model=MODEL, version=1),
     ModelUnloaded(model=MODEL),
     ModelLoaded(model=MODEL),
+    ExportRequested(**_EXPORT, version=1, format="pt2", tenant="acme"),
+    ExportClaimed(**_EXPORT, attempt=1, owner="optimizer-1/4b1d"),
+    ExportReady(
+        **_EXPORT,
+        attempt=1,
+        owner="optimizer-1/4b1d",
+        artifact=_ARTIFACT,
+        parity=(Parity(batch_size=8, max_abs_error=0.0000004, tolerance=0.00001),),
+        tools={"torch": "2.13.0", "onnxruntime": "1.23.0"},
+    ),
+    ExportRejected(
+        **_EXPORT,
+        attempt=1,
+        owner="optimizer-1/4b1d",
+        code="unsupported_operator",
+        reason="The graph has operators that are not interpreted: ai.onnx.Loop",
+    ),
     Receipt(
         request_id=_ID,
         tenant="acme",
@@ -178,9 +224,22 @@ _ALL: Final[tuple[Event, ...]] = (
         disk_read_bytes=12_000,
         disk_written_bytes=48_000,
         loop_delay_s=0.002,
+        network_received_bytes=9_400_000,
+        network_sent_bytes=7_100_000,
     ),
     BatchesRan(
         **_METRIC, model=MODEL, version=1, variant="int8", executions=3, sizes={1: 1, 8: 2}, compute_infer_ns=420_000
+    ),
+    RowsObserved(
+        **_METRIC,
+        model=MODEL,
+        version=1,
+        variant="int8",
+        rows=3,
+        features={
+            "input/image/mean": Feature(kind="number", bins={283: 2, 285: 1}),
+            "output/class/0": Feature(kind="number", bins={0: 1, 284: 2}),
+        },
     ),
     HttpAnswered(
         **(_METRIC | {"instance": "gateway-1", "service": "gateway"}), statuses={200: 64, 503: 1}, in_flight=4
@@ -194,6 +253,8 @@ _ALL: Final[tuple[Event, ...]] = (
         fraction=0.6,
         remaining_s=4.5,
     ),
+    AlertRaised(**_ALERT, value=0.31, at_ns=1_795_467_600_000_000_000),
+    AlertCleared(**_ALERT, value=0.004, at_ns=1_795_467_690_000_000_000),
     FeedbackGiven(model=MODEL, request_id=_ID, label=(3,), source="crm"),
 )
 EVENTS: Final[dict[str, Any]] = {type(event).__name__: to_map(event) for event in _ALL}

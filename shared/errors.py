@@ -11,6 +11,7 @@
     │   ├── UnknownModel                unknown_model
     │   ├── UnknownVersion              unknown_version
     │   ├── UnknownRequest              unknown_request      never accepted, or its result has expired
+    │   ├── UnknownExport               unknown_export       never asked for, or forgotten
     │   ├── Conflict                    conflict             version taken, or not in a state that allows this
     │   ├── ModelRejected               model_rejected       the optimizer refused the upload
     │   ├── ModelRetired                model_retired
@@ -98,6 +99,10 @@ class UnknownVersion(CallerError):
 
 class UnknownRequest(CallerError):
     code = "unknown_request"
+
+
+class UnknownExport(CallerError):
+    code = "unknown_export"
 
 
 class Conflict(CallerError):

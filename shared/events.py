@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, StructMeta
 from shared.artifacts import Artifact
 from shared.optimization import Optimization, Policy, Training
 from shared.processing import Processing
+from shared.runtime_config import ONNXRUNTIME, RuntimeConfig
 from shared.signature import Signature
 
 MODEL_NAME: Final = r"\A[A-Za-z0-9][A-Za-z0-9-]{0,99}\Z"
@@ -76,6 +77,8 @@ class ModelUploaded(ModelEvent):
     """The steps before and after the model, for as long as the version lives."""
     optimization: Optimization | None = None
     """Data, policy and candidates, where the uploader has a say in them."""
+    runtime: RuntimeConfig | None = None
+    """How workers are to run it; null: as the model is configured."""
 
 
 class UpdateRequested(ModelEvent):
@@ -93,6 +96,16 @@ class PolicySet(ModelEvent):
     """Versions that say nothing else are judged by this from now on; null: by the optimizer's settings again."""
 
     policy: Policy | None = None
+
+
+class RuntimeConfigured(ModelEvent):
+    """Workers run a version like this from now on; null: as they are set.
+
+    Without `version` it holds for all versions that are there, and for those to come that bring none of their own.
+    """
+
+    version: VersionNumber | None = None
+    config: RuntimeConfig | None = None
 
 
 class OptimizationCancelled(ModelEvent):
@@ -260,6 +273,8 @@ class VariantReady(AttemptEvent):
     provenance: Provenance | None = None
     reason: Text = ""
     """Why it was kept."""
+    engine: Short = ONNXRUNTIME
+    """What runs it: `onnxruntime`, or `torch` for a `.pt2` that does not convert."""
 
 
 class VariantRejected(AttemptEvent):
@@ -315,6 +330,55 @@ class ModelUnloaded(ModelEvent):
 
 class ModelLoaded(ModelEvent):
     """What was unloaded answers again, as before."""
+
+
+class ExportRequested(ModelEvent):
+    """Somebody wants a ready version as a file of `format` (see `shared.exports`), built by whoever can."""
+
+    export_id: Short
+    version: VersionNumber
+    format: Short
+    variant: Short | None = None
+    """Null: the one that serves; for formats that hold no quantized operators, the network as it came."""
+    tenant: Short | None = None
+
+
+class ExportEvent(ModelEvent):
+    """Written by the owner of an attempt to build an export; ignored once the attempt is superseded."""
+
+    export_id: Short
+    attempt: Annotated[int, Meta(ge=1)]
+    owner: Short
+
+
+class ExportClaimed(ExportEvent):
+    """`owner` (an instance, with its incarnation) wants to do attempt `attempt`. The first claim of it wins."""
+
+
+class Parity(Fields):
+    """The export and ONNX Runtime on the same inputs: how far apart they are at most, and may be."""
+
+    batch_size: int
+    max_abs_error: Finite
+    tolerance: Finite
+    """Of a value: this, and as much of the value's own size."""
+
+
+class ExportReady(ExportEvent):
+    """The file is in the artifact store, and gave the answers of ONNX Runtime when it was loaded again."""
+
+    artifact: Artifact
+    parity: tuple[Parity, ...] = ()
+    """Empty where the bytes are those that serve."""
+    tools: dict[Short, Short] = {}
+    """Versions of what it was built with, by library."""
+
+
+class ExportRejected(ExportEvent):
+    """It can't be had in that format. `reason` names what stands in the way."""
+
+    code: Short
+    reason: Text
 
 
 # --------------------------------------------------------------------------- receipts (`outcomes`)
@@ -455,6 +519,12 @@ class MachineClass(Fields):
     isa: str
     providers: tuple[str, ...] = ()
     threads: int = 0
+    engines: dict[Short, Short] = {}
+    """What can run or build models here, with versions: `onnxruntime`, `torch`, `tensorflow`."""
+    cpus: int = 0
+    """Those that the process may use."""
+    memory_bytes: int = 0
+    python: Short = ""
 
 
 class LoadedModel(Fields):
@@ -465,6 +535,12 @@ class LoadedModel(Fields):
     variant: str
     artifact_sha256: str
     byte_size: int
+    engine: Short = ""
+    provider: Short = ""
+    """The one that it got, whatever was asked for."""
+    threads: int = 0
+    session_sha256: Sha256 | None = None
+    """Of the runtime configuration that it was loaded with; null where all is as the worker is set."""
 
 
 class Heartbeat(Event):
@@ -532,6 +608,9 @@ class HostSampled(MetricEvent):
     gpus: tuple[GpuSample, ...] = ()
     loop_delay_s: Finite
     """Largest delay of the event loop since the last sample."""
+    network_received_bytes: int = 0
+    """By the host since its start, as are disk's."""
+    network_sent_bytes: int = 0
 
 
 class BatchesRan(MetricEvent):
@@ -544,6 +623,26 @@ class BatchesRan(MetricEvent):
     sizes: dict[int, int]
     """Executions by number of requests in the batch."""
     compute_infer_ns: int
+
+
+class Feature(Fields):
+    """One number of each of many rows, as a histogram."""
+
+    kind: Literal["number", "class"]
+    """`number`: bins as `shared.bins` has them. `class`: which of the numbers in the row is the largest."""
+    bins: dict[int, int]
+    """Rows by bin."""
+
+
+class RowsObserved(MetricEvent):
+    """What a worker saw of the rows that went into, and came out of, one variant: of a sample of them."""
+
+    model: str
+    version: int
+    variant: str
+    rows: int
+    features: dict[Short, Feature]
+    """By what was taken of each row, as `input/x/mean`."""
 
 
 class HttpAnswered(MetricEvent):
@@ -566,6 +665,34 @@ class JobProgressed(MetricEvent):
     """How long it may still take, guessed from what it took so far."""
     points: dict[str, tuple[int, Finite]] = {}
     """The newest point of each curve, as `loss/train`: its place (step or epoch) and value."""
+
+
+# --------------------------------------------------------------------------- alerts (`alerts`)
+
+
+class AlertEvent(Event):
+    """Something that a person may want to look at. The key of its record is `alert`."""
+
+    alert: Short
+    """Which one: the same from when it is raised until it is cleared."""
+    rule: Short
+    severity: Literal["warning", "critical"]
+    model: Short | None = None
+    version: int | None = None
+    instance: Short | None = None
+    value: Finite
+    threshold: Finite
+    """Which the value passed."""
+    message: Text
+    at_ns: int
+
+
+class AlertRaised(AlertEvent):
+    """The rule holds, and has for as long as it asks for."""
+
+
+class AlertCleared(AlertEvent):
+    """It holds no more."""
 
 
 # --------------------------------------------------------------------------- ground truth (`feedback`)

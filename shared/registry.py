@@ -16,15 +16,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from shared import events as ev
+from shared import exports
 from shared.errors import ModelNotLoaded, ModelNotReady, ModelRejected, ModelRetired, UnknownModel, UnknownVersion
 from shared.processing import sha256 as processing_sha256
+from shared.runtime_config import ONNXRUNTIME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from shared.artifacts import Artifact
+    from shared.exports import Export
     from shared.optimization import Optimization, Policy, Training
     from shared.processing import Processing
+    from shared.runtime_config import RuntimeConfig
     from shared.signature import Signature
 
 VersionState = Literal["uploaded", "optimizing", "ready", "rejected", "retired"]
@@ -61,11 +65,21 @@ class Variant:
     processing_sha256: str | None = None
     provenance: ev.Provenance | None = None
     reason: str = ""
+    engine: str = ONNXRUNTIME
+    """What runs it."""
+    runtime: RuntimeConfig | None = None
+    """How, where that was said."""
 
     @property
-    def key(self) -> tuple[str, str | None]:
-        """What it computes: the digests of the model file and of the steps around it."""
-        return self.artifact.sha256, self.processing_sha256
+    def key(self) -> tuple[str, str | None, str | None]:
+        """What it computes and how: the digests of the model file, the steps around it, and the session's options."""
+        session = None if self.runtime is None else self.runtime.session_sha256
+        return self.artifact.sha256, self.processing_sha256, session
+
+    @property
+    def row_cap(self) -> int:
+        """Most rows in one run: `batch_cap`, unless it is configured to be less."""
+        return self.batch_cap if self.runtime is None else self.runtime.row_cap(self.batch_cap)
 
 
 @dataclass(frozen=True)
@@ -121,6 +135,8 @@ class Version:
     stalled: int = 0
     """Claims that were made since the last step was finished."""
     comparison: ev.Comparison | None = None
+    runtime: RuntimeConfig | None = None
+    """How workers run it."""
     recognised: str | None = None
     """The upload's format, where it is to be converted."""
     needs: tuple[str, ...] = ()
@@ -174,6 +190,10 @@ class Model:
     retired: bool = False
     policy: Policy | None = None
     """What versions that say nothing else are judged by."""
+    runtime: RuntimeConfig | None = None
+    """How versions to come are run that bring nothing of their own."""
+    exports: Mapping[str, Export] = field(default_factory=dict)
+    """The newest, by id."""
     unloaded: bool = False
     """Nothing answers, on purpose, until it is loaded again. A new upload does not change that: it would undo what an
     operator did."""
@@ -327,6 +347,13 @@ def _fold_model(model: Model | None, event: ev.ModelEvent, timestamp_ms: int) ->
             return _cancel(model, number, reason)
         case ev.PolicySet(policy=policy):
             return model if policy == model.policy else replace(model, policy=policy)
+        case ev.RuntimeConfigured():
+            return _configure(model, event)
+        case ev.ExportRequested(version=number):
+            version = model.versions.get(number)
+            return replace(model, exports=exports.requested(model.exports, event, version, timestamp_ms))
+        case ev.ExportEvent():
+            return replace(model, exports=exports.attempted(model.exports, event))
         case _:
             return _routed(model, event)
 
@@ -363,6 +390,7 @@ def _uploaded(model: Model, event: ev.ModelUploaded, timestamp_ms: int) -> Model
             uploaded_ms=timestamp_ms,
             processing=event.processing,
             optimization=event.optimization,
+            runtime=event.runtime or model.runtime,
         )
 
     after = _numbered(model, event, version)
@@ -391,6 +419,7 @@ def _updated(model: Model, event: ev.UpdateRequested, timestamp_ms: int) -> Mode
             optimization=event.optimization,
             parent=event.parent,
             training=event.training,
+            runtime=parent.runtime,
         )
 
     return _numbered(model, event, version)
@@ -415,6 +444,20 @@ def _cancel(model: Model, number: int, reason: str) -> Model:
     if version is None or not version.is_open:
         return model
     return _with(model, replace(version, state="rejected", code=CANCELLED, reason=reason or "it was cancelled"))
+
+
+def _configure(model: Model, event: ev.RuntimeConfigured) -> Model:
+    """One version, or all of them and those to come."""
+    if event.version is not None and event.version not in model.versions:
+        return model
+
+    def configured(version: Version) -> Version:
+        variants = {name: replace(variant, runtime=event.config) for name, variant in version.variants.items()}
+        return replace(version, runtime=event.config, variants=variants)
+
+    numbers = model.versions if event.version is None else (event.version,)
+    versions = {**model.versions, **{number: configured(model.versions[number]) for number in numbers}}
+    return replace(model, versions=versions, runtime=event.config if event.version is None else model.runtime)
 
 
 def _attempt(model: Model, event: ev.AttemptEvent) -> Model:
@@ -460,6 +503,8 @@ def _variant(version: Version, event: ev.VariantReady) -> Variant:
         None if version.processing is None else processing_sha256(version.processing),
         event.provenance,
         event.reason,
+        event.engine,
+        version.runtime,
     )
 
 

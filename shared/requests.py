@@ -7,6 +7,8 @@ business. The gateway is one more producer of this contract; what it alone sends
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -84,7 +86,7 @@ def request_id_of(headers: Iterable[tuple[str, bytes]]) -> str | None:
     Raises:
         InvalidId: empty, not printable ASCII, or over 200 bytes.
     """
-    return _id(_by_name(headers))
+    return _valid_id({name.lower(): value for name, value in headers}.get("ce_id"))
 
 
 def from_kafka(headers: Iterable[tuple[str, bytes]]) -> RequestHeaders:
@@ -94,25 +96,37 @@ def from_kafka(headers: Iterable[tuple[str, bytes]]) -> RequestHeaders:
         InvalidId: see `request_id_of`.
         InvalidInput: a header is not ASCII, too long, or not the number it should be.
     """
-    known: dict[str, bytes | None] = {}
-    echo: list[tuple[str, bytes]] = []
-    for name, value in headers:
-        lower = name.lower()
-        known[lower] = value
-        if lower.startswith("x-"):
-            echo.append((name, value or b""))
-    request_id = _id(known)
-    read: dict[str, Any] = {field: how(name, known[name]) for name, (field, how) in _FIELDS.items() if name in known}
-    return RequestHeaders(request_id=request_id, echo=tuple(echo), **read)
+    given = tuple(headers)
+    reading = _reading(tuple([name for name, _ in given]))
+    request_id = None if reading.id_at is None else _valid_id(given[reading.id_at][1])
+    read: dict[str, Any] = {field: how(name, given[at][1]) for at, name, field, how in reading.fields}
+    if reading.echo:
+        read["echo"] = tuple([(given[at][0], given[at][1] or b"") for at in reading.echo])
+    return RequestHeaders(request_id=request_id, **read)
 
 
-def _by_name(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, bytes | None]:
-    """The last of each name; Kafka knows null values."""
-    return {name.lower(): value for name, value in headers}
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What is to be read of headers with certain names, and where it stands: of a name given twice, the last."""
+
+    id_at: int | None
+    fields: tuple[tuple[int, str, str, Callable[[str, bytes | None], str | int]], ...]
+    echo: tuple[int, ...]
 
 
-def _id(headers: dict[str, bytes | None]) -> str | None:
-    value = headers.get("ce_id")
+@lru_cache(maxsize=256)  # a producer sends the same names in the same order
+def _reading(names: tuple[str, ...]) -> _Reading:
+    lower = [name.lower() for name in names]
+    last = {name: at for at, name in enumerate(lower)}
+    return _Reading(
+        id_at=last.get("ce_id"),
+        fields=tuple([(last[name], name, field, how) for name, (field, how) in _FIELDS.items() if name in last]),
+        echo=tuple([at for at, name in enumerate(lower) if name.startswith("x-")]),
+    )
+
+
+def _valid_id(value: bytes | None) -> str | None:
+    """Kafka knows null values: a header with one is as good as none."""
     if value is None:
         return None
     if 1 <= len(value) <= MAX_ID_BYTES and value.isascii():
@@ -140,15 +154,19 @@ def _number(name: str, value: bytes | None) -> int:
     return int(text)
 
 
+_usual_text: Final = lru_cache(maxsize=1024)(_text)
+"""Of headers with few values."""
+_usual_number: Final = lru_cache(maxsize=1024)(_number)
+
 _FIELDS: Final[dict[str, tuple[str, Callable[[str, bytes | None], str | int]]]] = {
-    "content-type": ("content_type", _text),
-    "inference-header-content-length": ("header_length", _number),
+    "content-type": ("content_type", _usual_text),
+    "inference-header-content-length": ("header_length", _usual_number),
     "deadline": ("deadline_ms", _number),
-    "model-version": ("model_version", _number),
-    "tenant": ("tenant", _text),
-    "reply-topic": ("reply_topic", _text),
-    "reply-channel": ("reply_channel", _text),
-    "registry-offset": ("registry_offset", _number),
+    "model-version": ("model_version", _usual_number),
+    "tenant": ("tenant", _usual_text),
+    "reply-topic": ("reply_topic", _usual_text),
+    "reply-channel": ("reply_channel", _usual_text),
+    "registry-offset": ("registry_offset", _usual_number),
     "traceparent": ("traceparent", _text),
 }
 """Headers by name: the field that says the same, and how it is read."""

@@ -46,7 +46,8 @@ def application() -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Errors are one sentence on standard error."""
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # a command says itself what it could not reach
+    # A command says itself what it could not reach: without a handler, Python would print what aiokafka says of it.
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     try:
         application()(arguments)
     except AiaasError as err:

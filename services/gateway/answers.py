@@ -39,6 +39,7 @@ STATUS_OF_CODE: Final = {
     "unknown_model": 404,
     "unknown_version": 404,
     "unknown_request": 404,
+    "unknown_export": 404,
     "not_found": 404,
     "method_not_allowed": 405,
     "stalled": 408,

@@ -16,10 +16,12 @@ from services.gateway import (
     routes_absent,
     routes_assets,
     routes_documents,
+    routes_exports,
     routes_models,
     routes_optimization,
     routes_repository,
     routes_requests,
+    routes_runtime,
     routes_triton,
 )
 from services.gateway.edge import Edge
@@ -48,6 +50,8 @@ def application(gateway: Gateway) -> ASGIApp:
         api.include_router(routes.router)
     api.include_router(routes_repository.catalogue)
     api.include_router(routes_optimization.router)
+    api.include_router(routes_exports.router)
+    api.include_router(routes_runtime.router)
     api.include_router(routes_assets.router)
     api.include_router(routes_documents.router)
     api.add_exception_handler(AiaasError, _ours)

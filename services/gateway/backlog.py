@@ -107,7 +107,7 @@ def places(registry: Registry, beats: Iterable[tuple[float, Heartbeat]]) -> Mapp
             model = registry.models.get(loaded.model)
             version = model.versions.get(loaded.version) if model else None
             variant = version.variants.get(loaded.variant) if version else None
-            caps[loaded.model] = max(caps.get(loaded.model, 0), variant.batch_cap if variant else 1)
+            caps[loaded.model] = max(caps.get(loaded.model, 0), variant.row_cap if variant else 1)
         for name, cap in caps.items():
             held[name] = held.get(name, 0) + 2 * cap
     return held

@@ -1,9 +1,10 @@
 """A version as Triton's `ModelConfig` has it, in JSON: what its clients and perf_analyzer read to build requests.
 
-Only what the registry and the heartbeats say. `max_batch_size` is above 0 where the gate proved that rows do not hurt
-each other and every tensor has its rows along axis 0: only then has Triton's word for it, "the first dimension is the
-batch and not told in `dims`", the same meaning here. It is how many rows may share a run; a request may have more, and
-then runs alone. Elsewhere it is 0 and `dims` are whole shapes, also where we batch along another axis.
+Only what the registry and the heartbeats say; `workers`, which Triton does not have, is the latter in full.
+`max_batch_size` is above 0 where the gate proved that rows do not hurt each other and every tensor has its rows along
+axis 0: only then has Triton's word for it, "the first dimension is the batch and not told in `dims`", the same meaning
+here. It is how many rows may share a run; a request may have more, and then runs alone. Elsewhere it is 0 and `dims`
+are whole shapes, also where we batch along another axis.
 
 Field names: https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto
 """
@@ -11,6 +12,9 @@ Field names: https://github.com/triton-inference-server/common/blob/main/protobu
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
+
+from services.gateway.runtime import GPU_PROVIDERS, holders, instances
+from shared.runtime_config import ONNXRUNTIME, TORCH, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,16 +27,19 @@ PRIORITY_LEVELS: Final = 2
 """1 goes first, 2 is where a request without a priority goes."""
 _IMAGE_RANK: Final = 3
 _CHANNELS: Final = (1, 3)
-_GPU_PROVIDERS: Final = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider"})
+_PLATFORMS: Final = {ONNXRUNTIME: "onnxruntime_onnx", TORCH: "pytorch_libtorch"}
+_BACKENDS: Final = {ONNXRUNTIME: "onnxruntime", TORCH: "pytorch"}
 
 
 def model_config(model: Model, version: Version, signature: Signature, alive: Iterable[Heartbeat]) -> dict[str, Any]:
     """The configuration of a ready version. `signature` is the one that callers are shown."""
-    batch_size = max_batch_size(signature, version.serving.batch_cap)
+    alive = list(alive)
+    engine = version.serving.engine
+    batch_size = max_batch_size(signature, version.serving.row_cap)
     config = {
         "name": model.name,
-        "platform": "onnxruntime_onnx",
-        "backend": "onnxruntime",
+        "platform": _PLATFORMS.get(engine, engine),
+        "backend": _BACKENDS.get(engine, engine),
         "version_policy": {"specific": {"versions": ready_versions(model)}},
         "max_batch_size": batch_size,
         "input": [
@@ -44,7 +51,10 @@ def model_config(model: Model, version: Version, signature: Signature, alive: It
         "instance_group": _instances(model, version, alive),
         "default_model_filename": f"model.{version.format}",
         "model_transaction_policy": {"decoupled": False},
+        "workers": holders(model, version, alive),
     }
+    said = {} if version.serving.runtime is None else shown(version.serving.runtime)
+    config |= {name: said[name] for name in ("parameters", "optimization") if name in said}
     if batch_size:
         config["dynamic_batching"] = {
             "max_queue_delay_microseconds": 0,  # what queued up while the lane was busy; nothing is waited for
@@ -83,14 +93,15 @@ def _layout(dims: Sequence[int]) -> str:
 
 
 def _instances(model: Model, version: Version, alive: Iterable[Heartbeat]) -> list[dict[str, Any]]:
-    """The live workers that hold the version, by kind of device."""
+    """The parts of a batch that the live workers that hold the version run at once, by kind of device."""
     counts = {"KIND_GPU": 0, "KIND_CPU": 0}
     sha256 = version.serving.artifact.sha256
     for beat in alive:
-        held = (loaded for loaded in beat.loaded if (loaded.model, loaded.version) == (model.name, version.number))
-        if beat.service == "worker" and any(loaded.artifact_sha256 == sha256 for loaded in held):
-            on_gpu = bool(_GPU_PROVIDERS.intersection(beat.machine.providers))
-            counts["KIND_GPU" if on_gpu else "KIND_CPU"] += 1
+        about = (model.name, version.number, sha256)
+        held = [each for each in beat.loaded if (each.model, each.version, each.artifact_sha256) == about]
+        if beat.service == "worker" and held:
+            on = {held[0].provider} if held[0].provider else set(beat.machine.providers)
+            counts["KIND_GPU" if GPU_PROVIDERS & on else "KIND_CPU"] += instances(version)
     return [
         {"name": f"{model.name}_{kind[5:].lower()}", "kind": kind, "count": count}
         for kind, count in counts.items()

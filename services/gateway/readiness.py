@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shared.errors import ModelNotReady
+from shared.runtime_config import ONNXRUNTIME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,6 +25,7 @@ def check(registry: Registry, alive: Iterable[Heartbeat], model: str, number: in
         ModelNotReady: it may be ready later.
         ModelNotLoaded: it will be once somebody loads it.
     """
+    alive = list(alive)
     held = {
         (loaded.model, loaded.version, loaded.variant, loaded.artifact_sha256)
         for beat in alive
@@ -33,7 +35,16 @@ def check(registry: Registry, alive: Iterable[Heartbeat], model: str, number: in
     for version in _answering(registry, model, number):
         variant = version.serving
         if (model, version.number, variant.name, variant.artifact.sha256) not in held:
+            if variant.engine != ONNXRUNTIME and not _anyone_has(alive, variant.engine):
+                raise ModelNotReady(
+                    f"version {version.number} of {model!r} needs the engine {variant.engine!r}, which no live worker "
+                    "has: start one with that extra installed"
+                )
             raise ModelNotReady(f"no live worker holds version {version.number} ({variant.name}) of {model!r} yet")
+
+
+def _anyone_has(alive: Iterable[Heartbeat], engine: str) -> bool:
+    return any(beat.service == "worker" and engine in beat.machine.engines for beat in alive)
 
 
 def described(registry: Registry, model: str, number: int | None = None) -> Version:

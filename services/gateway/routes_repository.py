@@ -6,12 +6,13 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
-from services.gateway import assets, bodies, repository, uploads, views
+from services.gateway import assets, bodies, repository, runtime, uploads, views
 from services.gateway.answers import JsonResponse
 from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant
 from services.gateway.gateway import Gateway
 from services.gateway.optimization import options_of
 from services.gateway.paths import version_of, version_url
+from shared import routing_changes
 from shared.errors import InvalidInput
 from shared.events import MAX_VERSION
 from shared.registry import Version
@@ -51,18 +52,24 @@ async def upload(
     optimization: Annotated[
         str | None, Query(pattern="^[0-9a-f]{64}$", description="SHA-256 of stored options: data, policy, candidates")
     ] = None,
+    config: Annotated[
+        str | None, Query(pattern="^[0-9a-f]{64}$", description="SHA-256 of a stored runtime configuration")
+    ] = None,
 ) -> Response:
     """The body is the model file. `Content-Digest: sha-256=:BASE64:` is checked if sent; `version` asks for a number.
 
     `processing` is the SHA-256 of an asset: the JSON declaration of the steps before and after the model, for good.
-    `optimization` is that of another: what the optimizer may use and must reach.
+    `optimization` is that of another: what the optimizer may use and must reach; `config` says how workers run it.
     202 when the upload is in the log: `status_url` then tells what the optimizer makes of it.
     """
 
     async def storing() -> tuple[Response, dict[str, Any]]:
         declared = None if processing is None else await assets.processing_of(gateway.backbone.store, processing)
         options = None if optimization is None else await options_of(gateway.backbone.store, optimization)
-        asked = repository.Upload(model, version, bodies.content_sha256(request.headers), tenant, declared, options)
+        alive = gateway.backbone.heartbeats.alive()
+        how = None if config is None else await runtime.config_of(gateway.backbone.store, config, format, alive)
+        sha256 = bodies.content_sha256(request.headers)
+        asked = repository.Upload(model, version, sha256, tenant, declared, options, how)
         uploaded = await _upload(gateway, request, asked, format)
         artifact = uploaded.artifact
         told = {"version": uploaded.number, "sha256": artifact.sha256, "byte_size": artifact.byte_size}
@@ -112,13 +119,13 @@ async def show_version(model: str, version: str, backbone: TheBackbone, _tenant:
 @router.post("/versions/{version}/promote", summary="Let a version answer")
 async def promote(model: str, version: str, backbone: TheBackbone, _tenant: TheTenant) -> Response:
     """From now on it answers requests that name no version. 409 unless it is ready."""
-    return JsonResponse(views.routing(await repository.promote(backbone.log, model, _number(version, model))))
+    return JsonResponse(views.routing(await routing_changes.promote(backbone.log, model, _number(version, model))))
 
 
 @router.post("/rollback", summary="Let the version before answer again")
 async def roll_back(model: str, backbone: TheBackbone, _tenant: TheTenant) -> Response:
     """Undo the last promotion, or end a traffic split. 409 if there is nothing to go back to."""
-    return JsonResponse(views.routing(await repository.roll_back(backbone.log, model)))
+    return JsonResponse(views.routing(await routing_changes.roll_back(backbone.log, model)))
 
 
 @router.post("/traffic", summary="Split traffic between versions")

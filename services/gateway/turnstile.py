@@ -3,8 +3,8 @@
 Under overload most requests are refused, on the same event loop that serves the others. Through the whole application a
 refusal costs a task, a dozen objects and a line of log; here it costs the parsing of its head and one write, and those
 who were let in keep the processor. Callers who ask again at once, against `Retry-After`, would still take all of it,
-the more of them are refused the more: so after a few refusals in a row a connection gets the next ones some
-milliseconds later each. What is refused here is only counted: the log tells the sums.
+the more of them are refused the more: so after a few refusals in quick succession a connection gets the next ones
+some milliseconds later each. What is refused here is only counted: the log tells the sums.
 
 It is decided when the head has come, in bytes. A small body (`SMALL_BYTES`) is read on, held, since it may name a
 priority, which has places of its own: if it does, or if anything else is unusual (pipelining, a client that takes
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = 2
 _STEP_S: Final = 0.005
 _LONGEST_S: Final = 0.01
+_PATIENT_S: Final = 0.1
+"""Whoever asks again after so long does not ask at once."""
 _PRIORITY: Final = b"priority"
 _CROWDED: Final = answers.raw(
     answers.of_error(Overloaded("this gateway has all the connections that it takes")), b"connection: close\r\n"
@@ -155,6 +157,8 @@ class Turnstile(HttpToolsProtocol):
             self.door.turned_away(path)
         self.server_state.total_requests += 1
         self._due = response
+        if self.loop.time() - self._quiet_since_s > _PATIENT_S:
+            self._refusals = 0
         self._refusals += 1
         if self._refusals <= _AT_ONCE:
             self.send_refusal()

@@ -9,6 +9,7 @@ from msgspec import to_builtins
 from shared.codec import rfc3339
 from shared.processed_signature import public_signature
 from shared.registry import CANONICAL
+from shared.runtime_config import shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -89,6 +90,7 @@ def version_state(
         "parent": version.parent,
         "training": to_builtins(version.training),
         "optimization": to_builtins(version.optimization),
+        "runtime": None if version.runtime is None else shown(version.runtime),
         "comparison": to_builtins(version.comparison),
         "steps": [_step(step) for step in version.steps.values()],
         "variants": [_variant(variant, version.chosen) for variant in version.variants.values()],
@@ -118,6 +120,7 @@ def _variant(variant: Variant, chosen: str | None) -> dict[str, Any]:
         "chosen": variant.name == chosen,
         "sha256": variant.artifact.sha256,
         "byte_size": variant.artifact.byte_size,
+        "engine": variant.engine,
         "batch_cap": variant.batch_cap,
         "measurements": _measurements(variant.measurements),
         "provenance": to_builtins(variant.provenance),

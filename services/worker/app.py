@@ -9,20 +9,21 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from services.worker.claims import FetchClaims, OutputStore
-from services.worker.engine import providers
+from services.worker.engine import environment
 from services.worker.intake import HeldBytes, Intake
+from services.worker.job_spans import JobSpans
 from services.worker.lane import Lane
 from services.worker.model_server import ModelServer
+from services.worker.partaking import Partaking, lacking
 from services.worker.processing.step import Preprocessing
 from services.worker.receipts import Receipts
 from services.worker.reply_copies import ReplyCopies
 from services.worker.settle import Settlement, persistently
 from services.worker.shelf import Shelf
-from shared import health, heartbeats, kafka, logs, registry_log, replies
+from shared import health, heartbeats, kafka, logs, registry_log, replies, tracing
 from shared.artifacts import ArtifactStore
 from shared.dead_letters import DeadLetters
-from shared.events import BatchesRan, Heartbeat, LoadedModel, MachineClass
-from shared.machine import isa
+from shared.events import BatchesRan, Heartbeat, LoadedModel, RowsObserved
 from shared.outcomes import OutcomeWriter
 from shared.registry import Registry, only_unloaded
 from shared.telemetry import Telemetry
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from services.worker.job import Job
     from services.worker.settings import WorkerSettings
     from shared.events import MetricEvent
+    from shared.tracing import Tracing
 
 _READOPT_S = 10.0
 """How often models that could not be loaded are tried again, although nothing changed."""
@@ -65,8 +67,9 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             Receipts(settings.owner, await kafka.cluster_id(settings)),
             executor,
         )
+        worker.trace(await stack.enter_async_context(tracing.started(settings, "worker")))
         telemetry = Telemetry(settings, "worker", producer)
-        telemetry.sources.append(lambda: worker.batches(telemetry))
+        telemetry.sources += [lambda: worker.batches(telemetry), lambda: worker.observed(telemetry)]
         async with asyncio.TaskGroup() as background:
             tasks = [
                 background.create_task(job)
@@ -100,6 +103,7 @@ class Worker:
         executor: ThreadPoolExecutor,
     ) -> None:
         self._settings = settings
+        self._machine = environment(settings)
         self._log = log
         self._replies = redis
         self._writer = writer
@@ -116,12 +120,17 @@ class Worker:
         """What the heartbeat says is news."""
         self._servers: dict[str, ModelServer] = {}
         self._intakes: dict[str, Intake] = {}
+        self._partaking: dict[str, Partaking] = {}
         self._intake_tasks: list[asyncio.Task[None]] = []
         self._answered: Counter[str] = Counter()
         self._tasks: asyncio.TaskGroup
         self._draining = False
         self._adopted = Registry()
         """What the shelf was last brought in line with: what the heartbeat says is loaded holds at its offset."""
+
+    def trace(self, tracing: Tracing | None) -> None:
+        """Tell the spans of requests from now on, if there is whom to tell."""
+        self._settlement.spans = None if tracing is None else JobSpans(tracing)
 
     async def run(self) -> None:
         """Serve every model of the registry, as it changes, until cancelled."""
@@ -154,7 +163,8 @@ class Worker:
             wake=self._lane.wake,
         )
         for variant in server.routed():
-            self._shelf.want(variant)
+            if variant.engine in self._machine.engines:
+                self._shelf.want(variant)
         self._servers[name] = server
         self._lane.add(server)
         self._intakes[name] = Intake(
@@ -167,13 +177,18 @@ class Worker:
             held=self._held,
             queued=self._lane.wake,
         )
-        self._intake_tasks.append(self._tasks.create_task(self._intakes[name].run()))
+        self._partaking[name] = Partaking(name, self._intakes[name])
+        self._intake_tasks.append(self._tasks.create_task(self._partaking[name].run()))
 
     def _adopt(self) -> None:
         self._adopted = self._log.registry
         self._shelf.release(only_unloaded(self._adopted))
-        for server in self._servers.values():
-            server.adopt(self._adopted)
+        for name, server in self._servers.items():
+            missing = lacking(self._adopted.models[name], self._machine.engines)
+            self._partaking[name].say(missing)
+            if not missing:
+                server.adopt(self._adopted)
+        self._shelf.keep_only({variant.key for server in self._servers.values() for variant in server.known()})
         self._lane.wake()
         self.changed.set()
 
@@ -200,7 +215,7 @@ class Worker:
             instance=settings.instance,
             incarnation=settings.incarnation,
             service="worker",
-            machine=MachineClass(isa=isa(), providers=tuple(providers(settings)), threads=settings.threads),
+            machine=self._machine,
             loaded=tuple(self._loaded()),
             registry_offset=self._adopted.offset,
             lag={name: intake.lag for name, intake in self._intakes.items()},
@@ -213,19 +228,28 @@ class Worker:
         )
 
     def _loaded(self) -> Iterable[LoadedModel]:
-        held = self._shelf.held()
+        held = self._shelf.runtimes()
+        by_file = {key[:2]: key for key in held}
+        """Whatever options it was loaded with: a session that is to be replaced answers until it is."""
         loaded = [model for model in self._adopted.models.values() if not model.unloaded]
         for model in loaded:
             for version in model.versions.values():
                 for variant in version.variants.values():
-                    if (size := held.get(variant.key)) is not None:
-                        yield LoadedModel(
-                            model=model.name,
-                            version=version.number,
-                            variant=variant.name,
-                            artifact_sha256=variant.artifact.sha256,
-                            byte_size=size,
-                        )
+                    key = variant.key if variant.key in held else by_file.get(variant.key[:2])
+                    if key is None:
+                        continue
+                    size, runtime = held[key]
+                    yield LoadedModel(
+                        model=model.name,
+                        version=version.number,
+                        variant=variant.name,
+                        artifact_sha256=variant.artifact.sha256,
+                        byte_size=size,
+                        engine=runtime.engine,
+                        provider=runtime.provider,
+                        threads=runtime.threads,
+                        session_sha256=key[2],
+                    )
 
     def batches(self, telemetry: Telemetry) -> Iterable[MetricEvent]:
         """What ran since the last call, by variant."""
@@ -241,3 +265,9 @@ class Worker:
                 sizes=dict(counts.sizes),
                 compute_infer_ns=counts.compute_infer_ns,
             )
+
+    def observed(self, telemetry: Telemetry) -> Iterable[MetricEvent]:
+        """What was seen of the rows since the last call, by variant."""
+        for (model, version, variant), rows, features in self._lane.observer.take():
+            about = {"model": model, "version": version, "variant": variant}
+            yield telemetry.event(RowsObserved, **about, rows=rows, features=features)

@@ -46,7 +46,7 @@ def shape_key(request: InferenceRequest, signature: Signature) -> ShapeKey:
 
 def independent_rows(request: InferenceRequest, variant: Variant) -> int | None:
     """The request's rows, None where the variant's rows were not proved independent of one another."""
-    if variant.batch_cap == 1 or any(spec.batch_axis is None for spec in variant.signature.outputs):
+    if variant.row_cap == 1 or any(spec.batch_axis is None for spec in variant.signature.outputs):
         return None
     return rows(request.inputs, variant.signature)
 
@@ -54,7 +54,7 @@ def independent_rows(request: InferenceRequest, variant: Variant) -> int | None:
 def rows_alone(request: InferenceRequest, variant: Variant) -> int | None:
     """The request's rows, or None if it has to run alone."""
     count = independent_rows(request, variant)
-    return count if count and count <= variant.batch_cap else None
+    return count if count and count <= variant.row_cap else None
 
 
 def concatenate(requests: Sequence[InferenceRequest], signature: Signature) -> dict[str, Array]:

@@ -1,26 +1,39 @@
-"""Engines run a variant's bytes. One today: ONNX Runtime, on CUDA where a session really got it, else on the CPU.
+"""Engines run a variant's bytes: the one interface, and which of them are here.
 
-A run happens in the lane's thread, off the event loop, and has a deadline: ONNX Runtime checks `terminate` between
-nodes, so a run past its deadline ends soon after. One that doesn't end even then holds the device for good; that is
-`EngineStuck`, and the process must go (its poison marker stays and tells the next owner).
+    onnx_engine     ONNX Runtime, on CUDA where a session really got it, else on the CPU
+    torch_engine    torch, for `.pt2` files that do not convert; only where the extra `torch` is installed
 
-ONNX strings are text: BYTES that aren't UTF-8 can't go in. BF16 goes in and out as bit patterns through OrtValues,
-since numpy has no such type.
+A variant says which engine it needs (`Variant.engine`), its runtime configuration with what options. A library is
+imported when the first variant asks for it; what is installed is known without that (`installed`), and announced.
+
+A run happens in the lane's thread, off the event loop, and has a deadline: `Run.end` asks it to stop. One that doesn't
+end even then holds the device for good; that is `EngineStuck`, and the process must go (its poison marker stays and
+tells the next owner).
+
+With `instance_group.count` above 1 a batch is taken apart into as many parts, which run at once in threads of their
+own, on the one loaded model: only where the gate proved rows independent, since then it changes no answer beyond the
+tolerance that was proved.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
+import os
+import platform
 import time
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from importlib import metadata, util
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
-import onnxruntime as ort
+import psutil
 
-from shared.errors import ExecutionFailed, InvalidInput, ModelNotReady, RequestCancelled, RunTimeout
-from shared.events import Runtime
+from shared.errors import ExecutionFailed, ModelNotReady, RequestCancelled, RunTimeout
+from shared.events import MachineClass
 from shared.machine import isa
+from shared.runtime_config import ONNXRUNTIME, TORCH, RuntimeConfig
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -28,71 +41,52 @@ if TYPE_CHECKING:
 
     from services.worker.settings import WorkerSettings
     from shared.errors import AiaasError
+    from shared.events import Runtime
+    from shared.registry import Variant
     from shared.signature import Signature
     from shared.tensors import Array
 
-_ONNX_BFLOAT16 = 16
-"""`TensorProto.BFLOAT16` (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto)."""
+_DISTRIBUTIONS: Final = {ONNXRUNTIME: ("onnxruntime", "onnxruntime-gpu"), TORCH: ("torch",)}
 _TERMINATE_GRACE_S = 10.0
 _LOOK_S = 0.1
 """How often a long run is asked for: does anyone still want its answer?"""
-
-
-async def _never() -> bool:
-    return False
 
 
 class EngineStuck(RuntimeError):
     """A run that went on after it was told to end. Not an answer to a request: the end of this process."""
 
 
-def providers(settings: WorkerSettings) -> list[str]:
-    """Execution providers to ask for, best first."""
-    if settings.device == "cpu" or "CUDAExecutionProvider" not in ort.get_available_providers():
-        return ["CPUExecutionProvider"]
-    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+async def _never() -> bool:
+    return False
 
 
-class OnnxEngine:
+class Run(Protocol):
+    """One run of an engine."""
+
+    def __call__(self, feeds: Mapping[str, Array], /) -> list[Array]:
+        """All outputs, in signature order; called for each part of a batch, in whatever thread."""
+
+    def end(self) -> None:
+        """Ask what is under way to stop."""
+
+
+class Engine(ABC):
     """One loaded variant. Building it is slow: do it off the event loop, with `load`."""
 
-    def __init__(self, session: ort.InferenceSession, signature: Signature, threads: int) -> None:
-        self._session = session
-        self._inputs = {spec.name: spec.datatype for spec in signature.inputs}
-        self._outputs = [spec.name for spec in signature.outputs]
-        self._has_bf16 = any(spec.datatype == "BF16" for spec in (*signature.inputs, *signature.outputs))
-        self.runtime = Runtime(
-            engine="onnxruntime",
-            version=ort.__version__,
-            provider=session.get_providers()[0],  # what it got, not what was asked for
-            options={"graph_optimization_level": "all", "inter_op_threads": 1, "allow_spinning": False},
-            threads=threads,
-            isa=isa(),
-        )
+    runtime: Runtime
+    """What receipts say of it."""
 
-    @classmethod
-    def load(cls, content: bytes, signature: Signature, settings: WorkerSettings) -> OnnxEngine:
-        """Build a session from bytes: never from a path, which ONNX Runtime would follow to external data.
+    def __init__(self, signature: Signature, config: RuntimeConfig) -> None:
+        self._axes = {spec.name: spec.batch_axis for spec in signature.inputs}
+        axes = [spec.batch_axis for spec in signature.outputs]
+        self._output_axes = [axis for axis in axes if axis is not None] if None not in axes else None
+        batched = self._output_axes is not None and any(axis is not None for axis in self._axes.values())
+        self.instances = config.instances.count if batched else 1
+        self._others = ThreadPoolExecutor(self.instances - 1, "instance") if self.instances > 1 else None
 
-        Raises:
-            ModelNotReady: the bytes do not load here, or not on the device that was insisted on.
-        """
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = settings.threads
-        options.inter_op_num_threads = 1
-        # Spinning threads take the cores that decode and encode beside the run, and those of other services.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 4  # what fails is raised; the rest is noise on stderr
-        wanted = providers(settings)
-        if "CUDAExecutionProvider" in wanted:
-            ort.preload_dlls()  # CUDA's libraries, where they came as Python packages
-        try:
-            session = ort.InferenceSession(content, options, providers=wanted)
-        except Exception as err:  # ONNX Runtime raises its own types, all plain Exceptions
-            raise ModelNotReady(f"ONNX Runtime does not load this variant: {err}") from err
-        if settings.device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-            raise ModelNotReady("AIAAS_DEVICE=cuda, but ONNX Runtime did not get the CUDA provider on this host")
-        return cls(session, signature, settings.threads)
+    @abstractmethod
+    def begin(self) -> Run:
+        """A run to be."""
 
     async def run(
         self,
@@ -112,8 +106,8 @@ class OnnxEngine:
             RequestCancelled: it was abandoned.
             EngineStuck: it could not be ended.
         """
-        options = ort.RunOptions()
-        running = asyncio.get_running_loop().run_in_executor(executor, self._run, inputs, options)
+        run = self.begin()
+        running = asyncio.get_running_loop().run_in_executor(executor, self._run, run, inputs)
         late_s = time.monotonic() + timeout_s
         given_up: AiaasError | None = None
         while given_up is None:
@@ -124,7 +118,7 @@ class OnnxEngine:
                 given_up = RunTimeout(f"the run took longer than {timeout_s:g} s")
             elif await abandoned():
                 given_up = RequestCancelled("nobody waits for the answer any more")
-        options.terminate = True
+        run.end()
         done, _ = await asyncio.wait({running}, timeout=_TERMINATE_GRACE_S)
         if not done:
             raise EngineStuck(f"a run did not end {_TERMINATE_GRACE_S} s after it was given up")
@@ -132,37 +126,77 @@ class OnnxEngine:
             raise err
         raise given_up
 
-    def _run(self, inputs: Mapping[str, Array], options: ort.RunOptions) -> list[Array]:
-        feeds = {name: self._feed(name, array) for name, array in inputs.items()}
+    def _run(self, run: Run, inputs: Mapping[str, Array]) -> list[Array]:
+        if self._others is None or len(parts := self._parts(inputs)) == 1:
+            return run(inputs)
+        others = [self._others.submit(run, part) for part in parts[1:]]
         try:
-            if self._has_bf16:
-                return self._run_values(feeds, options)
-            outputs: list[Any] = self._session.run(self._outputs, feeds, options)
-        except Exception as err:
-            raise ExecutionFailed(str(err)[:2000]) from err
-        return [np.asarray(output) for output in outputs]
+            found = [run(parts[0])]
+        finally:
+            wait(others)
+        found += [other.result() for other in others]
+        axes = self._output_axes or []
+        return [np.concatenate(pieces, axis=axis) for axis, pieces in zip(axes, zip(*found, strict=True), strict=True)]
 
-    def _run_values(self, feeds: Mapping[str, Array], options: ort.RunOptions) -> list[Array]:
-        values = {
-            name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _ONNX_BFLOAT16)
-            if self._inputs[name] == "BF16"
-            else ort.OrtValue.ortvalue_from_numpy(array)
-            for name, array in feeds.items()
+    def _parts(self, inputs: Mapping[str, Array]) -> list[Mapping[str, Array]]:
+        """The rows, as evenly as they divide, over at most `instances` parts."""
+        rows = min(inputs[name].shape[axis] for name, axis in self._axes.items() if axis is not None)
+        count = max(1, min(self.instances, rows))
+        pieces = {
+            name: [array] * count if (axis := self._axes[name]) is None else np.array_split(array, count, axis=axis)
+            for name, array in inputs.items()
         }
-        return [_array(value) for value in self._session.run_with_ort_values(self._outputs, values, options)]
+        return [{name: each[index] for name, each in pieces.items()} for index in range(count)]
 
-    def _feed(self, name: str, array: Array) -> Array:
-        if self._inputs[name] != "BYTES":
-            return array
+
+@cache
+def installed() -> dict[str, str]:
+    """The engines that are here, with their versions. Nothing is imported."""
+    return {engine: version for engine, names in _DISTRIBUTIONS.items() if (version := _version(engine, names))}
+
+
+def _version(module: str, distributions: tuple[str, ...]) -> str | None:
+    if util.find_spec(module) is None:
+        return None
+    for name in distributions:
         try:
-            texts = [element.decode() for element in array.ravel()]
-        except UnicodeDecodeError as err:
-            raise InvalidInput(f"tensor {name!r} is text to ONNX, and one of its elements is not UTF-8") from err
-        return np.array(texts, dtype=object).reshape(array.shape)
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"
 
 
-def _array(value: ort.OrtValue) -> Array:
-    if value.data_type() != "tensor(bfloat16)":
-        return np.asarray(value.numpy())
-    bits = ctypes.cast(value.data_ptr(), ctypes.POINTER(ctypes.c_uint16))
-    return np.ctypeslib.as_array(bits, tuple(value.shape())).copy()
+def load(content: bytes, variant: Variant, settings: WorkerSettings) -> Engine:
+    """Build the engine of a variant from its bytes.
+
+    Raises:
+        ModelNotReady: this worker lacks the engine or the device, or the bytes do not load here.
+    """
+    config = variant.runtime or RuntimeConfig()
+    if variant.engine not in installed():
+        raise ModelNotReady(f"this worker has no engine {variant.engine[:40]!r}, only {sorted(installed())}")
+    if foreign := config.foreign_to(variant.engine):
+        raise ModelNotReady(f"{foreign[0]} means nothing to the engine {variant.engine!r}")
+    if variant.engine == TORCH:
+        from services.worker.torch_engine import TorchEngine  # noqa: PLC0415 - heavy, and only some workers have it
+
+        return TorchEngine.load(content, variant.signature, settings, config)
+    from services.worker.onnx_engine import OnnxEngine  # noqa: PLC0415 - as above
+
+    return OnnxEngine.load(content, variant.signature, settings, config)
+
+
+def environment(settings: WorkerSettings) -> MachineClass:
+    """What kind of machine this is and what is installed on it, as heartbeats say it."""
+    from services.worker.onnx_engine import providers  # noqa: PLC0415 - as above
+
+    here = installed()
+    return MachineClass(
+        isa=isa(),
+        providers=tuple(providers(settings)) if ONNXRUNTIME in here else (),
+        threads=settings.threads,
+        engines=dict(here),
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=psutil.virtual_memory().total,
+        python=platform.python_version(),
+    )

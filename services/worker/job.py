@@ -67,7 +67,7 @@ class Job:
     original: InferenceRequest | None = None
     """The request as it came, if `request` is what preprocessing made of it."""
     prepared_for: tuple[str, str | None] | None = None
-    """The `Variant.key` that it was prepared for."""
+    """The file and the steps (of `Variant.key`) that it was prepared for."""
     prepared_bytes: int = 0
     preparation_ns: int = 0
     """How long decoding and tokenizing took."""

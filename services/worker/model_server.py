@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from services.worker.batching import ShapeKey
-    from services.worker.engine import OnnxEngine
+    from services.worker.engine import Engine
     from services.worker.job import Job
     from services.worker.ledger import Ledger
     from services.worker.preparation import Step
@@ -46,7 +46,7 @@ class Batch:
 
     jobs: tuple[Job, ...]
     variant: Variant
-    engine: OnnxEngine
+    engine: Engine
     processor: Processor | None = None
     """The steps behind the model."""
 
@@ -86,15 +86,51 @@ class ModelServer:
         self.latest = registry
         before, after = self.routed(), self._routed(registry)
         missing = [variant for variant in after if variant not in before and not self._shelf.has(variant)]
-        for variant in missing:
+        changed = [variant for variant in self._reconfigured(registry) if not self._shelf.has(variant)]
+        awaited = [variant for variant in changed if self._shelf.failure(variant) is None]
+        for variant in (*missing, *awaited):
             if self._shelf.failure(variant) is None:
                 self._shelf.want(variant)
-        if not missing or not before:
+        if not (missing and before) and not awaited:
             self.registry = registry
 
     def routed(self) -> list[Variant]:
         """The variants that requests without a version are routed to."""
         return self._routed(self.registry)
+
+    def known(self) -> list[Variant]:
+        """The variants that requests may meet: those of the newest registry, and of the one that is routed by."""
+        models = [registry.models.get(self.name) for registry in (self.registry, self.latest)]
+        versions = [version for model in models if model is not None for version in model.versions.values()]
+        return [variant for version in versions for variant in version.variants.values()]
+
+    def _running(self) -> dict[int, Variant]:
+        """What answers now and is in memory, by version."""
+        model = self.registry.models.get(self.name)
+        ready = [] if model is None else [v for v in model.versions.values() if v.state == "ready"]
+        running = {version.number: version.serving for version in ready if self._shelf.has(version.serving)}
+        return running | {version.number: version.serving for version in ready if version.serving in self.routed()}
+
+    def _reconfigured(self, registry: Registry) -> list[Variant]:
+        """The variants of `registry` that run now, but with other options."""
+        model = registry.models.get(self.name)
+        if model is None or model.unloaded:
+            return []
+        running = self._running()
+        ready = [v for v in model.versions.values() if v.state == "ready" and v.number in running]
+        return [v.serving for v in ready if v.serving.key != running[v.number].key]
+
+    def _registry_for(self, number: int | None) -> Registry:
+        """Who asked for a version gets it by the newest registry, unless only its options differ and are not there."""
+        if number is None:
+            return self.registry
+        known = (self.latest.models.get(self.name), self.registry.models.get(self.name))
+        newest, present = (None if model is None else model.versions.get(number) for model in known)
+        if newest is None or present is None or {newest.state, present.state} != {"ready"}:
+            return self.latest
+        same = newest.serving.key[:2] == present.serving.key[:2]
+        replaced = same and not self._shelf.has(newest.serving) and self._shelf.has(present.serving)
+        return self.registry if replaced else self.latest
 
     def _routed(self, registry: Registry) -> list[Variant]:
         model = registry.models.get(self.name)
@@ -185,7 +221,7 @@ class ModelServer:
     @property
     def has_good_batch(self) -> bool:
         """Whether a good part of a batch waits, and nothing among what waits that has killed a worker."""
-        cap = min((variant.batch_cap for variant in self.routed()), default=1)
+        cap = min((variant.row_cap for variant in self.routed()), default=1)
         enough = cap > 1 and len(self.waiting) >= max(2, cap // _GOOD_PART)
         return enough and not any(job.deaths for job in self.waiting)
 
@@ -197,7 +233,7 @@ class ModelServer:
 
     def _plan(self, job: Job) -> Plan | None:
         """The job's plan under the present registry; None if it has to wait. Sets `job.error` if it can't be served."""
-        registry = self.registry if job.headers.model_version is None else self.latest
+        registry = self._registry_for(job.headers.model_version)
         if job.plan is None or job.plan.registry_offset != registry.offset:
             try:
                 job.plan = self._route(job, registry)
@@ -230,7 +266,7 @@ class ModelServer:
         """Shape key and rows of a request that fits the variant; remembered, since most requests have few forms."""
         form = (
             variant.key,
-            variant.batch_cap,
+            variant.row_cap,
             tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in request.inputs]),
             tuple([(output.name, *output.parameters) for output in request.outputs]),
         )
@@ -268,7 +304,7 @@ class _Used:
             plan.rows is not None
             and first.version is plan.version
             and first.key == plan.key
-            and self._rows + plan.rows <= plan.variant.batch_cap
+            and self._rows + plan.rows <= plan.variant.row_cap
             and self._bytes + job.size_bytes <= self._max_bytes
             and job.request_id not in self._ids  # the second of an id waits, to find out what the first is
         )
@@ -278,4 +314,4 @@ class _Used:
         self._ids.add(job.request_id)
         self._rows += plan.rows or 0
         self._bytes += job.size_bytes
-        self.full = plan.rows is None or self._rows >= plan.variant.batch_cap
+        self.full = plan.rows is None or self._rows >= plan.variant.row_cap

@@ -3,8 +3,9 @@
 A variant is an engine and, where steps before and after the model are declared, the processor that does them.
 
 `want` asks for a variant; one loader task fetches, builds and warms them one after the other, off the event loop, and
-calls `changed` when the shelf holds something new. What does not load is remembered as a failure for a while, so that
-its requests fail quickly and loading is tried again later.
+calls `changed` when the shelf holds something new. A variant that is configured anew is another one here, so its
+session is built beside the one that runs; `keep_only` lets go of the latter. What does not load is remembered as a
+failure for a while, so that its requests fail quickly and loading is tried again later.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from services.worker.engine import EngineStuck, OnnxEngine
+from services.worker.engine import EngineStuck, load
 from services.worker.processing.processor import Processor
 from shared import logs
 from shared.errors import AiaasError, ModelNotLoaded, ModelNotReady
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from concurrent.futures import Executor
 
+    from services.worker.engine import Engine
     from services.worker.settings import WorkerSettings
     from shared.artifacts import ArtifactStore
+    from shared.events import Runtime
     from shared.registry import Variant
     from shared.signature import TensorSpec
     from shared.tensors import Array
 
-    Key = tuple[str, str | None]
+    Key = tuple[str, str | None, str | None]
 
 _RETRY_AFTER_S = 30.0
 _WARM_UP_S = 5.0
@@ -42,7 +45,7 @@ _WARM_UP_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    engine: OnnxEngine
+    engine: Engine
     processor: Processor | None
     byte_size: int
 
@@ -80,7 +83,7 @@ class Shelf:
             self._wanted.setdefault(variant.key, variant)
             self._asked.set()
 
-    def take(self, variant: Variant) -> OnnxEngine:
+    def take(self, variant: Variant) -> Engine:
         """The engine of a variant that is in memory, which makes it the most recently used."""
         self._loaded.move_to_end(variant.key)
         return self._loaded[variant.key].engine
@@ -109,6 +112,20 @@ class Shelf:
     def held(self) -> dict[Key, int]:
         """Bytes of all that is in memory, by `Variant.key`."""
         return {key: loaded.byte_size for key, loaded in self._loaded.items()}
+
+    def runtimes(self) -> dict[Key, tuple[int, Runtime]]:
+        """Bytes of all that is in memory and what runs it, by `Variant.key`."""
+        return {key: (loaded.byte_size, loaded.engine.runtime) for key, loaded in self._loaded.items()}
+
+    def keep_only(self, wanted: AbstractSet[Key]) -> None:
+        """Let go of sessions that were built with other options than anybody wants now.
+
+        A batch that runs on one keeps it until it is done.
+        """
+        files = {key[:2] for key in wanted}
+        for key in [key for key in self._loaded if key[:2] in files and key not in wanted]:
+            del self._loaded[key]
+            logs.get().info("session replaced", artifact_sha256=key[0][:12])
 
     def release(self, digests: AbstractSet[str]) -> None:
         """Let go of these variants, and load none of them until this is called without it.
@@ -147,7 +164,7 @@ class Shelf:
             content = await self._store.get_bytes(variant.artifact)
             size_bytes = len(content) + _assets_bytes(variant)
             self._make_room(size_bytes)
-            engine = await asyncio.to_thread(OnnxEngine.load, content, variant.signature, self._settings)
+            engine = await asyncio.to_thread(load, content, variant, self._settings)
             await self._warm(engine, variant)
             processor = None
             if variant.processing is not None:
@@ -162,13 +179,13 @@ class Shelf:
 
     def _make_room(self, size_bytes: int) -> None:
         while self._loaded and self._held_bytes() + size_bytes > self._settings.memory_budget_bytes:
-            (sha256, _), _ = self._loaded.popitem(last=False)
-            logs.get().info("variant evicted", artifact_sha256=sha256[:12])
+            key, _ = self._loaded.popitem(last=False)
+            logs.get().info("variant evicted", artifact_sha256=key[0][:12])
 
     def _held_bytes(self) -> int:
         return sum(self.held().values())
 
-    async def _warm(self, engine: OnnxEngine, variant: Variant) -> None:
+    async def _warm(self, engine: Engine, variant: Variant) -> None:
         """One run of zeros, so that the first request does not pay for lazy set-up. The gate has run it before."""
         zeros = {spec.name: _zeros(spec) for spec in variant.signature.inputs}
         try:

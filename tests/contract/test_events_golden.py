@@ -19,6 +19,7 @@ from shared.codec import decode_event, encode_event
 from shared.optimization import DataFile, LoggedRequests, Optimization, Policy, Search, Training, WarmStart
 from shared.requests import RequestHeaders
 from shared.results import Result
+from shared.runtime_config import Graph, InstanceGroup, OptimizationOptions, Parameters, RuntimeConfig
 from shared.tensors import Tensor
 from shared.topics import EVENT_TYPES
 from support.facts import OWNER, PROCESSING, SIGNATURE, artifact, receipt
@@ -31,6 +32,17 @@ METRIC = {
     "incarnation": "abc",
     "service": "worker",
     "seq": 9,
+    "at_ns": AT_NS,
+}
+ALERT = {
+    "alert": "errors/my-model/3",
+    "rule": "errors",
+    "severity": "critical",
+    "model": "my-model",
+    "version": 3,
+    "value": 0.31,
+    "threshold": 0.05,
+    "message": "31% failed",
     "at_ns": AT_NS,
 }
 MEASUREMENTS = ev.Measurements(
@@ -74,6 +86,13 @@ OPTIMIZATION = Optimization(
     candidates=("int8-static", "pruned-50"),
     seed=7,
 )
+RUNTIME = RuntimeConfig(
+    max_batch_size=8,
+    instance_group=(InstanceGroup(kind="KIND_CPU", count=2),),
+    parameters=Parameters(intra_op_thread_count=1, enable_mem_arena=False),
+    optimization=OptimizationOptions(graph=Graph(level=1)),
+)
+EXPORT = {"model": "my-model", "export_id": "e-1"}
 RECEIPT = receipt(
     41,
     duplicate_of=ev.Coordinates(cluster_id="c", topic="t.requests.m", partition=1, offset=2),
@@ -103,6 +122,7 @@ EXAMPLES: dict[str, ev.Event] = {
         tenant="acme",
         processing=PROCESSING,
         optimization=OPTIMIZATION,
+        runtime=RUNTIME,
     ),
     "UpdateRequested": ev.UpdateRequested(
         model="my-model",
@@ -114,6 +134,7 @@ EXAMPLES: dict[str, ev.Event] = {
         tenant="acme",
     ),
     "PolicySet": ev.PolicySet(model="my-model", policy=Policy(objective="throughput", time_budget_s=60.0)),
+    "RuntimeConfigured": ev.RuntimeConfigured(model="my-model", version=3, config=RUNTIME),
     "OptimizationCancelled": ev.OptimizationCancelled(model="my-model", version=3, reason="a mistake"),
     "StepFinished": ev.StepFinished(
         **ATTEMPT,
@@ -150,6 +171,7 @@ EXAMPLES: dict[str, ev.Event] = {
         measurements=MEASUREMENTS,
         provenance=PROVENANCE,
         reason="chosen",
+        engine="torch",
     ),
     "VariantRejected": ev.VariantRejected(
         **ATTEMPT, variant="int8", reason="slower", measurements=MEASUREMENTS, provenance=PROVENANCE
@@ -173,6 +195,17 @@ EXAMPLES: dict[str, ev.Event] = {
     "ModelRetired": ev.ModelRetired(model="my-model", version=None),
     "ModelUnloaded": ev.ModelUnloaded(model="my-model"),
     "ModelLoaded": ev.ModelLoaded(model="my-model"),
+    "ExportRequested": ev.ExportRequested(**EXPORT, version=3, format="pt2", variant="fp32", tenant="acme"),
+    "ExportClaimed": ev.ExportClaimed(**EXPORT, attempt=1, owner=OWNER),
+    "ExportReady": ev.ExportReady(
+        **EXPORT,
+        attempt=1,
+        owner=OWNER,
+        artifact=artifact(),
+        parity=(ev.Parity(batch_size=8, max_abs_error=0.000001, tolerance=0.00001),),
+        tools={"torch": "2.13.0"},
+    ),
+    "ExportRejected": ev.ExportRejected(**EXPORT, attempt=1, owner=OWNER, code="unsupported_operator", reason="Loop"),
     "Receipt": RECEIPT,
     "ModelStatistics": ev.ModelStatistics(
         model="my-model",
@@ -199,9 +232,27 @@ EXAMPLES: dict[str, ev.Event] = {
         instance="worker-1",
         incarnation="abc",
         service="worker",
-        machine=ev.MachineClass(isa="avx512", providers=("CPUExecutionProvider",), threads=2),
+        machine=ev.MachineClass(
+            isa="avx512",
+            providers=("CPUExecutionProvider",),
+            threads=2,
+            engines={"onnxruntime": "1.20.0"},
+            cpus=2,
+            memory_bytes=4096,
+            python="3.11.9",
+        ),
         loaded=(
-            ev.LoadedModel(model="my-model", version=3, variant="fp32", artifact_sha256="ab" * 32, byte_size=1234),
+            ev.LoadedModel(
+                model="my-model",
+                version=3,
+                variant="fp32",
+                artifact_sha256="ab" * 32,
+                byte_size=1234,
+                engine="onnxruntime",
+                provider="CPUExecutionProvider",
+                threads=1,
+                session_sha256="cd" * 32,
+            ),
         ),
         registry_offset=17,
         lag={"my-model": 5},
@@ -224,10 +275,25 @@ EXAMPLES: dict[str, ev.Event] = {
         disk_written_bytes=7,
         gpus=(ev.GpuSample(index=0, name="H100", utilisation_percent=1.0, memory_used_bytes=1, memory_total_bytes=2),),
         loop_delay_s=0.25,
+        network_received_bytes=8,
+        network_sent_bytes=9,
     ),
     "BatchesRan": ev.BatchesRan(
         **METRIC, model="my-model", version=3, variant="fp32", executions=7, sizes={1: 5, 8: 2}, compute_infer_ns=9
     ),
+    "RowsObserved": ev.RowsObserved(
+        **METRIC,
+        model="my-model",
+        version=3,
+        variant="fp32",
+        rows=3,
+        features={
+            "input/x/mean": ev.Feature(kind="number", bins={-200: 1, 283: 2}),
+            "output/y": ev.Feature(kind="class", bins={0: 3}),
+        },
+    ),
+    "AlertRaised": ev.AlertRaised(**ALERT),
+    "AlertCleared": ev.AlertCleared(**ALERT),
     "HttpAnswered": ev.HttpAnswered(**METRIC, statuses={200: 10, 503: 1}, in_flight=4),
     "JobProgressed": ev.JobProgressed(
         **METRIC,
@@ -240,13 +306,27 @@ EXAMPLES: dict[str, ev.Event] = {
         points={"loss": (3, 0.25)},
     ),
 }
+OLDER_HEARTBEAT = replace(
+    EXAMPLES["Heartbeat"],
+    machine=ev.MachineClass(isa="avx512", providers=("CPUExecutionProvider",), threads=2),
+    loaded=(ev.LoadedModel(model="my-model", version=3, variant="fp32", artifact_sha256="ab" * 32, byte_size=1234),),
+    tools=(),
+)
 OLDER: dict[str, list[ev.Event]] = {
     "ModelUploaded": [
-        replace(EXAMPLES["ModelUploaded"], processing=None, optimization=None),
-        replace(EXAMPLES["ModelUploaded"], optimization=None),
+        replace(EXAMPLES["ModelUploaded"], processing=None, optimization=None, runtime=None),
+        replace(EXAMPLES["ModelUploaded"], optimization=None, runtime=None),
+        replace(EXAMPLES["ModelUploaded"], runtime=None),
     ],
     "VariantReady": [
-        replace(EXAMPLES["VariantReady"], measurements=OLDER_MEASUREMENTS, provenance=None, reason=""),
+        replace(
+            EXAMPLES["VariantReady"],
+            measurements=OLDER_MEASUREMENTS,
+            provenance=None,
+            reason="",
+            engine="onnxruntime",
+        ),
+        replace(EXAMPLES["VariantReady"], engine="onnxruntime"),
     ],
     "VariantRejected": [replace(EXAMPLES["VariantRejected"], measurements=OLDER_MEASUREMENTS, provenance=None)],
     "ModelReady": [replace(EXAMPLES["ModelReady"], comparison=None)],
@@ -255,9 +335,10 @@ OLDER: dict[str, list[ev.Event]] = {
         replace(RECEIPT, processing_sha256=None, batch=replace(RECEIPT.batch, rows=None, total_rows=None)),
     ],
     "Heartbeat": [
-        replace(EXAMPLES["Heartbeat"], answered={}, positions={}, tools=()),
-        replace(EXAMPLES["Heartbeat"], tools=()),
+        replace(OLDER_HEARTBEAT, answered={}, positions={}),
+        OLDER_HEARTBEAT,
     ],
+    "HostSampled": [replace(EXAMPLES["HostSampled"], network_received_bytes=0, network_sent_bytes=0)],
     "StepFinished": [replace(EXAMPLES["StepFinished"], conversion=None)],
 }
 """What the files before the newest are read as."""

@@ -20,11 +20,11 @@ from support.front_door import body
 from support.small_stack import small_stack
 from support.waiting import eventually
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.alone]
 LOOP, LINEAR = onnx_models.counting_loop(), onnx_models.linear()
 DEADLINE_S = 0.1
 BUSY_MACHINE_S = 0.1
-"""On top of the 150 ms that are promised: a machine that runs other tests beside this one."""
+"""On top of the 150 ms that are promised: a machine that has other work beside these tests."""
 
 
 @pytest.fixture

@@ -69,6 +69,8 @@ async def test_an_example_is_what_happens(digits, route, name):
     example = documented(digits.document, route, name)
     model, request_id = await subject(digits, example, name)
     about = example.sent["path"] | {"model": model, "request_id": request_id}
+    if "{export_id}" in example.path:
+        about["export_id"] = await digits.exported(model)
     path = IN_PATH.sub(lambda found: about[found[1]], example.path)
     body = example.body if example.content_type != JSON else json.dumps(example.body)
     headers = example.sent["header"] | ({"content-type": example.content_type} if body is not None else {})

@@ -117,7 +117,10 @@ async def test_bytes_after_a_packed_batch_do_not_reach_its_readers(worker, model
     assert outcomes[0, 0].status == "succeeded"
 
 
-@pytest.mark.parametrize("stamped_ms", [-1, -(2**62), 0, 1, NOW_MS + _HOUR_MS // 2])
+@pytest.mark.parametrize(
+    "stamped_ms",
+    [-1, -(2**62), 0, 1, pytest.param(NOW_MS + _HOUR_MS // 2, id="in-half-an-hour")],
+)
 async def test_no_time_stamp_is_too_absurd(worker, model, stamped_ms):
     topic = worker.settings.topics.requests(model)
     await produce(worker.settings, topic, 0, batch(asked(), Raw(b"garbage"), first_timestamp=stamped_ms))

@@ -59,6 +59,14 @@ class Served:
         await self.gateway.until(path, lambda response: response.json().get("status") == "succeeded")
         return request_id
 
+    async def exported(self, model):
+        """The id of an export that nobody builds."""
+        response = await self.gateway.client.post(
+            f"/v2/repository/models/{model}/versions/1/export", params={"format": "bundle"}
+        )
+        assert response.status_code == 202, response.text
+        return response.json()["id"]
+
     async def _later(self, model, parameters):
         image = {"name": "image", "datatype": "FP32", "shape": [1, 4], "data": [0.0, 2.0, 0.5, 8.0]}
         response = await self.gateway.client.post(

@@ -580,3 +580,13 @@ def test_where_files_come_from_is_a_tree(aiaas, gateway):
     assert "450 rows" in told
     assert "aiaas.requests.digits/0 3 to 153" in told
     assert "gives the same bytes again" in told
+
+
+@pytest.mark.usefixtures("gateway")
+def test_doctor_says_why_kafka_is_not_reached(aiaas, monkeypatch):
+    monkeypatch.setenv("AIAAS_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    monkeypatch.setenv("AIAAS_REDIS_URL", "redis://127.0.0.1:1/0")
+    code, out, err = aiaas("doctor", "--json")
+    assert code == 1
+    assert "Unable connect" in out
+    assert err == ""

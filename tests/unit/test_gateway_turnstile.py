@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from services.gateway import answers, http_server
+from services.gateway import answers, http_server, turnstile
 from services.gateway.admission import Admission
 from services.gateway.at_the_door import AtTheDoor
 from services.gateway.settings import GatewaySettings
@@ -121,6 +121,14 @@ async def test_who_asks_again_and_again_is_answered_a_little_later_and_in_order(
         assert statuses(heard) == [503] * 8 + [200]
         assert statuses(await talk(*[post(b"full")] * 8, wait_s=0.05)) == [503] * 8
     assert seen == [b"{}"]
+
+
+async def test_only_who_asks_at_once_is_answered_later(monkeypatch):
+    monkeypatch.setattr(turnstile, "_STEP_S", 30.0)
+    monkeypatch.setattr(turnstile, "_LONGEST_S", 30.0)
+    async with talking() as (talk, _):
+        assert statuses(await talk(*[post(b"full")] * 4, wait_s=0.15)) == [503] * 4
+        assert statuses(await talk(*[post(b"full")] * 4, wait_s=0.01)) == [503] * 3  # the fourth is still due
 
 
 async def test_a_held_body_may_be_as_long_as_it_says_and_come_in_pieces():

@@ -23,9 +23,11 @@ from shared.events import (
     ModelUnloaded,
     ModelUploaded,
     OptimizationClaimed,
+    RuntimeConfigured,
     VariantReady,
 )
 from shared.registry import Registry
+from shared.runtime_config import Parameters, RuntimeConfig
 from shared.signature import Signature, TensorSpec
 from support.facts import artifact, folded
 from support.waiting import eventually
@@ -114,7 +116,7 @@ def offsets(batch):
 def test_a_job_waits_until_its_variant_is_in_memory(server, shelf):
     server.arrive([job(0)])
     assert server.next_batch() is None
-    assert shelf.wanted
+    assert server.routed() and shelf.wanted  # noqa: PT018 - one thing: it asked for its variant
     load(server, shelf, 1)
     assert offsets(server.next_batch()) == [0]
     assert not server.waiting
@@ -228,7 +230,7 @@ def test_an_evicted_variant_is_asked_for_again_by_the_next_request_only(server, 
     assert shelf.wanted == []
     server.arrive([job(0)])
     assert server.next_batch() is None
-    assert shelf.wanted
+    assert server.routed() and shelf.wanted  # noqa: PT018 - one thing: it asked for its variant
 
 
 def test_urgent_jobs_go_first_and_usual_ones_fill_their_batch(server, shelf):
@@ -317,3 +319,69 @@ def test_jobs_of_an_unloaded_model_are_settled_and_load_nothing(server, shelf, s
     assert shelf.wanted == []
     server.adopt(folded(*version(1), ModelUnloaded(model="m"), ModelLoaded(model="m")))
     assert shelf.wanted == [artifact("variant 1").sha256]
+
+
+# --------------------------------------------------------------------------- configured anew
+
+
+def configured(*more, cap=4):
+    return folded(*version(1, cap=cap), *more)
+
+
+TWO_THREADS = RuntimeConfigured(model="m", config=RuntimeConfig(parameters=Parameters(intra_op_thread_count=2)))
+
+
+@pytest.fixture
+def sessions(shelf, server):
+    """A shelf that tells sessions of one file apart, from when `server` has met its first version."""
+    assert server.routed() and shelf.wanted  # noqa: PT018 - one thing: it asked for its variant
+    shelf.wanted.clear()
+    shelf.has = lambda variant: variant.key in shelf.loaded
+    shelf.want = lambda variant: shelf.wanted.append(variant.key)
+    shelf.failure = lambda variant: shelf.failed.get(variant.key)
+    shelf.take = lambda variant: variant.key
+    return shelf
+
+
+@pytest.mark.parametrize("asked", [{}, {"model_version": 1}])
+def test_options_are_taken_up_once_their_session_is_there(server, sessions, asked):
+    before = server.routed()[0].key
+    sessions.loaded.add(before)
+    server.adopt(configured(TWO_THREADS))
+    server.arrive([job(0, **asked)])
+    assert server.next_batch().engine == before
+    [after] = {*sessions.wanted} - {before}
+    assert after[:2] == before[:2]
+    assert {before, after} <= {variant.key for variant in server.known()}
+    sessions.loaded.add(after)
+    server.adopt(server.latest)
+    server.arrive([job(1, **asked)])
+    assert server.next_batch().engine == after
+    assert {variant.key for variant in server.known()} == {after}
+
+
+@pytest.mark.parametrize("asked", [{}, {"model_version": 1}])
+def test_options_that_do_not_load_leave_the_old_ones_and_do_not_stand_in_the_way(server, sessions, asked):
+    before = server.routed()[0].key
+    sessions.loaded.add(before)
+    server.adopt(configured(TWO_THREADS))
+    [after] = {*sessions.wanted} - {before}
+    sessions.failed[after] = ModelNotReady("no such device")
+    server.adopt(server.latest)
+    server.arrive([job(0, **asked)])
+    assert server.next_batch().engine == before
+    second = folded(*version(1), TWO_THREADS, *version(2), ModelPromoted(model="m", version=2))
+    sessions.loaded.add(second.version("m", 2).serving.key)
+    server.adopt(second)
+    server.arrive([job(1)])
+    assert server.next_batch().variant.artifact == artifact("variant 2")
+
+
+def test_fewer_rows_a_run_need_no_other_session(server, sessions):
+    sessions.loaded.add(server.routed()[0].key)
+    server.adopt(configured(RuntimeConfigured(model="m", config=RuntimeConfig(max_batch_size=2))))
+    server.arrive([job(offset) for offset in range(5)])
+    assert [offsets(server.next_batch()) for _ in range(3)] == [[0, 1], [2, 3], [4]]
+    server.adopt(configured(RuntimeConfigured(model="m", config=RuntimeConfig(max_batch_size=99))))
+    server.arrive([job(offset) for offset in range(5, 10)])
+    assert offsets(server.next_batch()) == [5, 6, 7, 8]

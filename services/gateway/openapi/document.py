@@ -54,6 +54,8 @@ _SENT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 _GIVEN: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "Inference-Header-Content-Length": ("bytes of the JSON part of a binary answer", _COUNT),
     "Content-Encoding": ("how the answer is compressed, if it is", _ENCODING),
+    "Content-Digest": ("RFC 9530", _TEXT),
+    "Content-Disposition": ("a name for the file", _TEXT),
     "Location": ("where to ask", _TEXT),
     "Preference-Applied": ("what of `Prefer` was done", _TEXT),
     "Retry-After": ("seconds", _COUNT | {"minimum": 1}),

@@ -16,10 +16,18 @@ if TYPE_CHECKING:
 
 MODEL: Final = "digits"
 REQUEST_ID: Final = "0f8fad5b-d9cb-469f-a165-70867728950e"
-IN_PATH: Final = {"model": MODEL, "version": "1", "request_id": REQUEST_ID, "region": "frames"}
+EXPORT_ID: Final = "7d1f5a52-5f3a-4c0f-8d2e-0a6a3f6f2b11"
+IN_PATH: Final = {
+    "model": MODEL,
+    "version": "1",
+    "request_id": REQUEST_ID,
+    "export_id": EXPORT_ID,
+    "region": "frames",
+}
 JSON: Final = "application/json"
 BINARY: Final = "application/octet-stream"
 EVENTS: Final = "text/event-stream"
+ZIP: Final = "application/zip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +188,7 @@ _VERSION: Final = {
     "parent": None,
     "training": None,
     "optimization": None,
+    "runtime": None,
     "comparison": None,
     "steps": [{"name": "fp32", "seconds": 1.8, "sha256": _SHA256, "reused_from": None}],
     "variants": [
@@ -188,6 +197,7 @@ _VERSION: Final = {
             "chosen": True,
             "sha256": _SHA256,
             "byte_size": 7,
+            "engine": "onnxruntime",
             "batch_cap": 8,
             "measurements": _MEASUREMENTS,
             "provenance": None,
@@ -257,6 +267,97 @@ FEEDBACK: Final = {
         status=400,
         body={},
     ),
+}
+_EXPORT: Final = {
+    "id": EXPORT_ID,
+    "name": MODEL,
+    "version": 1,
+    "format": "bundle",
+    "variant": "fp32",
+    "state": "queued",
+    "requested_at": "2026-11-28T21:00:00.000000000Z",
+    "sha256": None,
+    "byte_size": None,
+    "parity": [],
+    "tools": {},
+    "code": None,
+    "reason": None,
+    "status_url": f"/v2/repository/models/{MODEL}/versions/1/export/{EXPORT_ID}",
+    "file_url": None,
+}
+EXPORT: Final = {
+    "bundle": Example(_EXPORT, status=202, query={"format": "bundle"}),
+    "wrong_format": Example(
+        {
+            "error": "format 'tflite' is none of onnx, bundle, pt2, torchscript, savedmodel",
+            "code": "invalid_input",
+        },
+        status=400,
+        query={"format": "tflite"},
+    ),
+}
+EXPORT_STATE: Final = {"queued": Example(_EXPORT)}
+EXPORT_FILE: Final = {"queued": Example({"error": "the export is queued: ask again", "code": "unfinished"}, status=503)}
+CONFIGURE: Final = {
+    "two_parts": Example(
+        {
+            "name": MODEL,
+            "version": None,
+            "runtime": {
+                "max_batch_size": 4,
+                "instance_group": [{"kind": "KIND_CPU", "count": 2}],
+                "parameters": {"intra_op_thread_count": {"string_value": "1"}},
+                "optimization": {"graph": {"level": 1}},
+            },
+        },
+        body={
+            "max_batch_size": 4,
+            "instance_group": [{"kind": "KIND_CPU", "count": 2}],
+            "parameters": {"intra_op_thread_count": 1},
+            "optimization": {"graph": {"level": 1}},
+        },
+    ),
+    "wrong_option": Example(
+        {"error": "parameters: Object contains unknown field `cudnn_conv_algo_search`", "code": "invalid_input"},
+        status=400,
+        body={"parameters": {"cudnn_conv_algo_search": 1}},
+    ),
+}
+CONFIGURE_VERSION: Final = {
+    "as_workers_are_set": Example({"name": MODEL, "version": 1, "runtime": {}}, body={}),
+}
+WORKERS: Final = {
+    "one": Example(
+        [
+            {
+                "instance": "worker-1",
+                "service": "worker",
+                "machine": {
+                    "isa": "x86_64-avx512_vnni",
+                    "providers": ["CPUExecutionProvider"],
+                    "threads": 2,
+                    "engines": {"onnxruntime": "1.23.0"},
+                    "cpus": 2,
+                    "memory_bytes": 8_200_000_000,
+                    "python": "3.11.9",
+                },
+                "loaded": [
+                    {
+                        "model": MODEL,
+                        "version": 1,
+                        "variant": "fp32",
+                        "artifact_sha256": _SHA256,
+                        "byte_size": 7,
+                        "engine": "onnxruntime",
+                        "provider": "CPUExecutionProvider",
+                        "threads": 2,
+                        "session_sha256": None,
+                    }
+                ],
+                "registry_offset": 17,
+            }
+        ]
+    )
 }
 RETIRE: Final = {"digits": Example(_ROUTING | {"active": None})}
 ROLL_BACK: Final = {
@@ -332,6 +433,15 @@ CONFIG: Final = {
             "instance_group": [{"name": "digits_cpu", "kind": "KIND_CPU", "count": 1}],
             "default_model_filename": "model.onnx",
             "model_transaction_policy": {"decoupled": False},
+            "workers": [
+                {
+                    "instance": "worker-1",
+                    "engine": "onnxruntime",
+                    "provider": "CPUExecutionProvider",
+                    "threads": 2,
+                    "configured": True,
+                }
+            ],
             "dynamic_batching": {
                 "max_queue_delay_microseconds": 0,
                 "priority_levels": 2,

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 from services.gateway.answers import STATUS_OF_CODE
 from services.gateway.openapi import examples, shapes
 from services.gateway.openapi import triton_shapes as triton
-from services.gateway.openapi.examples import BINARY, EVENTS, JSON
+from services.gateway.openapi.examples import BINARY, EVENTS, JSON, ZIP
 from services.gateway.optimization import Feedback
 from shared.artifacts import Artifact
 from shared.oip_shapes import InferenceRequest, InferenceResponse
 from shared.optimization import Policy, Update
 from shared.processing import Processing
+from shared.runtime_config import RuntimeConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +35,14 @@ _BODY: Final = ("invalid_input", "stalled", "too_large", "unsupported_encoding")
 _FILE: Final = (*_BODY, "digest_mismatch", "store_unavailable")
 _CHANGED: Final = ("unknown_model", "conflict")
 _ASKED: Final = ("unknown_request", "replies_unavailable", "stopping")
-_NEVER_BY_INFER: Final = {"method_not_allowed", "not_found", "unknown_request", "conflict", "unfinished"}
+_NEVER_BY_INFER: Final = {
+    "method_not_allowed",
+    "not_found",
+    "unknown_request",
+    "unknown_export",
+    "conflict",
+    "unfinished",
+}
 _BY_INFER: Final = (*(code for code in STATUS_OF_CODE if code not in _NEVER_BY_INFER), "internal")
 
 
@@ -174,6 +182,31 @@ OPERATIONS: Final[dict[str, Operation]] = {
         ("unknown_model", *_BODY),
         Body(Feedback),
     ),
+    f"POST {_R}/versions/{{version}}/export": Operation(
+        {202: Answer("it is in the log, or was asked for before", shapes.ExportState, headers=("Location",))},
+        examples.EXPORT,
+        (*_CHANGED, "unknown_version", "invalid_input", "unsupported", "not_ready"),
+    ),
+    f"GET {_R}/versions/{{version}}/export/{{export_id}}": _json(
+        shapes.ExportState, examples.EXPORT_STATE, *_VERSION, "unknown_export"
+    ),
+    f"GET {_R}/versions/{{version}}/export/{{export_id}}/file": Operation(
+        {200: Answer("the file", raw=(BINARY, ZIP), headers=("Content-Digest", "Content-Disposition"))},
+        examples.EXPORT_FILE,
+        (*_VERSION, "unknown_export", "unfinished", "conflict", "artifact_not_found", "store_unavailable"),
+    ),
+    f"POST {_R}/config": _json(
+        shapes.RuntimeConfigured, examples.CONFIGURE, *_CHANGED, *_BODY, body=Body(RuntimeConfig)
+    ),
+    f"POST {_R}/versions/{{version}}/config": _json(
+        shapes.RuntimeConfigured,
+        examples.CONFIGURE_VERSION,
+        *_CHANGED,
+        *_BODY,
+        "unknown_version",
+        body=Body(RuntimeConfig),
+    ),
+    "GET /v2/workers": _json(list[shapes.Instance], examples.WORKERS),
     f"POST {_R}/rollback": _json(shapes.Routing, examples.ROLL_BACK, *_CHANGED),
     f"POST {_R}/retire": _json(shapes.Routing, examples.RETIRE, *_CHANGED),
     f"POST {_R}/traffic": _json(

@@ -5,12 +5,22 @@ its shape. A field with `UNSET` may be absent. More fields may come with time: w
 know.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from services.gateway.answers import STATUS_OF_CODE
-from shared.events import Comparison, Conversion, Measurements, Provenance, Status, StepPlace
+from shared.events import (
+    Comparison,
+    Conversion,
+    LoadedModel,
+    MachineClass,
+    Measurements,
+    Parity,
+    Provenance,
+    Status,
+    StepPlace,
+)
 from shared.oip_shapes import InferenceResponse
 from shared.optimization import Optimization, Policy, Training
 from shared.processing import Processing
@@ -146,6 +156,7 @@ class VariantState(Struct):
     chosen: bool
     sha256: str
     byte_size: Size
+    engine: str
     batch_cap: int
     measurements: Measurements
     provenance: Provenance | None
@@ -225,6 +236,7 @@ class VersionState(Struct):
     parent: int | None
     training: Training | None
     optimization: Optimization | None
+    runtime: dict[str, Any] | None
     comparison: Comparison | None
     steps: list[FinishedStep]
     variants: list[VariantState]
@@ -237,6 +249,44 @@ class ModelState(Routing):
     retired: bool
     policy: Policy | None
     versions: list[VersionState]
+
+
+class RuntimeConfigured(Struct):
+    """What is configured of a version, or of all of a model; `{}`: as workers are set."""
+
+    name: str
+    version: int | None
+    runtime: dict[str, Any]
+
+
+class Instance(Struct):
+    """A live worker or optimizer."""
+
+    instance: str
+    service: Literal["worker", "optimizer"]
+    machine: MachineClass
+    loaded: list[LoadedModel]
+    registry_offset: int
+
+
+class ExportState(Struct):
+    """An export: how far it is, and how far its answers are from ONNX Runtime's."""
+
+    id: str
+    name: str
+    version: int
+    format: str
+    variant: str
+    state: Literal["queued", "building", "ready", "rejected"]
+    requested_at: str
+    sha256: str | None
+    byte_size: Size | None
+    parity: list[Parity]
+    tools: dict[str, str]
+    code: str | None
+    reason: str | None
+    status_url: str
+    file_url: str | None
 
 
 class Traffic(Struct):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from shared.oip_shapes import Size
+from shared.runtime_config import OptimizationOptions
 
 
 class Spent(Struct):
@@ -100,7 +101,7 @@ class ConfigTensor(Struct):
 
 
 class InstanceGroup(Struct):
-    """Live workers that hold the version, by kind of device."""
+    """What the live workers that hold the version run at once, by kind of device."""
 
     name: str
     kind: Literal["KIND_CPU", "KIND_GPU"]
@@ -115,8 +116,18 @@ class DynamicBatching(Struct):
     default_priority_level: int
 
 
+class WorkerHolding(Struct):
+    """A live worker that holds the version; `configured`: with the options that the version has now."""
+
+    instance: str
+    engine: str
+    provider: str
+    threads: int
+    configured: bool
+
+
 class ModelConfig(Struct):
-    """A part of Triton's `ModelConfig`."""
+    """A part of Triton's `ModelConfig`, and `workers`."""
 
     name: str
     platform: str
@@ -128,6 +139,9 @@ class ModelConfig(Struct):
     instance_group: list[InstanceGroup]
     default_model_filename: str
     model_transaction_policy: dict[str, bool]
+    workers: list[WorkerHolding]
+    parameters: dict[str, dict[str, str]] | UnsetType = UNSET
+    optimization: OptimizationOptions | UnsetType = UNSET
     dynamic_batching: DynamicBatching | UnsetType = UNSET
 
 

@@ -65,7 +65,7 @@ class Preprocessing:
         if plan is None or request is None:
             return False
         if job.original is not None:
-            return job.prepared_for != plan.variant.key
+            return job.prepared_for != plan.variant.key[:2]
         processing = plan.variant.processing
         return processing is not None and wants_preprocessing(request, processing)
 
@@ -94,7 +94,7 @@ class Preprocessing:
         processor.validate(request)
         prepared = await self._in_thread(processor, request, job)
         self._keep(job, sum(len(tensor.data) for tensor in prepared.inputs))
-        job.request, job.original, job.prepared_for = prepared, request, plan.variant.key
+        job.request, job.original, job.prepared_for = prepared, request, plan.variant.key[:2]
 
     @asynccontextmanager
     async def _marked(self, job: Job) -> AsyncIterator[None]:

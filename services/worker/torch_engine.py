@@ -1,0 +1,157 @@
+"""torch as an engine: exported programs (`.pt2`) that do not convert to ONNX.
+
+**Loading a `.pt2` can run code**: pickled sample inputs, expressions, guards. Workers load only what an optimizer
+vetted member by member in its sandbox and put into the store, under the digest that the log names, and only for tenants
+who were let (docs/export.md says what remains of the risk). `TORCH_FORCE_WEIGHTS_ONLY_LOAD` refuses pickles of anything
+but tensors; it is set before torch is imported, for the whole process.
+
+torch can't be told to stop within a run: one that goes on past its deadline and the grace behind it is `EngineStuck`.
+Inputs and outputs go by their order, which is that of the signature. BYTES does not exist here.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from services.worker.engine import Engine
+from shared.errors import ExecutionFailed, ModelNotReady
+from shared.events import Runtime
+from shared.machine import isa
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from services.worker.settings import WorkerSettings
+    from shared.runtime_config import RuntimeConfig
+    from shared.signature import Signature
+    from shared.tensors import Array
+
+os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+import torch
+from torch.export.passes import move_to_device_pass
+from torch.utils import _pytree as pytree
+
+_COMPILE_ROWS: Final = (1, 2)
+"""A graph is compiled for one row and for more than one: shapes of 1 are their own."""
+
+
+class TorchEngine(Engine):
+    """A loaded program."""
+
+    def __init__(
+        self, program: Callable[..., Any], signature: Signature, threads: int, config: RuntimeConfig, device: str
+    ) -> None:
+        super().__init__(signature, config)
+        self.program = program
+        self.inputs = [(spec.name, spec.datatype) for spec in signature.inputs]
+        self.outputs = [spec.datatype for spec in signature.outputs]
+        self.threads = threads
+        self.device = device
+        compiled = bool(config.parameters.torch_compile)
+        unusual = {"instances": self.instances} if self.instances > 1 else {}
+        self.runtime = Runtime(
+            engine="torch",
+            version=torch.__version__,
+            provider=device,
+            options={"compiled": compiled, **unusual},
+            threads=threads,
+            isa=isa(),
+        )
+
+    @classmethod
+    def load(cls, content: bytes, signature: Signature, settings: WorkerSettings, config: RuntimeConfig) -> TorchEngine:
+        """Build the program from the bytes of a `.pt2`.
+
+        Raises:
+            ModelNotReady: it does not load here, or takes and gives something else than its signature says.
+        """
+        kind = config.instances.kind
+        on_gpu = kind != "KIND_CPU" and settings.device != "cpu" and torch.cuda.is_available()
+        if not on_gpu and (settings.device == "cuda" or kind == "KIND_GPU"):
+            raise ModelNotReady("torch sees no GPU on this host, and the model or AIAAS_DEVICE insists on one")
+        if any(spec.datatype == "BYTES" for spec in (*signature.inputs, *signature.outputs)):
+            raise ModelNotReady("torch has no tensors of text")
+        device = "cuda" if on_gpu else "cpu"
+        threads = config.parameters.intra_op_thread_count or settings.threads
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of torch to its developers
+                exported = torch.export.load(io.BytesIO(content))
+                given = len(exported.graph_signature.user_inputs), len(exported.graph_signature.user_outputs)
+                if on_gpu:
+                    exported = move_to_device_pass(exported, device)
+                program: Any = exported.module()
+        except Exception as err:  # whatever is wrong with the bytes
+            raise ModelNotReady(f"torch does not load this variant: {err!r}"[:2000]) from err
+        if given != (len(signature.inputs), len(signature.outputs)):
+            raise ModelNotReady(f"the program takes and gives {given} tensors, not as its signature says")
+        if config.parameters.torch_compile:
+            program = torch.compile(program, dynamic=True)
+        engine = cls(program, signature, threads, config, device)
+        if config.parameters.torch_compile:
+            engine.compile(signature)
+        return engine
+
+    def begin(self) -> _TorchRun:
+        """A run to be."""
+        return _TorchRun(self)
+
+    def compile(self, signature: Signature) -> None:
+        """Have the graph compiled now, since the first run does that and takes its time.
+
+        Raises:
+            ModelNotReady: it does not compile here: there is no C++ compiler, or the graph breaks it.
+        """
+        from shared.tensors import DTYPES  # noqa: PLC0415 - only where it is needed
+
+        for rows in _COMPILE_ROWS:
+            feeds = {}
+            for spec in signature.inputs:
+                shape = [dim if isinstance(dim, int) and dim > 0 else 1 for dim in spec.shape]
+                if spec.batch_axis is not None:
+                    shape[spec.batch_axis] = rows
+                feeds[spec.name] = np.zeros(shape, DTYPES[spec.datatype])
+            try:
+                self.begin()(feeds)
+            except ExecutionFailed as err:
+                raise ModelNotReady(f"it does not compile here: {err.message}") from err
+
+
+class _TorchRun:
+    """One run, in as many parts as it is called with."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._engine = engine
+
+    def end(self) -> None:
+        """It goes on to its end."""
+
+    def __call__(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """All outputs.
+
+        Raises:
+            ExecutionFailed: the model raised.
+        """
+        engine = self._engine
+        try:
+            torch.set_num_threads(engine.threads)
+            with torch.inference_mode(), warnings.catch_warnings(action="ignore"):
+                given = [_tensor(inputs[name], datatype).to(engine.device) for name, datatype in engine.inputs]
+                outputs = pytree.tree_leaves(engine.program(*given))
+                return [_array(output, datatype) for output, datatype in zip(outputs, engine.outputs, strict=True)]
+        except Exception as err:
+            raise ExecutionFailed(str(err)[:2000]) from err
+
+
+def _tensor(array: Array, datatype: str) -> Any:
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return tensor.view(torch.bfloat16) if datatype == "BF16" else tensor
+
+
+def _array(tensor: Any, datatype: str) -> Array:
+    found = tensor.detach().cpu().contiguous()
+    return np.asarray((found.view(torch.uint16) if datatype == "BF16" else found).numpy())
