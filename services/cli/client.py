@@ -84,11 +84,11 @@ class Gateway:
         processing: str | None = None,
         optimization: str | None = None,
     ) -> dict[str, Any]:
-        """Stream an ONNX file of `byte_size` bytes to the gateway; returns when it is in the log.
+        """Stream a model file of `byte_size` bytes to the gateway; returns when it is in the log.
 
         `processing` is the digest of a stored declaration, `optimization` that of stored options.
         """
-        asked = {"format": "onnx", "version": version, "processing": processing, "optimization": optimization}
+        asked = {"version": version, "processing": processing, "optimization": optimization}
         return self._map(
             "POST",
             f"{_model(model)}/versions",
