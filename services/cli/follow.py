@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _POLL_S = 0.3
 _SETTLED = frozenset({"ready", "rejected", "retired"})
 _QUALITY = ("accuracy", "rmse", "agreement", "cosine")
+_ERRORS = frozenset({"rmse", "mae"})
+"""Metrics of which less is better."""
 """What is shown of what was measured, the first that is there."""
 
 
@@ -97,11 +99,18 @@ def comparison(version: dict[str, Any]) -> str | None:
     if not found:
         return None
     own, parents = (f"{found[who]['value']:.4f}" for who in ("own", "parents"))
-    verdict = "worse than" if found["worse"] else "no worse than"
     rows = found["own"]["rows"]
-    return (
-        f"{found['metric']} {own}, version {found['parent']} {parents}, on the same {rows} rows: {verdict} its parent"
-    )
+    return f"{found['metric']} {own}, version {found['parent']} {parents}, on the same {rows} rows: {_verdict(found)}"
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """What the gate made of a comparison: a loss may be within what the policy allows."""
+    if found["worse"]:
+        return "worse than its parent, by more than the policy allows"
+    lost = found["parents"]["value"] - found["own"]["value"]
+    if (-lost if found["metric"] in _ERRORS else lost) > 0:
+        return "worse than its parent, within what the policy allows"
+    return "no worse than its parent"
 
 
 def conversion(version: dict[str, Any]) -> str | None:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from msgspec import Meta, Struct, json
 
 from services.optimizer.actions import Spec, StepName
-from services.optimizer.quality.estimates import Comparison
 from services.optimizer.rejections import ADVICE
-from shared.events import Conversion, Measurements
+from shared.confine import Limits
+from shared.events import Conversion, Latency, MachineClass, Measurements, Parity
+from shared.quality.estimates import Comparison
 from shared.signature import Signature
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ WARM_START_FILE: Final = "warm-start"
 """Of an update: whose weights it may begin with."""
 
 
+EXPORT_FILE: Final = "export"
+"""What an export gave."""
+
+
 def step_file(step: str) -> str:
     """The name of the file that a step made, in the job's directory."""
     return f"{step}.onnx"
@@ -50,16 +55,6 @@ def tokenizer_file(index: int) -> str:
     return f"tokenizer-{index}.json"
 
 
-class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the child sets for itself before it opens the file; see setrlimit(2)."""
-
-    address_space_bytes: int
-    cpu_s: int
-    file_bytes: int
-    open_files: int = 256
-    niceness: int = 5
-
-
 class Batched(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was found out about running a model; see `sandbox.batching.Batching`."""
 
@@ -73,7 +68,7 @@ class Batched(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the child is to do, in its working directory. `probe`: only say what it is."""
 
-    kind: Literal["probe", "steps"]
+    kind: Literal["probe", "steps", "export"]
     parent_pid: int
     limits: Limits
     threads: int
@@ -99,8 +94,31 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The step whose file is the newest state of the training that is left."""
     trials: tuple[str, ...] = ()
     """Trials of the search that is left, as JSON."""
+    export: Literal["pt2", "torchscript", "savedmodel"] | None = None
+    """The format that the file is wanted in, without any steps."""
+    about: str = "{}"
+    """JSON that is to lie in the export."""
     holdout: float = 0.25
     """The share of the data set `data` that is judged by, if there is no `evaluation`."""
+
+
+class OnClass(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a worker of another class measured; or why none did."""
+
+    machine: MachineClass
+    worker: Annotated[str, Meta(max_length=200)] = ""
+    latencies: Annotated[dict[str, tuple[Latency, ...]], Meta(max_length=100)] = {}
+    problems: Annotated[dict[str, str], Meta(max_length=100)] = {}
+    """Of candidates that do not run there."""
+    failed: Annotated[str, Meta(max_length=4000)] = ""
+
+
+class Served(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """On which classes of worker the candidates are judged by their speed."""
+
+    here: bool = True
+    """The optimizer's own."""
+    classes: Annotated[tuple[OnClass, ...], Meta(max_length=20)] = ()
 
 
 class _Message(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -169,6 +187,8 @@ class Found(_Message, frozen=True, kw_only=True, tag="found"):
     """What was done, as JSON, as far as the step itself chose it."""
     rows: Annotated[dict[str, int], Meta(max_length=10)] = {}
     """How many of each data set were used."""
+    served: Served | None = None
+    """Of the step that asks workers."""
     file: bool = False
     """The step made a file that is no candidate, such as trained weights."""
     conversion: Conversion | None = None
@@ -182,7 +202,17 @@ class Found(_Message, frozen=True, kw_only=True, tag="found"):
             raise ValueError("a candidate has a signature")
 
 
-Message = Probed | Progress | Rejected | Recognised | Found
+class Exported(_Message, frozen=True, kw_only=True, tag="exported"):
+    """The export lies in the directory, and gave these answers when it was loaded again."""
+
+    parity: Annotated[tuple[Parity, ...], Meta(min_length=1, max_length=20)]
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(each.max_abs_error) and each.max_abs_error <= each.tolerance for each in self.parity):
+            raise ValueError("the export was not refused for its answers")
+
+
+Message = Probed | Progress | Rejected | Recognised | Found | Exported
 MESSAGE: Final[json.Decoder[Message]] = json.Decoder(Message)
 
 

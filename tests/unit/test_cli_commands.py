@@ -11,6 +11,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from services.cli import follow
 from services.cli.__main__ import main
 from shared import oip, tensors
 from shared.topics import FIXED
@@ -100,10 +101,22 @@ def aiaas(capsys):
 def test_help_lists_what_exists_and_nothing_else(aiaas):
     code, out, _ = aiaas("--help")
     assert code == 0
-    for command in ("up", "down", "status", "doctor", "gateway", "worker", "optimizer", "monitor", "demo", "models"):
+    for command in (
+        "up",
+        "down",
+        "status",
+        "doctor",
+        "gateway",
+        "worker",
+        "optimizer",
+        "monitor",
+        "archiver",
+        "demo",
+        "audit",
+        "report",
+    ):
         assert f" {command} " in out
-    for later in ("audit", "report", "redrive"):
-        assert f" {later} " not in out
+    assert " redrive " not in out
 
 
 def test_wrong_usage_is_2(aiaas):
@@ -534,6 +547,23 @@ def test_an_update_is_followed_with_its_curves_compared_and_promoted(aiaas, gate
     assert err == "  digits version 2: optimizing, train: train (20%), about 10 s left, loss/train 0.25\n"
     assert "accuracy 0.9900, version 1 0.9800, on the same 150 rows: no worse than its parent" in out
     assert any(path.endswith("/versions/2/promote") for path, _, _ in gateway.asked)
+
+
+@pytest.mark.parametrize(
+    ("metric", "own", "parents", "worse", "verdict"),
+    [
+        ("accuracy", 0.99, 0.98, False, "no worse than its parent"),
+        ("accuracy", 0.98, 0.98, False, "no worse than its parent"),
+        ("accuracy", 0.9733, 0.98, False, "worse than its parent, within what the policy allows"),
+        ("accuracy", 0.9, 0.98, True, "worse than its parent, by more than the policy allows"),
+        ("rmse", 0.9, 0.98, False, "no worse than its parent"),
+        ("rmse", 0.985, 0.98, False, "worse than its parent, within what the policy allows"),
+    ],
+)
+def test_what_is_said_of_a_comparison_is_true(metric, own, parents, worse, verdict):
+    estimates = {who: {"value": value, "rows": 150} for who, value in (("own", own), ("parents", parents))}
+    said = follow.comparison({"comparison": {"metric": metric, "parent": 1, "worse": worse, **estimates}})
+    assert said.endswith(f"on the same 150 rows: {verdict}")
 
 
 POINT = {"step": 3, "value": 0.25}

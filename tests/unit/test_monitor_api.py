@@ -176,6 +176,11 @@ async def test_the_numbers_of_an_analysis(get):
     assert found["slo"]["error_budget_spent"] == pytest.approx(100)
 
 
+async def test_what_gateways_refused_is_of_no_model(get):
+    totals = (await get("/v1/overview"))["totals"]
+    assert (totals["rejected"], totals["requests"]) == (10, 100)
+
+
 async def test_hosts_and_gpus(get):
     [host] = (await get("/v1/hosts/series?from=-5m"))["hosts"]
     assert max(each or 0 for each in host["cpu_percent"]["mean"]) == 50
