@@ -63,6 +63,7 @@ def stack(backbone, tmp_path_factory):
             **{name: value for name, value in backbone.environment.items() if name.startswith("AIAAS_KAFKA_")},
             "AIAAS_TOPIC_PREFIX": settings.topic_prefix,
             "AIAAS_MIN_GAIN": "1000",
+            "AIAAS_AUDIT_INTERVAL_S": "2",
             "AIAAS_REPLY_TOPIC_PREFIXES": json.dumps([f"{backbone.model()}-copies."]),
         },
         kafka_bootstrap_servers=settings.kafka_bootstrap_servers,
