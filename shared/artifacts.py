@@ -123,6 +123,20 @@ class ArtifactStore:
             at += len(piece)
         return content.toreadonly()
 
+    async def get_as_it_is(self, artifact: Artifact, *, limit_bytes: int) -> bytes:
+        """What lies under the artifact's name, whatever it is: for who wants to see what changed bytes do.
+
+        Raises:
+            InvalidInput, ArtifactNotFound, StoreUnavailable: as in `get_bytes`.
+            TooLarge: it is above the limit.
+        """
+        key = self._key(artifact.uri)
+        with store_errors(artifact.uri):
+            if (await obstore.head_async(self._store, key))["size"] > limit_bytes:
+                raise TooLarge(f"{artifact.uri} is above the limit of {limit_bytes} bytes")
+            found = await obstore.get_async(self._store, key)
+            return bytes(await found.bytes_async())
+
     async def stream(self, artifact: Artifact) -> AsyncIterator[memoryview]:
         """The content in pieces of `PART_BYTES`; trust none of it before the iteration has ended.
 

@@ -83,12 +83,15 @@ class Gateway:
         version: int | None = None,
         processing: str | None = None,
         optimization: str | None = None,
+        config: str | None = None,
     ) -> dict[str, Any]:
         """Stream an ONNX file of `byte_size` bytes to the gateway; returns when it is in the log.
 
-        `processing` is the digest of a stored declaration, `optimization` that of stored options.
+        `processing` is the digest of a stored declaration, `optimization` that of stored options, `config` that of a
+        stored runtime configuration.
         """
         asked = {"format": "onnx", "version": version, "processing": processing, "optimization": optimization}
+        asked |= {"config": config}
         return self._map(
             "POST",
             f"{_model(model)}/versions",
@@ -100,6 +103,39 @@ class Gateway:
     def change(self, model: str, what: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Decide something about a model: `rollback`, `traffic`, `retire`, `versions/{v}/promote` or `…/retire`."""
         return self._map("POST", f"{_model(model)}/{what}", **({"json": body} if body is not None else {}))
+
+    def export(self, model: str, number: int, file_format: str, variant: str | None) -> dict[str, Any]:
+        """Ask for a version in another format; how far that is."""
+        asked = {"format": file_format, "variant": variant}
+        params = {name: value for name, value in asked.items() if value is not None}
+        return self._map("POST", f"{_model(model)}/versions/{number}/export", params=params)
+
+    def get(self, path: str) -> dict[str, Any]:
+        """What lies at a path that the gateway told."""
+        return self._map("GET", path)
+
+    def download(self, path: str) -> Iterator[bytes]:
+        """A file, piece by piece. `NotTried` also when it breaks off."""
+        with _reached(self.url), self._http.stream("GET", path) as response:
+            if response.is_error:
+                response.read()
+                raise _refusal(response)
+            yield from response.iter_raw()
+
+    def configure(self, model: str, path: str, config: bytes) -> dict[str, Any]:
+        """Say how workers run a model (`config`) or a version (`versions/{v}/config`)."""
+        return self._map(
+            "POST", f"{_model(model)}/{path}", content=config, headers={"content-type": "application/json"}
+        )
+
+    def config(self, model: str, version: int | None = None) -> dict[str, Any]:
+        """The configuration as Triton has it, and the workers that hold it."""
+        return self._map("GET", f"{_served(model, version)}/config")
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Live workers and optimizers, their machines and what they hold."""
+        answer: list[dict[str, Any]] = self._json("GET", "/v2/workers")
+        return answer
 
     def metadata(self, model: str, version: int | None = None) -> dict[str, Any]:
         """A model's inputs and outputs, as the Open Inference Protocol describes them."""

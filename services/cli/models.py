@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from services.cli import audit, provenance, updates
+from services.cli import audit, exports, provenance, replays, updates
 from services.cli.client import Gateway, Url
 from services.cli.errors import CommandError, NotTried
 from services.cli.follow import comparison, follow, variants_table
@@ -24,6 +24,8 @@ Model = Annotated[str, typer.Argument(help="The model's name.")]
 app.command("update")(updates.update)
 app.command("cancel")(updates.cancel)
 app.command("policy")(updates.policy)
+app.command("export")(exports.export)
+app.command("configure")(exports.configure)
 Number = Annotated[int, typer.Argument(min=1, help="The version's number.")]
 _CHUNK_BYTES = 1024 * 1024
 
@@ -37,6 +39,10 @@ def upload(
     processing: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="A JSON file: the steps before and after the model."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A JSON file: how workers run it (docs/runtime.md)."),
     ] = None,
     data: updates.Data = None,
     evaluation: updates.Evaluation = None,
@@ -58,6 +64,7 @@ def upload(
             gateway, data=data, evaluation=evaluation, candidates=candidates, seed=seed, policy=policy
         )
         asked = {"version": version, "processing": declared, "optimization": updates.stored_options(gateway, options)}
+        asked["config"] = None if config is None else updates.stored(gateway, config)["sha256"]
         uploaded = _upload(gateway, file, name, asked)
         number = uploaded["version"]
         if not wait:
@@ -116,8 +123,26 @@ def show(
 
 
 @app.command("promote")
-def promote(model: Model, version: Number, *, url: Url = None, json: Json = False) -> None:
-    """From now on this version answers requests that name none."""
+def promote(
+    model: Model,
+    version: Number,
+    *,
+    gate: Annotated[
+        Literal["backtest"] | None,
+        typer.Option(help="Only if recorded requests show it to be no worse than the version that answers now."),
+    ] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="With --gate: requests from this moment on.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="With --gate: requests before this moment.")] = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """From now on this version answers requests that name none. With --gate: exit code 1 if it is refused."""
+    if gate is not None:
+        with Gateway(url) as gateway:
+            active = gateway.versions(model)["active"]
+        if active is None:
+            raise NotTried(f"No version of {model} answers now, so there is nothing to hold version {version} against.")
+        replays.pass_backtest(model, version, active, from_, to)
     _change(model, f"versions/{version}/promote", url=url, json=json)
 
 
@@ -243,6 +268,8 @@ def _show_version(version: dict[str, Any]) -> None:
     if version["state"] == "rejected":
         what += f" ({version['code']}): {version['reason']}"
     out.print(f"{what}, {size(version['byte_size'])} uploaded {version['uploaded_at']}", markup=False, soft_wrap=True)
+    if version.get("runtime"):
+        out.print(f"configured: {version['runtime']}", markup=False, soft_wrap=True)
     if version["variants"] or version["rejected"]:
         out.print(variants_table(version))
     if (compared := comparison(version)) is not None:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.cli.client import Gateway
 from services.cli.errors import CommandError
 from services.cli.local import LocalStack, LocalStackSettings, RunningStack, hold, standard_services, stop_stack
 from services.cli.local.child_logs import open_for_child, tail
-from services.cli.printing import Json, as_json, console, table
+from services.cli.printing import Json, as_json, console, size, table
 from shared.settings import read
 
 if TYPE_CHECKING:
@@ -107,8 +108,29 @@ def _show(stack: RunningStack) -> None:
         state = f"[{style}]{child.state}[/]"
         shown.add_row(name, state, str(child.pid or ""), str(child.restarts), urls.get(name, ""), str(child.log))
     console().print(shown)
+    _show_instances(urls.get("gateway"))
     for name in sorted(urls.keys() - stack.children.keys()):  # servers that were given to the stack
         console().print(f"{name}: {urls[name]}")
+
+
+def _show_instances(gateway: str | None) -> None:
+    """What workers and optimizers say of their machines; nothing where no gateway can be asked."""
+    if gateway is None:
+        return
+    try:
+        with Gateway(gateway) as asked:
+            found = asked.workers()
+    except CommandError:
+        return  # its state is in the table above
+    shown = table("instance", "engines", "providers", "threads", "machine", "holds")
+    for each in found:
+        machine = each["machine"]
+        engines = ", ".join(f"{name} {version}" for name, version in machine["engines"].items())
+        about = f"{machine['isa']}, {machine['cpus']} CPUs, {size(machine['memory_bytes'])}, Python {machine['python']}"
+        holds = ", ".join(f"{held['model']} {held['version']}" for held in each["loaded"])
+        shown.add_row(each["instance"], engines, ", ".join(machine["providers"]), str(machine["threads"]), about, holds)
+    if found:
+        console().print(shown)
 
 
 def _shown(urls: dict[str, str]) -> dict[str, str]:

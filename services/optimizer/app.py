@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import platform
 import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
+
+import psutil
 
 from services.optimizer import elsewhere, sweeping
 from services.optimizer.claims import Listening
 from services.optimizer.confined import open_sandbox
 from services.optimizer.curves import Curves
 from services.optimizer.drawing import Drawer
+from services.optimizer.exporter import Exporter
 from services.optimizer.job import Jobs
 from services.optimizer.plan import Means
 from services.optimizer.reactor import Reactor
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
     from services.optimizer.settings import OptimizerSettings
 
 _LISTEN_EVERY_S = 1.0
+_ENGINES = ("onnxruntime", "torch", "tensorflow")
+"""What heartbeats tell of the child's libraries: what models can be run and built with."""
 
 
 async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
@@ -47,7 +54,16 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
         others = await stack.enter_async_context(heartbeats.follow(settings))
         telemetry = Telemetry(settings, "optimizer", producer)
         listening = Listening(settings.owner, others.is_alive, time.monotonic)
-        machine = MachineClass(isa=probed.isa, providers=probed.providers, threads=settings.threads)
+        engines = {name: probed.tools[name] for name in _ENGINES if name in probed.tools}
+        machine = MachineClass(
+            isa=probed.isa,
+            providers=probed.providers,
+            threads=settings.threads,
+            engines=engines,
+            cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            memory_bytes=psutil.virtual_memory().total,
+            python=platform.python_version(),
+        )
 
         def means() -> Means:
             gpu = any("CUDAExecutionProvider" in beat.machine.providers for beat in others.alive())
@@ -62,6 +78,7 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
         curves = Curves(settings.curves_dir)
         stack.callback(curves.close)
         reactor = Reactor(settings, log, listening, jobs, telemetry, curves)
+        exporter = Exporter(settings, log, listening, store, sandbox, probed.tools)
 
         def beat() -> Heartbeat:
             return Heartbeat(
@@ -83,6 +100,7 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
                 tasks.create_task(_listen(listening), name="listening"),
                 tasks.create_task(sweeping.run(settings, store, lambda: log.registry), name="sweeping"),
                 tasks.create_task(reactor.run(), name="reactor"),
+                tasks.create_task(exporter.run(), name="exporter"),
             ]
             await stop.wait()
             for task in running:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from services.optimizer.documents import Document
     from services.optimizer.plan import Plan
-    from services.optimizer.quality import estimates as quality
     from shared.artifacts import Artifact
     from shared.events import AttemptEvent
     from shared.optimization import Policy
+    from shared.quality import estimates as quality
     from shared.registry import Version
 
 _NO_CANDIDATES = (Draw, Convert, Train, Compare, Sample, Elsewhere)

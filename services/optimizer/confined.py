@@ -72,7 +72,11 @@ class Sandbox:
         """The description of a job of so many seconds under the configured limits."""
         return self._job("steps", budget_s, **what)
 
-    def _job(self, kind: Literal["probe", "steps"], budget_s: float, **what: Any) -> Job:
+    def export_job(self, budget_s: float, **what: Any) -> Job:
+        """The description of an export, as above."""
+        return self._job("export", budget_s, **what)
+
+    def _job(self, kind: Literal["probe", "steps", "export"], budget_s: float, **what: Any) -> Job:
         settings = self._settings
         limits = Limits(
             address_space_bytes=settings.sandbox_memory_bytes,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from services.optimizer import speed
 from services.optimizer.messages import Served
-from services.optimizer.quality import policy as quality
-from services.optimizer.quality.policy import Figures
 from services.optimizer.speed import HERE
+from shared.quality import policy as quality
+from shared.quality.policy import Figures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

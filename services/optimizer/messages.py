@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from msgspec import Meta, Struct, json
 
 from services.optimizer.actions import Spec, StepName
-from services.optimizer.quality.estimates import Comparison
 from services.optimizer.rejections import ADVICE
 from shared.confine import Limits
-from shared.events import Conversion, Latency, MachineClass, Measurements
+from shared.events import Conversion, Latency, MachineClass, Measurements, Parity
+from shared.quality.estimates import Comparison
 from shared.signature import Signature
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ PARENT_FILE: Final = "parent"
 """Of an update: what it is trained from and compared with."""
 WARM_START_FILE: Final = "warm-start"
 """Of an update: whose weights it may begin with."""
+
+
+EXPORT_FILE: Final = "export"
+"""What an export gave."""
 
 
 def step_file(step: str) -> str:
@@ -64,7 +68,7 @@ class Batched(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the child is to do, in its working directory. `probe`: only say what it is."""
 
-    kind: Literal["probe", "steps"]
+    kind: Literal["probe", "steps", "export"]
     parent_pid: int
     limits: Limits
     threads: int
@@ -90,6 +94,10 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The step whose file is the newest state of the training that is left."""
     trials: tuple[str, ...] = ()
     """Trials of the search that is left, as JSON."""
+    export: Literal["pt2", "torchscript", "savedmodel"] | None = None
+    """The format that the file is wanted in, without any steps."""
+    about: str = "{}"
+    """JSON that is to lie in the export."""
     holdout: float = 0.25
     """The share of the data set `data` that is judged by, if there is no `evaluation`."""
 
@@ -194,7 +202,17 @@ class Found(_Message, frozen=True, kw_only=True, tag="found"):
             raise ValueError("a candidate has a signature")
 
 
-Message = Probed | Progress | Rejected | Recognised | Found
+class Exported(_Message, frozen=True, kw_only=True, tag="exported"):
+    """The export lies in the directory, and gave these answers when it was loaded again."""
+
+    parity: Annotated[tuple[Parity, ...], Meta(min_length=1, max_length=20)]
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(each.max_abs_error) and each.max_abs_error <= each.tolerance for each in self.parity):
+            raise ValueError("the export was not refused for its answers")
+
+
+Message = Probed | Progress | Rejected | Recognised | Found | Exported
 MESSAGE: Final[json.Decoder[Message]] = json.Decoder(Message)
 
 

@@ -74,6 +74,9 @@ ADVICE: Final[dict[str, str]] = {
         "numpy.savez(file, **{input: rows, ..., 'label': classes}) makes a data set: an array for each input of the "
         "model, by its name, with rows along the first axis"
     ),
+    "not_exportable": (
+        "docs/export.md lists the operators that torch and TensorFlow formats cover; format onnx gives every version"
+    ),
     "not_trained": "Look at the data, the operators that can be trained, and the learning rate",
     "vet_timeout": "Upload a smaller model, or have the operator raise AIAAS_JOB_TIMEOUT_S",
     "vet_crashed": "The process that examined the file died of it. Try whether onnxruntime loads and runs it at home",

@@ -53,8 +53,8 @@ _BATCHES_BEHIND = 4
 """Batches whose answers may be in the making while another runs."""
 _FINISH_HERE_BYTES = 64 * 1024
 """Outputs of a batch on which the steps behind a model take less than a change of threads."""
-_PATIENCE_S = 0.5
-"""How long what is no request waits for a moment without any before it takes its turn among them."""
+_LOOK_S = 0.002
+"""How often what is nobody's request looks whether the lane has nothing to do."""
 _TICK_S = 0.1
 """How often queued jobs are looked at although nothing happened: failed loads are retried."""
 
@@ -112,21 +112,27 @@ class Lane:
         self._work.set()
         self._expiry.look()
 
-    @asynccontextmanager
-    async def aside(self) -> AsyncIterator[bool]:
-        """The device, for something that is no request: when nothing waits for it, else between two batches.
-
-        Yields whether requests wait; who gets it then keeps it for a moment only, and stays away for a while.
-        """
-        until_s = time.monotonic() + _PATIENCE_S
-        while self._is_busy and time.monotonic() < until_s:  # noqa: ASYNC110 - idle is no event, and this is rare
-            await asyncio.sleep(_TICK_S / 10)
-        async with self._device:
-            yield self._is_busy
+    @property
+    def is_busy(self) -> bool:
+        """Whether a batch is under way, or there may be another: what only waits for its model to load is no work."""
+        return self._under_way > 0 or self._work.is_set()
 
     @property
-    def _is_busy(self) -> bool:
-        return self._under_way > 0 or any(server.waiting for server in self._servers)
+    def runs(self) -> int:
+        """Batches that were begun."""
+        return self._runs
+
+    @asynccontextmanager
+    async def aside(self, patience_s: float) -> AsyncIterator[bool]:
+        """The device, for what is nobody's request: once there is nothing else to do, or, later, between two batches.
+
+        Yields whether there is; who gets the device then, after `patience_s`, keeps it for a moment only.
+        """
+        give_up_s = time.monotonic() + patience_s
+        while self.is_busy and time.monotonic() < give_up_s:  # noqa: ASYNC110 - a hook in the way of live work costs more
+            await asyncio.sleep(_LOOK_S)
+        async with self._device:
+            yield self.is_busy
 
     async def run(self) -> None:
         """Run batches until cancelled."""

@@ -17,6 +17,7 @@ from shared import codec
 from shared import events as ev
 from shared.codec import decode_event, encode_event
 from shared.optimization import DataFile, LoggedRequests, Optimization, Policy, Search, Training, WarmStart
+from shared.replay_events import ReplayedOutput, ReplayedRow, ReplayMember, ReplayRan, ReplayRequested
 from shared.requests import RequestHeaders
 from shared.results import Result
 from shared.runtime_config import Graph, InstanceGroup, OptimizationOptions, Parameters, RuntimeConfig
@@ -330,6 +331,56 @@ EXAMPLES: dict[str, ev.Event] = {
         fraction=0.5,
         remaining_s=12.5,
         points={"loss": (3, 0.25)},
+    ),
+    "ReplayRequested": ReplayRequested(
+        replay_id="r",
+        batch_id="b-1",
+        attempt=2,
+        model="my-model",
+        version=3,
+        variant="fp32",
+        artifact_sha256="ab" * 32,
+        processing_sha256="12" * 32,
+        members=(
+            ReplayMember(
+                request=ev.Coordinates(cluster_id="c", topic="t.requests.m", partition=1, offset=2),
+                input_sha256="cd" * 32,
+                content_type="application/octet-stream",
+                header_length=9,
+                rows=2,
+                value=b"\x00\xff",
+                recorded_sha256="ef" * 32,
+            ),
+            ReplayMember(
+                request=ev.Coordinates(topic="t.requests.m", partition=1, offset=3),
+                input_sha256="cd" * 32,
+                artifact=artifact(),
+            ),
+        ),
+        members_sha256="ef" * 32,
+        runtime_config=RuntimeConfig(max_batch_size=8),
+        digest_check=False,
+    ),
+    "ReplayRan": ReplayRan(
+        replay_id="r",
+        batch_id="b-1",
+        attempt=2,
+        status="ran",
+        worker="worker-1",
+        runtime=RECEIPT.runtime,
+        artifact_sha256="ab" * 32,
+        deterministic=True,
+        rows=(
+            ReplayedRow(
+                output_sha256="ef" * 32,
+                infer_ns=5,
+                outputs=(
+                    ReplayedOutput(name="y", datatype="FP32", shape=(1, 1), data=b"\x00\x00\x80\x3f"),
+                    ReplayedOutput(name="z", datatype="FP32", shape=(1, 1), artifact=artifact()),
+                ),
+            ),
+            ReplayedRow(error_code="execution_failed", error="no"),
+        ),
     ),
 }
 OLDER_HEARTBEAT = replace(

@@ -8,10 +8,10 @@ from msgspec.structs import replace
 from services.optimizer import elsewhere
 from services.optimizer.gate import decide, worth_measuring
 from services.optimizer.messages import Found, OnClass, Served
-from services.optimizer.quality.estimates import Comparison, Estimate
 from services.optimizer.settings import OptimizerSettings
 from shared.events import Heartbeat, Latency, MachineClass, Measurements
 from shared.optimization import Policy
+from shared.quality.estimates import Comparison, Estimate
 from shared.signature import Signature
 
 SIGNATURE = Signature(inputs=(), outputs=())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from services.cli.client import Gateway
-from services.cli.demo import digits, files, upstream
+from services.cli.demo import digits, files, proof, upstream
 from services.cli.demo.update import update
 from services.cli.errors import CommandError
 from services.cli.follow import follow, variants_table
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from rich.console import Console
 
-    from shared.topics import Topics
+    from services.cli.demo.place import Place
 
     Scores = npt.NDArray[np.float32]
 
@@ -44,17 +43,6 @@ _LEAST_AGREEMENT = 0.99
 _MS_PER_S = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the stack is, and where trained models are kept between demos."""
-
-    gateway_url: str
-    monitor_url: str
-    bootstrap_servers: str
-    topics: Topics
-    cache_dir: Path
-
-
 def tell(out: Console, place: Place) -> None:
     """All steps.
 
@@ -68,8 +56,9 @@ def tell(out: Console, place: Place) -> None:
         identified = _identify_files(out, place, magika)
         ids, labels = _classify_digits(out, place, digits_path)
         out.print("\n[bold]6. An update: the digits model learns from feedback on those requests[/]")
-        update(out, place.gateway_url, DIGITS, ids, labels.tolist())
+        update(out, place, DIGITS, ids, labels.tolist())
         _count_outcomes(out, place, {FILES: identified, DIGITS: len(ids)})
+        proof.replay(out, place, {FILES: identified, DIGITS: len(ids)})
     except (httpx.HTTPError, upstream.Failed) as err:
         raise CommandError(f"The demo stopped: {err}.") from err
     _where_next(out, digits_path)

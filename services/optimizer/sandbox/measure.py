@@ -16,22 +16,22 @@ import numpy as np
 import psutil
 
 from services.optimizer.messages import PARENT_FILE
-from services.optimizer.quality.compare import labelled, unlabelled
-from services.optimizer.quality.estimates import NotComparable
 from services.optimizer.sandbox import signature, vet
 from services.optimizer.sandbox.batching import holds
 from services.optimizer.sandbox.probes import Rows, stack
 from services.optimizer.sandbox.reference import engine as engine_of
 from shared.events import Estimate, Latency, Measurements
 from shared.machine import isa
+from shared.quality.compare import labelled, unlabelled
+from shared.quality.estimates import NotComparable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from services.optimizer.quality.estimates import Comparison
     from services.optimizer.sandbox.batching import Batching
     from services.optimizer.sandbox.engine import Engine, Feeds
     from services.optimizer.sandbox.reference import Reference
+    from shared.quality.estimates import Comparison
     from shared.tensors import Array
 
 BATCH_SIZES: Final = (1, 8, 32)

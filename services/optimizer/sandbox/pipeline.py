@@ -16,7 +16,6 @@ from services.optimizer.conversion.convert import convert
 from services.optimizer.conversion.recognise import recognise
 from services.optimizer.formats import ONNX
 from services.optimizer.messages import UPLOAD_FILE, Found, Message, Probed, Progress, Recognised, Rejected, step_file
-from services.optimizer.quality.estimates import NotComparable
 from services.optimizer.recipes.errors import NotBuilt
 from services.optimizer.rejections import Rejection
 from services.optimizer.sandbox import measure
@@ -25,6 +24,7 @@ from services.optimizer.sandbox.engine import PROVIDERS
 from services.optimizer.sandbox.lessons import Lessons
 from services.optimizer.sandbox.reference import Reference, examined, resumed, to_train
 from shared.machine import isa
+from shared.quality.estimates import NotComparable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,6 +77,10 @@ class Pipeline:
     def run(self) -> None:
         """Do it; whatever the file makes go wrong is reported as a rejection."""
         try:
+            if self._job.kind == "export":
+                from services.optimizer.sandbox.exports import export  # noqa: PLC0415 - only for exports
+
+                report(self._out, export(self._job))
             for spec in self._job.steps:
                 if (
                     isinstance(spec.action, Refer)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from services.optimizer.training.known import Known
+
     Operator = Callable[["Call"], Tensor | tuple[Tensor, ...]]
     """Computes a node: its only output, or all of them."""
 
@@ -26,6 +28,8 @@ class Call:
     attributes: Mapping[str, Any]
     inputs: tuple[Tensor | None, ...]
     outputs: int
+    known: tuple[Known | None, ...] = ()
+    """In an export: small whole numbers by their values, which may be symbols; see `training.known`."""
 
     def tensor(self, index: int) -> Tensor:
         """A required input."""
@@ -38,12 +42,18 @@ class Call:
         """An input that may be left out."""
         return self.inputs[index] if index < len(self.inputs) else None
 
+    def of_known(self, index: int) -> Known | None:
+        """An input by its values, where they are known in an export."""
+        return self.known[index] if index < len(self.known) else None
+
     def get(self, name: str, default: Any) -> Any:
         """An attribute."""
         return self.attributes.get(name, default)
 
     def integers(self, index: int, name: str) -> list[int] | None:
         """Integers that are an input in newer opsets and an attribute in older ones (`axes`, `pads`, `split`)."""
+        if (known := self.of_known(index)) is not None:
+            return list(known.values)
         found = self.optional(index)
         if found is not None:
             return [int(value) for value in found.reshape(-1).tolist()]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from itertools import accumulate, chain, pairwise
+from math import prod
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import torch
 from torch.nn import functional
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from services.optimizer.training.operators.call import Call, Operator
+
+
+_FAR: Final = 2**31 - 1
+"""Exporters write the largest and smallest integers of 32 or 64 bits for open ends of slices."""
 
 
 def _concat(call: Call) -> Tensor:
@@ -32,7 +36,7 @@ def _constant(call: Call) -> Tensor:
 
 
 def _constant_of_shape(call: Call) -> Tensor:
-    shape = call.tensor(0).tolist()
+    shape = call.integers(0, "") or []
     if "value" not in call.attributes:
         return torch.zeros(shape, dtype=torch.float32)
     value = torch.from_numpy(call.attributes["value"].copy())
@@ -40,15 +44,18 @@ def _constant_of_shape(call: Call) -> Tensor:
 
 
 def _expand(call: Call) -> Tensor:
-    tensor, shape = call.tensor(0), call.tensor(1).tolist()
-    return tensor.expand(np.broadcast_shapes(tuple(tensor.shape), tuple(shape)))
+    """Both ways: a size of 1 in either gives way to the other's."""
+    tensor, shape = call.tensor(0), call.integers(1, "") or []
+    rank = max(tensor.dim(), len(shape))
+    have, want = ([1] * (rank - len(sizes)) + sizes for sizes in (list(tensor.shape), shape))
+    return tensor.expand([asked if size == 1 else size for size, asked in zip(have, want, strict=True)])
 
 
 def _flatten(call: Call) -> Tensor:
     tensor = call.tensor(0)
     axis = call.get("axis", 1)
     axis = axis + tensor.dim() if axis < 0 else axis
-    return tensor.reshape(int(tensor.shape[:axis].numel()), -1)
+    return tensor.reshape(prod(tensor.shape[:axis]), -1)
 
 
 def _gather(call: Call) -> Tensor:
@@ -91,7 +98,10 @@ _SOURCES: Final[Mapping[str, Callable[[Tensor, int], Tensor]]] = {
 
 
 def _range(call: Call) -> Tensor:
-    start, limit, delta = (call.tensor(index).reshape(()).item() for index in range(3))
+    start, limit, delta = (
+        known.values[0] if (known := call.of_known(index)) is not None else call.tensor(index).reshape(()).item()
+        for index in range(3)
+    )
     return torch.arange(start, limit, delta, dtype=call.tensor(0).dtype)
 
 
@@ -113,13 +123,19 @@ def _slice(call: Call) -> Tensor:
     axes = call.integers(3, "axes") or list(range(len(starts)))
     steps = call.integers(4, "steps") or [1] * len(starts)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        first, last, stride = slice(start, end, step).indices(tensor.shape[axis])
-        taken = range(first, last, stride)
-        if stride == 1:
-            tensor = tensor.narrow(axis, first, len(taken)) if taken else tensor.narrow(axis, 0, 0)
+        if step > 0:
+            before = (slice(None),) * (axis % tensor.dim())
+            tensor = tensor[(*before, slice(_bound(start), _bound(end), step))]  # ends far out are the ends, as in ONNX
         else:
+            first, last, stride = slice(start, end, step).indices(tensor.shape[axis])
+            taken = range(first, last, stride)
             tensor = tensor.index_select(axis, torch.tensor(list(taken), dtype=torch.int64))
     return tensor
+
+
+def _bound(place: int) -> int:
+    """An end of a slice, no further out than torch takes it."""
+    return max(-_FAR, min(_FAR, place)) if isinstance(place, int) else place
 
 
 def _split(call: Call) -> tuple[Tensor, ...]:
@@ -141,7 +157,7 @@ def _squeeze(call: Call) -> Tensor:
 
 
 def _tile(call: Call) -> Tensor:
-    return call.tensor(0).repeat(call.tensor(1).tolist())
+    return call.tensor(0).repeat(call.integers(1, "") or [])
 
 
 def _transpose(call: Call) -> Tensor:
