@@ -72,7 +72,7 @@ MODELS = Topic(
     name="models",
     key="model",
     value="the registry's log: state changes only",
-    written_by="gateway, optimizer, upstream systems",
+    written_by="gateway, optimizer, monitor (from its dashboard), upstream systems",
     read_by="everyone",
     events=(
         events.ModelUploaded,

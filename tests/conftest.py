@@ -63,6 +63,8 @@ def stack(backbone, tmp_path_factory):
             **{name: value for name, value in backbone.environment.items() if name.startswith("AIAAS_KAFKA_")},
             "AIAAS_TOPIC_PREFIX": settings.topic_prefix,
             "AIAAS_MIN_GAIN": "1000",
+            "AIAAS_PT2_TENANTS": '["*"]',
+            "AIAAS_TORCHSCRIPT_TENANTS": '["*"]',
             "AIAAS_AUDIT_INTERVAL_S": "2",
             "AIAAS_REPLY_TOPIC_PREFIXES": json.dumps([f"{backbone.model()}-copies."]),
         },

@@ -9,13 +9,14 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from services.optimizer import plan as plans
 from services.optimizer.actions import UPLOAD, Draw, Train
-from services.optimizer.curves import Curves, crc32c, record
+from services.optimizer.curves import Curves
 from services.optimizer.plan import Means, UnknownCandidate, candidate, keys, plan, work
 from services.optimizer.progress import Meter
 from shared.artifacts import Artifact
 from shared.events import MachineClass
 from shared.optimization import DataFile, LoggedRequests, Optimization, Policy, Training
 from shared.registry import Version
+from shared.tensorboard import crc32c, record
 
 FILE = Artifact(uri="memory://sha256/00/00", sha256="0" * 64, byte_size=1)
 OTHER_FILE = Artifact(uri="memory://sha256/11/11", sha256="1" * 64, byte_size=1)

@@ -63,6 +63,7 @@ async def _run(out: Console, settings: LocalStackSettings) -> None:
             topics=mine.topics,
             cache_dir=cache_dir,
             environment={**stack.environment(), "AIAAS_TOPIC_PREFIX": prefix},
+            report_path=root / "report.html",
         )
         try:
             await asyncio.to_thread(tell, out, place)

@@ -21,5 +21,6 @@ class Place:
     bootstrap_servers: str
     topics: Topics
     cache_dir: Path
+    report_path: Path
     environment: Mapping[str, str]
     """What other commands need to find it."""

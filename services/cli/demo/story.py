@@ -18,6 +18,7 @@ from services.cli.demo.update import update
 from services.cli.errors import CommandError
 from services.cli.follow import follow, variants_table
 from services.cli.printing import activity, bar, size, table
+from services.cli.report import fetch
 from services.cli.trust import trust
 from services.cli.updates import stored_options
 from shared.topics import OUTCOMES
@@ -59,6 +60,7 @@ def tell(out: Console, place: Place) -> None:
         update(out, place, DIGITS, ids, labels.tolist())
         _count_outcomes(out, place, {FILES: identified, DIGITS: len(ids)})
         proof.replay(out, place, {FILES: identified, DIGITS: len(ids)})
+        _report(out, place)
     except (httpx.HTTPError, upstream.Failed) as err:
         raise CommandError(f"The demo stopped: {err}.") from err
     _where_next(out, digits_path)
@@ -204,6 +206,14 @@ def _stats(place: Place, requests: dict[str, int]) -> dict[str, dict[str, Any]]:
             if complete or time.monotonic() > deadline_s:
                 return found
             time.sleep(_POLL_S)
+
+
+def _report(out: Console, place: Place) -> None:
+    """What happened in this demo, as one page."""
+    out.print("\n[bold]8. The monitor's report of all this[/]")
+    content = fetch(place.monitor_url, "30m", None, None, "html")
+    place.report_path.write_bytes(content)
+    out.print(f"  {_from_here(place.report_path)} ({size(len(content))}): open it in a browser", soft_wrap=True)
 
 
 def _where_next(out: Console, digits_path: Path) -> None:
