@@ -24,7 +24,7 @@ RUN uv pip install -c constraints.txt -r pyproject.toml --extra worker --extra c
 FROM packages AS worker-gpu-packages
 RUN uv pip install -c constraints.txt -r pyproject.toml --extra worker --extra gpu
 FROM packages AS optimizer-packages
-RUN uv pip install -c constraints.txt -r pyproject.toml --extra optimizer --extra training --extra cpu
+RUN uv pip install -c constraints.txt -r pyproject.toml --extra optimizer --extra training --extra formats --extra cpu
 FROM packages AS monitor-packages
 RUN uv pip install -c constraints.txt -r pyproject.toml --extra monitor
 FROM packages AS archiver-packages

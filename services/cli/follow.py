@@ -42,7 +42,7 @@ def follow(gateway: Gateway, model: str, number: int, tell: Tell, *, timeout_s: 
                 f"`aiaas models show {model}` tells how it goes on; does an optimizer run?"
             )
         progress = version.get("progress") or {}
-        words = f"{model} version {number}: {version['state']}"
+        words = version.get("waits_for") or f"{model} version {number}: {version['state']}"
         tell(f"{words}, {_where(progress)}" if progress else words, progress.get("fraction"))
         time.sleep(_POLL_S)
     return version
@@ -111,6 +111,21 @@ def _verdict(found: dict[str, Any]) -> str:
     if (-lost if found["metric"] in _ERRORS else lost) > 0:
         return "worse than its parent, within what the policy allows"
     return "no worse than its parent"
+
+
+def conversion(version: dict[str, Any]) -> str | None:
+    """What a version was made of that is no ONNX file by birth, and how close it is; or what it waits for."""
+    if version.get("waits_for"):
+        return str(version["waits_for"])
+    found = version.get("conversion")
+    if not found:
+        return None
+    made = f"converted from {found['format']} ({found['how']}) to ONNX opset {found['opset']}"
+    if not found["shapes"]:
+        return f"{made}: no number was changed"
+    shapes = "; ".join(found["shapes"])
+    within = f"within {found['atol']:g} and {found['rtol']:g} of it"
+    return f"{made}; run beside the original at {shapes}: at most {found['max_abs_error']:.2g} apart ({within})"
 
 
 def _number(value: float | None, form: str) -> str:

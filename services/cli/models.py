@@ -10,8 +10,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from services.cli import audit, exports, provenance, replays, updates
 from services.cli.client import Gateway, Url
+from services.cli.convert.command import convert
 from services.cli.errors import CommandError, NotTried
-from services.cli.follow import comparison, follow, variants_table
+from services.cli.follow import comparison, conversion, follow, variants_table
 from services.cli.printing import Json, as_json, bar, console, size, table
 from services.cli.processing import stored
 
@@ -24,6 +25,7 @@ Model = Annotated[str, typer.Argument(help="The model's name.")]
 app.command("update")(updates.update)
 app.command("cancel")(updates.cancel)
 app.command("policy")(updates.policy)
+app.command("convert")(convert)
 app.command("export")(exports.export)
 app.command("configure")(exports.configure)
 Number = Annotated[int, typer.Argument(min=1, help="The version's number.")]
@@ -32,7 +34,10 @@ _CHUNK_BYTES = 1024 * 1024
 
 @app.command("upload")
 def upload(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="An ONNX file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, readable=True, help="A model; docs/formats.md lists formats."),
+    ],
     *,
     name: Annotated[str, typer.Option("--name", "-n", help="The model's name.")],
     version: Annotated[int | None, typer.Option(min=1, help="Ask for this number; else the next one.")] = None,
@@ -268,6 +273,8 @@ def _show_version(version: dict[str, Any]) -> None:
     if version["state"] == "rejected":
         what += f" ({version['code']}): {version['reason']}"
     out.print(f"{what}, {size(version['byte_size'])} uploaded {version['uploaded_at']}", markup=False, soft_wrap=True)
+    if (converted := conversion(version)) is not None:
+        out.print(converted, markup=False, soft_wrap=True)
     if version.get("runtime"):
         out.print(f"configured: {version['runtime']}", markup=False, soft_wrap=True)
     if version["variants"] or version["rejected"]:

@@ -173,7 +173,7 @@ def test_an_upload_is_streamed_and_followed_to_ready(aiaas, gateway, tmp_path):
     file = tmp_path / "digits.onnx"
     file.write_bytes(b"onnx" * 700_000)
     path = "/v2/repository/models/digits/versions"
-    gateway.script[f"POST {path}?format=onnx&version=1"] = (202, {**VERSION, "state": "uploaded"})
+    gateway.script[f"POST {path}?version=1"] = (202, {**VERSION, "state": "uploaded"})
     gateway.script[f"GET {path}/1"] = [
         (200, {**VERSION, "state": "uploaded"}),
         (200, {**VERSION, "state": "optimizing"}),
@@ -192,7 +192,7 @@ def test_a_rejected_upload_is_1_with_its_reason(aiaas, gateway, tmp_path):
     file = tmp_path / "broken.onnx"
     file.write_bytes(b"?")
     path = "/v2/repository/models/digits/versions"
-    gateway.script[f"POST {path}?format=onnx"] = (202, {**VERSION, "state": "uploaded"})
+    gateway.script[f"POST {path}"] = (202, {**VERSION, "state": "uploaded"})
     gateway.script[f"GET {path}/1"] = (200, {**VERSION, "state": "rejected", "reason": "it does not parse"})
     code, _, err = aiaas("models", "upload", str(file), "-n", "digits", "--wait")
     assert code == 1
@@ -464,7 +464,7 @@ def test_a_declarations_files_go_to_the_store_before_it(aiaas, gateway, tmp_path
     claims = [{"uri": f"file:///{n}", "sha256": f"{n}" * 64, "byte_size": n} for n in range(1, 4)]
     gateway.script["POST /v2/repository/assets"] = [(201, claim) for claim in claims]
     uploaded = {"name": "m", "version": 1, "state": "uploaded"}
-    path = f"/v2/repository/models/m/versions?format=onnx&processing={'3' * 64}"
+    path = f"/v2/repository/models/m/versions?processing={'3' * 64}"
     gateway.script[f"POST {path}"] = (202, uploaded)
     command = ("models", "upload", str(tmp_path / "model.onnx"), "--name", "m")
     assert aiaas(*command, "--processing", str(tmp_path / "processing.json"))[0] == 0
@@ -517,7 +517,7 @@ def test_an_upload_with_data_stores_them_and_its_options_first(aiaas, gateway, t
     model.write_bytes(b"onnx")
     data.write_bytes(b"rows")
     gateway.script["POST /v2/repository/assets"] = [(201, ARTIFACT), (201, {**ARTIFACT, "sha256": "bb" * 32})]
-    gateway.script[f"POST {PATH}/versions?format=onnx&optimization={'bb' * 32}"] = (202, VERSION)
+    gateway.script[f"POST {PATH}/versions?optimization={'bb' * 32}"] = (202, VERSION)
     asked = ("--data", str(data), "--objective", "size", "--candidates", "int8-static, student", "--seed", "3")
     assert aiaas("models", "upload", str(model), "-n", "digits", *asked)[0] == 0
     stored, options, _ = [body for _, _, body in gateway.asked]
