@@ -12,22 +12,25 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import tempfile
 import time
 import uuid
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from aiokafka.admin import AIOKafkaAdminClient
 
 from services.monitor import outcome_log
 from services.monitor.fold import OutcomeFold
-from services.monitor.measurements import Measurements
-from services.monitor.request_ends import RequestEnds
-from services.monitor.snapshot import encode
+from services.monitor.history import History
+from services.monitor.recorder import Recorder
+from services.monitor.snapshot import Stored, encode
 from shared import kafka
 from shared.codec import encode_event
 from shared.dead_letters import DeadLetters
 from shared.events import BatchMembership, Coordinates, Receipt, Runtime, Timings
 from shared.outcomes import OutcomeWriter, read_outcome
+from shared.request_ends import RequestEnds
 from shared.settings import PlatformSettings
 from shared.topics import REQUESTS, outcome_key
 
@@ -69,8 +72,21 @@ def in_memory(count: int) -> None:
     for offset, outcome in enumerate(receipts):
         fold.add(0, offset, outcome)
     report("add to the fold", count, began_s)
+    recorder = Recorder()
+    fold, began_s = OutcomeFold(sink=recorder), time.process_time()
+    for offset, outcome in enumerate(receipts):
+        fold.add(0, offset, outcome)
+    report("add to the fold, and record", count, began_s)
     began_s = time.process_time()
-    encode("log", fold, Measurements())
+    tables = recorder.take()
+    report("make tables of what was recorded", count, began_s)
+    with tempfile.TemporaryDirectory() as directory:
+        history = History(Path(directory))
+        began_s = time.process_time()
+        history.write(history.begin(tables))
+        report("write them as Parquet", count, began_s)
+    began_s = time.process_time()
+    encode("log", Stored(fold))
     report("encode a snapshot of one series", 1, began_s)
 
 
@@ -90,7 +106,8 @@ async def from_kafka(count: int) -> None:
         writer = await stack.enter_async_context(OutcomeWriter(settings))
         await writer.append(topic, 0, [receipt(topic, offset) for offset in range(count)])
 
-        fold, log = OutcomeFold(), await outcome_log.describe(settings, admin)
+        recorder = Recorder()
+        fold, log = OutcomeFold(sink=recorder), await outcome_log.describe(settings, admin)
         ends = RequestEnds(consumer, admin, settings.topics.name(REQUESTS))
         outcomes = outcome_log.OutcomeLog(settings, log, consumer, ends, DeadLetters(settings, producer))
         await outcomes.open(fold)
@@ -106,8 +123,9 @@ async def from_kafka(count: int) -> None:
     print("series", {key: dict(series.statuses) for key, series in fold.series.items()})
 
 
-async def _nothing() -> None:
+async def _nothing() -> bool:
     """The benchmark stores no state."""
+    return True
 
 
 if __name__ == "__main__":

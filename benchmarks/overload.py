@@ -18,6 +18,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from benchmarks.serving import models, slices
@@ -34,7 +35,8 @@ MOST_SLOWER = 2.0
 MOST_GROWN = 0.10
 BACK_AFTER_S = 5.0
 FIRST_S = 2.0
-"""What a service takes once, for so many connections, it has by then: memory must be flat from there on."""
+CONNECTED_S = 4.0
+"""What a service takes once, for so many new connections, it has by then: memory must be flat from there on."""
 BACK_TO = 0.8
 _MIB = 1024 * 1024
 
@@ -113,9 +115,12 @@ def storm(way: OverHttp, platform: Platform, times: float, seconds: float, conne
     print(f"capacity: {capacity.per_s:.0f}/s with {capacity.callers} callers, p99 {capacity.p99_ms:.1f} ms")
     print(f"offering {times:g} times that over {connections} connections, for {FIRST_S:g} s to get used to it")
     overload(way, times * capacity.per_s, FIRST_S, connections)
-    before = rss_mib(platform)
     print(f"and for {seconds:g} s")
+    before: dict[str, float] = {}
+    taking = Timer(CONNECTED_S, lambda: before.update(rss_mib(platform)))
+    taking.start()
     found = overload(way, times * capacity.per_s, seconds, connections)
+    taking.join()
     after = rss_mib(platform)
     print("MiB before and after: " + ", ".join(f"{name} {before[name]:.0f} {mib:.0f}" for name, mib in after.items()))
     time.sleep(BACK_AFTER_S - WARMUP_S)

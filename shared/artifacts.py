@@ -69,7 +69,7 @@ class ArtifactStore:
     def __init__(self, url: str, *, config: Mapping[str, str] | None = None) -> None:
         base = url.rstrip("/")
         self._base = f"{base}//" if base.endswith(":") else base  # memory:// and file:/// are all slashes
-        self._store = _open(url, config)
+        self._store = open_store(url, config)
 
     async def put_stream(
         self, chunks: AsyncIterator[Content], *, limit_bytes: int, expected_sha256: str | None = None
@@ -90,7 +90,7 @@ class ArtifactStore:
             _keep_promise(sha256, expected_sha256)
             key = _content_key(sha256)
             # Also over an object that is there already: the same bytes, or damaged ones, which this repairs.
-            with _store_errors(incoming):
+            with store_errors(incoming):
                 await obstore.rename_async(self._store, incoming, key)
         except BaseException:
             await self._discard(writer, incoming)
@@ -135,7 +135,7 @@ class ArtifactStore:
         digest, byte_size = hashlib.sha256(), 0
         for start in range(0, artifact.byte_size, PART_BYTES):
             end = min(start + PART_BYTES, artifact.byte_size)
-            with _store_errors(artifact.uri):
+            with store_errors(artifact.uri):
                 piece = memoryview(await obstore.get_range_async(self._store, key, start=start, end=end))
             byte_size += len(piece)
             await _update(digest, piece)
@@ -154,7 +154,7 @@ class ArtifactStore:
             raise InvalidInput(f"{sha256[:80]!r} is not a SHA-256 in lowercase hex")
         key = _content_key(sha256)
         uri = f"{self._base}/{key}"
-        with _store_errors(uri):
+        with store_errors(uri):
             meta = await obstore.head_async(self._store, key)
         return Artifact(uri=uri, sha256=sha256, byte_size=meta["size"])
 
@@ -202,7 +202,7 @@ class ArtifactStore:
     async def _find(self, artifact: Artifact) -> str:
         """The key of the artifact's object, which is there and has the right size."""
         key = self._key(artifact.uri)
-        with _store_errors(artifact.uri):
+        with store_errors(artifact.uri):
             meta = await obstore.head_async(self._store, key)
         if meta["size"] != artifact.byte_size:
             raise DigestMismatch(f"{artifact.uri} has {meta['size']} bytes, not {artifact.byte_size}")
@@ -230,15 +230,19 @@ async def _receive(
         if byte_size > limit_bytes:
             raise TooLarge(f"the content is above the limit of {limit_bytes} bytes")
         await _update(digest, chunk)
-        with _store_errors(key):
+        with store_errors(key):
             await writer.write(chunk)
-    with _store_errors(key):
+    with store_errors(key):
         await writer.close()
     return digest.hexdigest(), byte_size
 
 
-def _open(url: str, config: Mapping[str, str] | None) -> ObjectStore:
-    """The obstore behind a URL, with its waits bounded."""
+def open_store(url: str, config: Mapping[str, str] | None = None) -> ObjectStore:
+    """The obstore behind a URL, with its waits bounded, for objects that have names of their own (the archive).
+
+    Raises:
+        StoreUnavailable: the URL can't be opened; the message names it.
+    """
     try:
         if url.startswith("file:"):
             return from_url(url, mkdir=True)
@@ -255,7 +259,7 @@ def _open(url: str, config: Mapping[str, str] | None) -> ObjectStore:
 
 
 @contextmanager
-def _store_errors(what: str) -> Iterator[None]:
+def store_errors(what: str) -> Iterator[None]:
     """Turn what obstore raises into our errors; `what` is the key or URI that they are about."""
     try:
         yield

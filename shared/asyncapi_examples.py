@@ -12,6 +12,8 @@ from typing import Any, Final
 from shared.artifacts import Artifact
 from shared.codec import MSGPACK, to_map
 from shared.events import (
+    AlertCleared,
+    AlertRaised,
     BatchesRan,
     BatchMembership,
     Coordinates,
@@ -22,7 +24,9 @@ from shared.events import (
     ExportReady,
     ExportRejected,
     ExportRequested,
+    Feature,
     FeedbackGiven,
+    FormatRecognised,
     Heartbeat,
     HostSampled,
     HttpAnswered,
@@ -46,6 +50,7 @@ from shared.events import (
     PolicySet,
     Provenance,
     Receipt,
+    RowsObserved,
     RunStatistics,
     Runtime,
     RuntimeConfigured,
@@ -92,6 +97,15 @@ _METRIC: Final[dict[str, Any]] = {
     "seq": 12,
     "at_ns": 1_795_467_600_000_000_000,
 }
+_ALERT: Final[dict[str, Any]] = {
+    "alert": f"errors/{MODEL}/1",
+    "rule": "errors",
+    "severity": "critical",
+    "model": MODEL,
+    "version": 1,
+    "threshold": 0.05,
+    "message": f"31.0% of the requests to {MODEL} version 1 failed or expired in the last minute",
+}
 _SPENT: Final = Duration(count=2, ns=180_000)
 
 _ALL: Final[tuple[Event, ...]] = (
@@ -114,6 +128,7 @@ _ALL: Final[tuple[Event, ...]] = (
     ),
     OptimizationCancelled(model=MODEL, version=2, reason="trained on the wrong data"),
     OptimizationClaimed(**_ATTEMPT),
+    FormatRecognised(**_ATTEMPT, format="savedmodel", needs=("tensorflow", "tf2onnx"), handed_on=True),
     StepFinished(**_ATTEMPT, step="fp32", key=_SHA256, result=_ARTIFACT, file=_ARTIFACT, seconds=1.8),
     VariantReady(
         **_ATTEMPT,
@@ -209,9 +224,22 @@ _ALL: Final[tuple[Event, ...]] = (
         disk_read_bytes=12_000,
         disk_written_bytes=48_000,
         loop_delay_s=0.002,
+        network_received_bytes=9_400_000,
+        network_sent_bytes=7_100_000,
     ),
     BatchesRan(
         **_METRIC, model=MODEL, version=1, variant="int8", executions=3, sizes={1: 1, 8: 2}, compute_infer_ns=420_000
+    ),
+    RowsObserved(
+        **_METRIC,
+        model=MODEL,
+        version=1,
+        variant="int8",
+        rows=3,
+        features={
+            "input/image/mean": Feature(kind="number", bins={283: 2, 285: 1}),
+            "output/class/0": Feature(kind="number", bins={0: 1, 284: 2}),
+        },
     ),
     HttpAnswered(
         **(_METRIC | {"instance": "gateway-1", "service": "gateway"}), statuses={200: 64, 503: 1}, in_flight=4
@@ -225,6 +253,8 @@ _ALL: Final[tuple[Event, ...]] = (
         fraction=0.6,
         remaining_s=4.5,
     ),
+    AlertRaised(**_ALERT, value=0.31, at_ns=1_795_467_600_000_000_000),
+    AlertCleared(**_ALERT, value=0.004, at_ns=1_795_467_690_000_000_000),
     FeedbackGiven(model=MODEL, request_id=_ID, label=(3,), source="crm"),
 )
 EVENTS: Final[dict[str, Any]] = {type(event).__name__: to_map(event) for event in _ALL}

@@ -127,6 +127,25 @@ class OptimizationClaimed(AttemptEvent):
     """`owner` (an instance, with its incarnation) wants to do attempt `attempt`. The first claim of it wins."""
 
 
+class Conversion(Fields):
+    """How an upload that was no single ONNX file became one, and how close the two answered, run side by side."""
+
+    format: Short
+    """What the upload was."""
+    sha256: Sha256
+    """The upload's digest."""
+    how: Text = ""
+    """The exporter, and what was done to its result."""
+    opset: int = 0
+    shapes: tuple[Annotated[str, Meta(max_length=1000)], ...] = ()
+    """The shapes at which both were run, as text."""
+    max_abs_error: Finite = 0.0
+    """The largest difference between two numbers at any of them."""
+    rtol: Finite = 0.0
+    atol: Finite = 0.0
+    """What was allowed: `|a - b| <= atol * max(1, |b| at most) + rtol * |b|`."""
+
+
 class StepPlace(Fields):
     """Where a step was done."""
 
@@ -151,6 +170,18 @@ class StepFinished(AttemptEvent):
     """It was not done: the same was done there."""
     seconds: Finite = 0.0
     """What it took, 0 if it was reused."""
+    conversion: Conversion | None = None
+    """Of the step that made the upload an ONNX file."""
+
+
+class FormatRecognised(AttemptEvent):
+    """The upload is not ONNX as it runs here, but of a format that can be converted by an optimizer with `needs`."""
+
+    format: Short
+    needs: tuple[Short, ...] = ()
+    """Libraries, by name; heartbeats of optimizers say who has which (`Heartbeat.tools`)."""
+    handed_on: bool = False
+    """The owner has them not: its attempt is over, and the version waits for one that has."""
 
 
 class Latency(Fields):
@@ -532,6 +563,8 @@ class Heartbeat(Event):
     """Offset of the first record not yet answered, by request partition (`topic/partition`) that this worker holds."""
     interval_s: Finite
     """The next one is due within this time."""
+    tools: tuple[Short, ...] = ()
+    """Libraries that an optimizer has beside those that all have: which formats it takes depends on them."""
 
 
 # --------------------------------------------------------------------------- measurements (`metrics`)
@@ -575,6 +608,9 @@ class HostSampled(MetricEvent):
     gpus: tuple[GpuSample, ...] = ()
     loop_delay_s: Finite
     """Largest delay of the event loop since the last sample."""
+    network_received_bytes: int = 0
+    """By the host since its start, as are disk's."""
+    network_sent_bytes: int = 0
 
 
 class BatchesRan(MetricEvent):
@@ -587,6 +623,26 @@ class BatchesRan(MetricEvent):
     sizes: dict[int, int]
     """Executions by number of requests in the batch."""
     compute_infer_ns: int
+
+
+class Feature(Fields):
+    """One number of each of many rows, as a histogram."""
+
+    kind: Literal["number", "class"]
+    """`number`: bins as `shared.bins` has them. `class`: which of the numbers in the row is the largest."""
+    bins: dict[int, int]
+    """Rows by bin."""
+
+
+class RowsObserved(MetricEvent):
+    """What a worker saw of the rows that went into, and came out of, one variant: of a sample of them."""
+
+    model: str
+    version: int
+    variant: str
+    rows: int
+    features: dict[Short, Feature]
+    """By what was taken of each row, as `input/x/mean`."""
 
 
 class HttpAnswered(MetricEvent):
@@ -609,6 +665,34 @@ class JobProgressed(MetricEvent):
     """How long it may still take, guessed from what it took so far."""
     points: dict[str, tuple[int, Finite]] = {}
     """The newest point of each curve, as `loss/train`: its place (step or epoch) and value."""
+
+
+# --------------------------------------------------------------------------- alerts (`alerts`)
+
+
+class AlertEvent(Event):
+    """Something that a person may want to look at. The key of its record is `alert`."""
+
+    alert: Short
+    """Which one: the same from when it is raised until it is cleared."""
+    rule: Short
+    severity: Literal["warning", "critical"]
+    model: Short | None = None
+    version: int | None = None
+    instance: Short | None = None
+    value: Finite
+    threshold: Finite
+    """Which the value passed."""
+    message: Text
+    at_ns: int
+
+
+class AlertRaised(AlertEvent):
+    """The rule holds, and has for as long as it asks for."""
+
+
+class AlertCleared(AlertEvent):
+    """It holds no more."""
 
 
 # --------------------------------------------------------------------------- ground truth (`feedback`)

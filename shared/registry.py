@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 VersionState = Literal["uploaded", "optimizing", "ready", "rejected", "retired"]
 MAX_ATTEMPTS = 3
 """Claims of one version that may be made without a step finished between them before the step is given up."""
+CANONICAL = "canonical"
+"""The step that makes one ONNX file of an upload of another format: what the version is from then on made of."""
 TRAIN = "train"
 """The step of an update whose file becomes the version's own."""
 CANCELLED = "cancelled"
@@ -100,6 +102,7 @@ class Step:
     file: Artifact | None
     seconds: float
     reused_from: ev.StepPlace | None = None
+    conversion: ev.Conversion | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,16 @@ class Version:
     comparison: ev.Comparison | None = None
     runtime: RuntimeConfig | None = None
     """How workers run it."""
+    recognised: str | None = None
+    """The upload's format, where it is to be converted."""
+    needs: tuple[str, ...] = ()
+    """What an optimizer must have for that."""
+
+    @property
+    def model_file(self) -> Artifact:
+        """The version's model as one ONNX file: as uploaded, converted or trained."""
+        converted = self.steps.get(CANONICAL)
+        return self.artifact if converted is None or converted.file is None else converted.file
 
     @property
     def is_open(self) -> bool:
@@ -397,7 +410,7 @@ def _updated(model: Model, event: ev.UpdateRequested, timestamp_ms: int) -> Mode
                 model=model.name,
                 number=number,
                 upload_id=event.upload_id,
-                artifact=parent.artifact,
+                artifact=parent.model_file,
                 format=parent.format,
                 tenant=event.tenant,
                 uploaded_ms=timestamp_ms,
@@ -459,22 +472,10 @@ def _attempt(model: Model, event: ev.AttemptEvent) -> Model:
     if (event.attempt, event.owner) != (version.attempt, version.owner):
         return model  # a result of a superseded attempt
     match event:
-        case ev.StepFinished():
-            return _with(model, _step_finished(version, event))
+        case ev.FormatRecognised() | ev.StepFinished():
+            return _with(model, _further(version, event))
         case ev.VariantReady():
-            variant = Variant(
-                event.variant,
-                event.artifact,
-                event.signature,
-                event.batch_cap,
-                event.measurements,
-                version.processing,
-                None if version.processing is None else processing_sha256(version.processing),
-                event.provenance,
-                event.reason,
-                event.engine,
-                version.runtime,
-            )
+            variant = _variant(version, event)
             return _with(model, replace(version, variants={**version.variants, event.variant: variant}))
         case ev.VariantRejected():
             rejection = Rejection(event.variant, event.reason, event.measurements, event.provenance)
@@ -491,10 +492,36 @@ def _attempt(model: Model, event: ev.AttemptEvent) -> Model:
             return model
 
 
+def _variant(version: Version, event: ev.VariantReady) -> Variant:
+    return Variant(
+        event.variant,
+        event.artifact,
+        event.signature,
+        event.batch_cap,
+        event.measurements,
+        version.processing,
+        None if version.processing is None else processing_sha256(version.processing),
+        event.provenance,
+        event.reason,
+        event.engine,
+        version.runtime,
+    )
+
+
+def _further(version: Version, event: ev.FormatRecognised | ev.StepFinished) -> Version:
+    """The version with one thing more known of it."""
+    return _step_finished(version, event) if isinstance(event, ev.StepFinished) else _recognised(version, event)
+
+
+def _recognised(version: Version, event: ev.FormatRecognised) -> Version:
+    known = replace(version, recognised=event.format, needs=event.needs)
+    return replace(known, state="uploaded", owner=None, stalled=0) if event.handed_on else known
+
+
 def _step_finished(version: Version, event: ev.StepFinished) -> Version:
     if event.step in version.steps:
         return version
-    step = Step(event.step, event.key, event.result, event.file, event.seconds, event.reused_from)
+    step = Step(event.step, event.key, event.result, event.file, event.seconds, event.reused_from, event.conversion)
     artifact = event.file if event.step == TRAIN and version.parent is not None else None
     steps = {**version.steps, step.name: step}
     return replace(version, steps=steps, stalled=0, artifact=artifact or version.artifact)

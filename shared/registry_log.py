@@ -21,7 +21,7 @@ from shared.errors import InvalidInput, LogUnavailable
 from shared.registry import Entry, Registry, fold
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 
@@ -41,12 +41,14 @@ class RegistryLog:
         consumer: AIOKafkaConsumer,
         ends: AIOKafkaConsumer,
         producer: AIOKafkaProducer,
+        heard: Callable[[Entry, Registry], None] | None = None,
     ) -> None:
         self._source = settings.instance
         self._partition = TopicPartition(settings.topics.name(topics.MODELS), 0)
         self._consumer = consumer
         self._ends = ends
         self._producer = producer
+        self._heard = heard
         self._changed = asyncio.Condition()
         self.registry = Registry()
 
@@ -61,7 +63,10 @@ class RegistryLog:
                 continue
             registry = self.registry
             for record in fetched.get(self._partition, ()):
-                registry = fold(registry, _entry(record))
+                read = entry(record)
+                registry, before = fold(registry, read), registry
+                if self._heard is not None and registry.models is not before.models:
+                    self._heard(read, registry)
             if registry is not self.registry:
                 async with self._changed:
                     self.registry = registry
@@ -115,8 +120,15 @@ class RegistryLog:
 
 
 @asynccontextmanager
-async def follow(settings: PlatformSettings, producer: AIOKafkaProducer) -> AsyncIterator[RegistryLog]:
-    """Follow the log; entered when all that was in it at the start has been folded."""
+async def follow(
+    settings: PlatformSettings,
+    producer: AIOKafkaProducer,
+    heard: Callable[[Entry, Registry], None] | None = None,
+) -> AsyncIterator[RegistryLog]:
+    """Follow the log; entered when all that was in it at the start has been folded.
+
+    `heard` is told every record that changed something, with the registry after it.
+    """
     async with (
         kafka.started(lambda: kafka.consumer(settings), "registry log") as consumer,
         # Asking for the end on the first one's connection would wait behind its long poll.
@@ -125,29 +137,35 @@ async def follow(settings: PlatformSettings, producer: AIOKafkaProducer) -> Asyn
         partition = TopicPartition(settings.topics.name(topics.MODELS), 0)
         consumer.assign([partition])
         await consumer.seek_to_beginning(partition)
-        log = RegistryLog(settings, consumer, ends, producer)
+        log = RegistryLog(settings, consumer, ends, producer, heard)
         async with beside(log.run()):
             await log.caught_up()
             yield log
 
 
-def _entry(record: ConsumerRecord) -> Entry:
-    return Entry(record.offset, record.timestamp, _event(record))
+def entry(record: ConsumerRecord) -> Entry:
+    """A record of the log, for the fold; what can't be read is ignored, with a log line."""
+    return entry_of(record.offset, record.timestamp, record.headers, record.value)
 
 
-def _event(record: ConsumerRecord) -> Event | None:
-    value = next((value for key, value in record.headers if key == "ce_type"), None)
-    name = (value or b"").decode("ascii", "replace")  # Kafka knows null headers
+def entry_of(offset: int, timestamp_ms: int, headers: Iterable[tuple[str, bytes | None]], value: bytes | None) -> Entry:
+    """The same, of a record that is not, or no longer, in Kafka."""
+    return Entry(offset, timestamp_ms, _event(offset, headers, value))
+
+
+def _event(offset: int, headers: Iterable[tuple[str, bytes | None]], value: bytes | None) -> Event | None:
+    named = next((content for key, content in headers if key == "ce_type"), None)
+    name = (named or b"").decode("ascii", "replace")  # Kafka knows null headers
     event_type = _MODEL_EVENTS.get(name)
     if event_type is None:
-        _ignored(record, f"ce_type {name[:40]!r} is not an event of this topic")
+        _ignored(offset, f"ce_type {name[:40]!r} is not an event of this topic")
         return None
     try:
-        return decode_event(event_type, record.value)
+        return decode_event(event_type, value)
     except InvalidInput as err:
-        _ignored(record, err.message)
+        _ignored(offset, err.message)
         return None
 
 
-def _ignored(record: ConsumerRecord, error: str) -> None:
-    logs.get().warning("ignored a record", topic=record.topic, offset=record.offset, error=error)
+def _ignored(offset: int, error: str) -> None:
+    logs.get().warning("ignored a record", topic=topics.MODELS.name, offset=offset, error=error)

@@ -7,6 +7,7 @@ the variable and its value. Every variable begins with `AIAAS_`.
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import sys
 import uuid
@@ -74,6 +75,13 @@ class PlatformSettings(BaseSettings):
     health_port: int | None = Field(default=None, ge=1, le=65535)
     """Where services without an HTTP surface of their own answer `/live` and `/ready`."""
 
+    otlp_endpoint: str | None = Field(
+        default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None, pattern=r"^https?://"
+    )
+    """Where traces go, as the base of OTLP over HTTP (`http://collector:4318`); needs the extra `otel`. Without it
+    nothing is traced. OpenTelemetry's own variables count too: the endpoint, `OTEL_EXPORTER_OTLP_HEADERS` and such."""
+    trace_ratio: float = Field(default=1.0, ge=0, le=1)
+    """The share of traces that are kept, of those that begin here; of others whoever began them has decided."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "pretty"] = "auto"
     metrics_interval_s: float = Field(default=5.0, gt=0)

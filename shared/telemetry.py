@@ -86,7 +86,7 @@ class Telemetry:
     def _host(self) -> Iterable[MetricEvent]:
         memory = psutil.virtual_memory()
         disk = psutil.disk_usage(str(self._settings.data_dir if self._settings.data_dir.exists() else "."))
-        io = psutil.disk_io_counters()
+        io, network = psutil.disk_io_counters(), psutil.net_io_counters()
         delay_s, self._loop_delay_s = self._loop_delay_s, 0.0
         yield self.event(
             HostSampled,
@@ -101,6 +101,8 @@ class Telemetry:
             disk_written_bytes=io.write_bytes if io else 0,
             gpus=tuple(gpus()),
             loop_delay_s=delay_s,
+            network_received_bytes=network.bytes_recv if network else 0,
+            network_sent_bytes=network.bytes_sent if network else 0,
         )
 
 

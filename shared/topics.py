@@ -81,6 +81,7 @@ MODELS = Topic(
         events.RuntimeConfigured,
         events.OptimizationCancelled,
         events.OptimizationClaimed,
+        events.FormatRecognised,
         events.StepFinished,
         events.VariantReady,
         events.VariantRejected,
@@ -123,8 +124,17 @@ METRICS = Topic(
     value="host samples, batch statistics, job progress",
     written_by="everyone",
     read_by="monitor",
-    events=(events.HostSampled, events.BatchesRan, events.HttpAnswered, events.JobProgressed),
+    events=(events.HostSampled, events.BatchesRan, events.RowsObserved, events.HttpAnswered, events.JobProgressed),
     config={"retention.ms": str(7 * _DAY_MS)},
+)
+ALERTS = Topic(
+    name="alerts",
+    key="alert",
+    value="an alert was raised or cleared",
+    written_by="monitor",
+    read_by="upstream systems",
+    events=(events.AlertRaised, events.AlertCleared),
+    config={"retention.ms": str(30 * _DAY_MS)},
 )
 DEAD_LETTERS = Topic(
     name="dead-letters",
@@ -146,7 +156,7 @@ FEEDBACK = Topic(
     config={"retention.ms": str(30 * _DAY_MS)},
 )
 
-FIXED: tuple[Topic, ...] = (OUTCOMES, MODELS, WORKERS, STATISTICS, METRICS, FEEDBACK, DEAD_LETTERS)
+FIXED: tuple[Topic, ...] = (OUTCOMES, MODELS, WORKERS, STATISTICS, METRICS, ALERTS, FEEDBACK, DEAD_LETTERS)
 """Topics that are there from the start. `replays` joins them with the service that reads it."""
 
 EVENT_TYPES: dict[str, type[events.Event]] = {event.__name__: event for topic in FIXED for event in topic.events}

@@ -26,7 +26,7 @@ from services.optimizer.settings import OptimizerSettings
 from services.optimizer.task import Hooks, Task
 from services.optimizer.workspace import sweep
 from shared.artifacts import ArtifactStore
-from shared.events import ModelReady
+from shared.events import ModelReady, StepFinished
 from shared.optimization import DataFile, Optimization, Policy
 from shared.registry import Version
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from benchmarks.optimizer.models import Model
     from services.optimizer.progress import Progressed
     from shared.artifacts import Artifact
-    from shared.events import AttemptEvent, StepFinished
+    from shared.events import AttemptEvent, FormatRecognised
 
 
 async def optimized(jobs: Jobs, name: str, model: Model, budget_s: float) -> tuple[tuple[AttemptEvent, ...], float]:
@@ -49,8 +49,9 @@ async def optimized(jobs: Jobs, name: str, model: Model, budget_s: float) -> tup
     async def on_progress(progressed: Progressed) -> None:
         print(f"  {progressed.fraction:4.0%} {progressed.step}", file=sys.stderr, flush=True)
 
-    async def record(step: StepFinished) -> None:
-        print(f"       {step.step}: {step.seconds:.1f} s", file=sys.stderr, flush=True)
+    async def record(step: StepFinished | FormatRecognised) -> None:
+        done = f"{step.step}: {step.seconds:.1f} s" if isinstance(step, StepFinished) else step.format
+        print(f"       {done}", file=sys.stderr, flush=True)
 
     began_s = time.monotonic()
     events = await jobs.run(Task(version), Hooks(on_progress, record))

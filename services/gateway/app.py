@@ -11,9 +11,10 @@ from services.gateway.api import application
 from services.gateway.express import Express
 from services.gateway.gateway import Backbone, Gateway
 from services.gateway.request_log import RequestLog
+from services.gateway.request_spans import RequestSpans
 from services.gateway.request_topics import RequestTopics
 from services.gateway.request_watch import RequestWatch
-from shared import heartbeats, kafka, logs, registry_log, replies, statistics
+from shared import heartbeats, kafka, logs, registry_log, replies, statistics, tracing
 from shared.artifacts import ArtifactStore
 from shared.events import HttpAnswered
 from shared.reply_waiter import ReplyWaiter
@@ -34,7 +35,14 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
         StoreUnavailable: the artifact store's URL can't be opened.
         ExceptionGroup: a background task failed; the process is to be started again.
     """
-    gateway = Gateway(settings)
+    async with tracing.started(settings, "gateway") as traced:
+        gateway = Gateway(settings)
+        gateway.spans = None if traced is None else RequestSpans(traced)
+        await _serve(gateway, stop)
+
+
+async def _serve(gateway: Gateway, stop: asyncio.Event) -> None:
+    settings = gateway.settings
     store = ArtifactStore(settings.artifact_store_url)
     express = Express(gateway)
     server = http_server.server(application(gateway), settings, gateway.door, express)

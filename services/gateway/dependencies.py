@@ -4,9 +4,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from services.gateway.auth import tenant_of
 from services.gateway.gateway import Backbone, Gateway
 from services.gateway.paths import version_of
+from shared.api_keys import tenant_of
 
 
 def _gateway(request: Request) -> Gateway:

@@ -15,9 +15,9 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from services.gateway import answers, claimed_outputs, claims, encodings, infer
-from services.gateway.auth import tenant_of
 from services.gateway.connection import Answered
 from shared import logs, oip
+from shared.api_keys import tenant_of
 from shared.errors import AiaasError, Overloaded, Stopping
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class _WaitedFor:
 
     def set_result(self, written: Written) -> None:
         self._written = written
+        if self._inference is not None:
+            self._inference.written(self.prepared.topic, written)
         self._inference = None  # nothing more to be told: each is freed with its last reference, not by the collector
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(written)
@@ -182,7 +184,11 @@ class Inference:
         tenant = tenant_of(headers, settings.api_keys)
         if gateway.quotas.has(tenant) or not backbone.topics.has(head.model) or len(body) > settings.max_body_bytes:
             raise _Unusual
-        call = infer.Call(self._id, head.model, head.version, tenant, infer.traceparent_of(headers))
+        traceparent, span = infer.traceparent_of(headers), None
+        if gateway.spans is not None:
+            span = gateway.spans.begin(head.model, self._id, traceparent)
+            traceparent = span.traceparent
+        call = infer.Call(self._id, head.model, head.version, tenant, traceparent, span=span)
         self._call = call
         version = infer.route(gateway, call)
         self._take_place(len(body)).has_read(body)
@@ -201,6 +207,8 @@ class Inference:
         gateway.backbone.waiter.expect(call.model, call.id, self)
         gateway.begin_wait(self)
         self._slot = gateway.deadlines.add(prepared.deadline_s, self, self._expire)
+        if call.span is not None:
+            call.span.appended()
         gateway.backbone.requests.append(
             prepared.topic, call.id.encode(), prepared.value, prepared.headers, self._waited_for
         )
@@ -227,6 +235,11 @@ class Inference:
     def done(self) -> bool:
         """Whether nobody waits any more."""
         return self._over
+
+    def written(self, topic: str, where: Written) -> None:
+        """Its record is in the log."""
+        if self._call is not None and self._call.span is not None:
+            self._call.span.written(topic, where)
 
     def set_result(self, result: Result) -> None:
         """The answer has come."""
@@ -330,12 +343,16 @@ class Inference:
         self._let_go()
         call = self._call
         tenant, trace_id = (None, None) if call is None else (call.tenant, logs.trace_id(call.traceparent))
+        if call is not None and call.span is not None:
+            call.span.ended(_OK, None)  # what is left is to send it
         self._connection.hand_over(Answered(self._id, self._request, result, tenant, trace_id, self._began_s))
 
     def _end(self, status: int) -> None:
         self._over = True
         self._let_go()
         self._gateway.answered[status] += 1
+        if self._call is not None and self._call.span is not None:
+            self._call.span.ended(status, self._code)
         logs.canonical("inference", [self._line(status)])
 
     def _line(self, status: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from services.gateway.job_progress import JobProgress
     from services.gateway.request_log import RequestLog
+    from services.gateway.request_spans import RequestSpans
     from services.gateway.request_topics import RequestTopics
     from services.gateway.request_watch import RequestWatch
     from services.gateway.settings import GatewaySettings
@@ -64,6 +65,8 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
+        self.spans: RequestSpans | None = None
+        """Where requests are traced."""
         self.topics = settings.topics
         self.admission = Admission(settings)
         self.quotas = Quotas(settings.tenant_quotas)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from services.gateway.client import Client
     from services.gateway.gateway import Backbone, Gateway
     from services.gateway.request_log import Written
+    from services.gateway.request_spans import RequestSpan
     from services.gateway.settings import GatewaySettings
     from shared.codec import Headers
     from shared.oip import InferenceRequest
@@ -55,6 +56,8 @@ class Call:
     traceparent: str | None
     keyed: bool = False
     """Whether an `Idempotency-Key` made the id: the request may be in the log already."""
+    span: RequestSpan | None = None
+    """Where it is traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,11 @@ async def enqueue(gateway: Gateway, call: Call, request: InferenceRequest, reply
     if call.keyed and (first := await idempotency.join(backbone.replies, call, prepared.value, prepared.timeout_s)):
         return Accepted(call, *first, prepared.deadline_s)
     await backbone.topics.ensure(call.model, settings.produce_timeout_s)
+    if call.span is not None:
+        call.span.appended()
     written = await backbone.requests.appended(prepared.topic, call.id.encode(), prepared.value, prepared.headers)
+    if call.span is not None:
+        call.span.written(prepared.topic, written)
     appended = accepted(call, prepared, written)
     if call.keyed and appended.claim is not None:  # a repeat that finds its owner need not be appended
         owner = await backbone.replies.claim(call.model, call.id, appended.claim)

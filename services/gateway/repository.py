@@ -1,33 +1,30 @@
-"""What callers do to models: upload a version, promote, roll back, split traffic, retire, load, unload.
+"""What callers do to models: upload a version, split traffic, retire, load, unload.
 
-Each is an event on the registry's log, read back before the caller is answered. Whether it can be done is asked of the
-registry's own rules: the event is folded into the present registry first, and what would change nothing is a conflict
-and never written, since that log is kept for ever.
+Each is an event on the registry's log, read back before the caller is answered. How an event that changes the routing
+is looked at first, and promoting and rolling back, which the monitor's dashboard offers too: `shared.routing_changes`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from shared import events as ev
-from shared.errors import Conflict, InvalidInput, LogUnavailable, ModelNotReady
+from shared.errors import Conflict, InvalidInput, ModelNotReady
 from shared.registry import Entry, fold
+from shared.routing_changes import change, present
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from services.gateway.gateway import Backbone
     from shared.optimization import Optimization
     from shared.processing import Processing
-    from shared.registry import Model, Registry, Version
+    from shared.registry import Model, Version
     from shared.registry_log import RegistryLog
     from shared.runtime_config import RuntimeConfig
-
-_PRESENT_TIMEOUT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,35 +79,11 @@ async def upload(backbone: Backbone, asked: Upload, chunks: AsyncIterator[bytes]
     return registry.version(asked.model, number)
 
 
-async def promote(log: RegistryLog, model: str, number: int) -> Model:
-    """Let a version answer requests that name none; returns the model after it."""
-    registry = await _present(log)
-    version = registry.version(model, number)
-    return await _change(
-        log,
-        registry,
-        ev.ModelPromoted(model=model, version=number),
-        done=lambda m: m.active == number and not m.weights,
-        refusal=f"version {number} of model {model!r} {version.why_not_promoted or 'can not be promoted'}",
-    )
-
-
-async def roll_back(log: RegistryLog, model: str) -> Model:
-    """Let the version answer that did before; a traffic split just ends. Returns the model after it."""
-    return await _change(
-        log,
-        await _present(log),
-        ev.ModelRolledBack(model=model),
-        done=lambda _: False,
-        refusal=f"model {model!r} has no earlier version that is still ready",
-    )
-
-
 async def split(log: RegistryLog, model: str, weights: dict[int, int]) -> Model:
     """Spread requests that name no version by weight; an empty map ends the split. Returns the model after it."""
-    registry = await _present(log)
+    registry = await present(log)
     unready = [n for n, weight in weights.items() if weight and registry.version(model, n).state != "ready"]
-    return await _change(
+    return await change(
         log,
         registry,
         ev.TrafficSplit(model=model, weights=weights),
@@ -121,10 +94,10 @@ async def split(log: RegistryLog, model: str, weights: dict[int, int]) -> Model:
 
 async def retire(log: RegistryLog, model: str, number: int | None = None) -> Model:
     """End a version, or the whole model; returns the model after it."""
-    registry = await _present(log)
+    registry = await present(log)
     if number is not None:
         registry.version(model, number)
-    return await _change(
+    return await change(
         log,
         registry,
         ev.ModelRetired(model=model, version=number),
@@ -139,11 +112,11 @@ async def load(log: RegistryLog, model: str) -> Model:
     Raises:
         ModelRetired, ModelRejected: nothing of it would answer.
     """
-    registry = await _present(log)
+    registry = await present(log)
     loaded = fold(registry, Entry(registry.offset + 1, 0, ev.ModelLoaded(model=model)))
     with contextlib.suppress(ModelNotReady):  # it may become ready: then it answers
         loaded.route(model, "")
-    return await _change(
+    return await change(
         log,
         registry,
         ev.ModelLoaded(model=model),
@@ -154,50 +127,13 @@ async def load(log: RegistryLog, model: str) -> Model:
 
 async def unload(log: RegistryLog, model: str) -> Model:
     """Let a model answer no more until it is loaded; returns the model after it."""
-    return await _change(
+    return await change(
         log,
-        await _present(log),
+        await present(log),
         ev.ModelUnloaded(model=model),
         done=lambda m: m.unloaded,
         refusal=f"model {model!r} can't be unloaded",
     )
-
-
-async def _change(
-    log: RegistryLog, registry: Registry, event: ev.ModelEvent, *, done: Callable[[Model], bool], refusal: str
-) -> Model:
-    """Publish an event that changes how a model is routed, unless it is `done` already.
-
-    Raises:
-        UnknownModel: there is no such model.
-        Conflict: the event would change nothing (`refusal`), or another change came at the same moment.
-        LogUnavailable: Kafka did not take it, or did not give it back.
-    """
-    before = registry.model(event.model)
-    if done(before):
-        return before
-    wanted = _routing(fold(registry, Entry(registry.offset + 1, 0, event)).model(event.model))
-    if wanted == _routing(before):
-        raise Conflict(refusal)
-    after = (await log.publish(event)).model(event.model)
-    if _routing(after) != wanted:
-        raise Conflict(f"another change of model {event.model!r} came at the same moment: look, and try again")
-    return after
-
-
-def _routing(model: Model) -> tuple[Any, ...]:
-    """All of a model that such events change."""
-    retired = {number for number, version in model.versions.items() if version.state == "retired"}
-    return model.active, dict(model.weights), model.retired, model.unloaded, retired
-
-
-async def _present(log: RegistryLog) -> Registry:
-    """The registry with all that is in the log now."""
-    try:
-        async with asyncio.timeout(_PRESENT_TIMEOUT_S):
-            return await log.caught_up()
-    except TimeoutError as err:
-        raise LogUnavailable("Kafka did not tell the end of the registry's log in time") from err
 
 
 def _taken(asked: Upload) -> Conflict:

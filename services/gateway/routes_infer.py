@@ -26,12 +26,12 @@ from services.gateway import (
     infer,
     preferences,
 )
-from services.gateway.auth import tenant_of
 from services.gateway.bodies import ClientGone
 from services.gateway.client import Client
 from services.gateway.heads import SMALL_BYTES
 from services.gateway.paths import version_of
 from shared import logs, oip
+from shared.api_keys import tenant_of
 from shared.errors import AiaasError
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from shared.results import Result
 
 PATH: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?/infer")
+_SPAN: Final = "aiaas.span"
+"""Of the scope: the request's span, where requests are traced."""
 _LONG_BYTES: Final = 256 * 1024
 _BY_WORKERS: Final = ("succeeded", "failed")
 
@@ -74,6 +76,8 @@ class InferRoute:
             response = answers.error(AiaasError.code, "the gateway failed; its log says why")
         response.headers["x-request-id"] = line["request_id"]
         await response(scope, receive, send)
+        if (span := scope.get(_SPAN)) is not None:
+            span.ended(response.status_code, line.get("code"))
         duration_ms = round((time.perf_counter() - began_s) * 1000, 3)
         logs.canonical("inference", [{"status": response.status_code, "duration_ms": duration_ms, **line}])
 
@@ -89,13 +93,17 @@ class InferRoute:
             return await encodings.encode(response, headers.get("accept-encoding"))
         tenant = tenant_of(headers, self._gateway.settings.api_keys)
         traceparent = infer.traceparent_of(headers)
+        span = None
+        if self._gateway.spans is not None:
+            span = scope[_SPAN] = self._gateway.spans.begin(line["model"], line["request_id"], traceparent)
+            traceparent = span.traceparent
         line |= {"tenant": tenant, "trace_id": logs.trace_id(traceparent)}
         model, version = line["model"], version_of(scope["path_params"].get("version"), line["model"])
         keyed = idempotency.HEADER in headers
         if keyed:
             key = idempotency.key_of(headers[idempotency.HEADER])
             line["request_id"] = idempotency.request_id(tenant, model, key)
-        call = infer.Call(line["request_id"], model, version, tenant, traceparent, keyed)
+        call = infer.Call(line["request_id"], model, version, tenant, traceparent, keyed, span)
         infer.route(self._gateway, call)  # before its body is read
         with self._gateway.admission.request(model, high=None if _is_small(headers) else False) as place:
             await self._gateway.quotas.spend(tenant, self._gateway.backbone.replies)

@@ -12,6 +12,7 @@ from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant
 from services.gateway.gateway import Gateway
 from services.gateway.optimization import options_of
 from services.gateway.paths import version_of, version_url
+from shared import routing_changes
 from shared.errors import InvalidInput
 from shared.events import MAX_VERSION
 from shared.registry import Version
@@ -116,13 +117,13 @@ async def show_version(model: str, version: str, backbone: TheBackbone, _tenant:
 @router.post("/versions/{version}/promote", summary="Let a version answer")
 async def promote(model: str, version: str, backbone: TheBackbone, _tenant: TheTenant) -> Response:
     """From now on it answers requests that name no version. 409 unless it is ready."""
-    return JsonResponse(views.routing(await repository.promote(backbone.log, model, _number(version, model))))
+    return JsonResponse(views.routing(await routing_changes.promote(backbone.log, model, _number(version, model))))
 
 
 @router.post("/rollback", summary="Let the version before answer again")
 async def roll_back(model: str, backbone: TheBackbone, _tenant: TheTenant) -> Response:
     """Undo the last promotion, or end a traffic split. 409 if there is nothing to go back to."""
-    return JsonResponse(views.routing(await repository.roll_back(backbone.log, model)))
+    return JsonResponse(views.routing(await routing_changes.roll_back(backbone.log, model)))
 
 
 @router.post("/traffic", summary="Split traffic between versions")

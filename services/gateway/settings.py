@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, field_validator
 
+from shared.api_keys import ApiKey, Tenant
 from shared.settings import PlatformSettings, is_loopback
 from shared.tls import CaFile, CertFile, KeyFile
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     from pydantic import ValidationInfo
 
-ApiKey = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{8,200}$")]
-Tenant = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
 _MIB = 1024 * 1024
 
 

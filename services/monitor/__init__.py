@@ -2,7 +2,7 @@
 
 Three sources, read in three ways:
 
-1. `outcomes` (`outcome_log`, `request_ends` → `fold`): one receipt per request, from which requests, errors, latencies
+1. `outcomes` (`outcome_log` → `fold`): one receipt per request, from which requests, errors, latencies
    and batch sizes are counted exactly. Read with explicit offsets; state and offsets are stored together (`snapshot`),
    so a monitor that was killed ends up with the numbers of one that was not.
 2. `metrics` (`subscribers` → `measurements`): samples of hosts and counts of services, by FastStream. Acknowledged

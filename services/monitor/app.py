@@ -15,16 +15,22 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 from aiokafka.admin import AIOKafkaAdminClient
 
-from services.monitor import outcome_log, snapshot, subscribers
+from services.monitor import outcome_log, routes_dashboard, subscribers
+from services.monitor.alerts import Alerts
+from services.monitor.drift import Drift
 from services.monitor.fold import OutcomeFold
+from services.monitor.history import History, set_aside
 from services.monitor.measurements import Measurements
 from services.monitor.publisher import Publisher
-from services.monitor.request_ends import RequestEnds
 from services.monitor.routes import application
+from services.monitor.snapshot import Snapshots
 from services.monitor.state import State
-from shared import asyncapi, broker, heartbeats, kafka, logs, tls
+from services.monitor.storing import Storing
+from services.monitor.watching import Watching
+from shared import asyncapi, broker, heartbeats, kafka, logs, registry_log, tls
 from shared.dead_letters import DeadLetters
 from shared.http_server import Server
+from shared.request_ends import RequestEnds
 from shared.telemetry import Telemetry
 from shared.topics import REQUESTS
 
@@ -41,15 +47,20 @@ _COLLECT_BYTES: Final = 128 * 1024
 _COLLECT_MS: Final = 200
 """So much, or so long, the broker collects before it answers the monitor, which is in no hurry."""
 
+_MERGE_S: Final = 10.0
+"""How often the history is looked at for files to be merged, rolled up or dropped."""
+
 
 async def serve(settings: MonitorSettings, stop: asyncio.Event) -> None:
     """Monitor until told to stop."""
     state = State(settings.metrics_interval_s)
     events = broker.build(settings)
     subscribers.subscribe(events, settings, state)
+    http = application(state, settings, asyncapi.document(settings.topics))
+    http.include_router(routes_dashboard.router(settings, lambda: state.registry_log))
     server = Server(
         uvicorn.Config(
-            application(state, asyncapi.document(settings.topics)),
+            http,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -90,23 +101,29 @@ async def _work(settings: MonitorSettings, state: State, events: KafkaBroker) ->
             kafka.started(lambda: AIOKafkaAdminClient(**kafka.client_options(settings)), "request ends")
         )
         beats = await stack.enter_async_context(heartbeats.follow(settings))
+        following = registry_log.follow(settings, producer, state.deploys.heard)
+        state.registry_log = registry = await stack.enter_async_context(following)
+        state.registry = lambda: registry.registry
         dead_letters = DeadLetters(settings, producer)
         ends = RequestEnds(asker, admin, settings.topics.name(REQUESTS), exact=settings.kafka_exact_ends)
         log = await outcome_log.describe(settings, admin)
         outcomes = outcome_log.OutcomeLog(settings, log, consumer, ends, dead_letters)
-        snapshots = snapshot.Snapshots(settings.snapshot_path)
-        await _restore(state, snapshots, outcomes, log.name)
+        snapshots = Snapshots(settings.snapshot_path)
+        history = await _restore(settings, state, snapshots, outcomes, log.name)
         state.alive, state.lag = beats.alive, lambda: outcomes.lag(state.outcomes)
         state.waiting_for = lambda: None if outcomes.caught_up else "outcomes that were there at the start"
 
         done = broker.Done()
         await stack.enter_async_context(broker.running(events, dead_letters, done))
-        save = _saver(state, snapshots, log.name, events, done)
+        storing = Storing(state, history, snapshots, log.name, lambda offsets: broker.commit(events, offsets), done)
+        save = storing.save
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(outcomes.run(state.outcomes, save), name="outcomes")
+                tasks.create_task(outcomes.run(state.outcomes, save, lambda: state.recorder.is_full), name="outcomes")
                 tasks.create_task(_every(settings.monitor_snapshot_interval_s, save), name="snapshots")
+                tasks.create_task(_every(_MERGE_S, storing.merge), name="merging")
                 publisher = Publisher(settings, producer, state.outcomes)
+                tasks.create_task(Watching(settings, state, producer).run(), name="watching")
                 tasks.create_task(publisher.run(lambda: outcomes.caught_up), name="statistics")
                 tasks.create_task(Telemetry(settings, "monitor", producer).run(), name="telemetry")
         finally:
@@ -114,35 +131,35 @@ async def _work(settings: MonitorSettings, state: State, events: KafkaBroker) ->
 
 
 async def _restore(
-    state: State, snapshots: snapshot.Snapshots, outcomes: outcome_log.OutcomeLog, log_name: str
-) -> None:
-    """Continue from the snapshot, if there is one of this log."""
+    settings: MonitorSettings,
+    state: State,
+    snapshots: Snapshots,
+    outcomes: outcome_log.OutcomeLog,
+    log_name: str,
+) -> History:
+    """Continue from the snapshot, if there is one of this log; the history that belongs to it."""
     stored = snapshots.load(log_name)
     if stored is not None:
-        state.outcomes, state.measurements = stored
-        if await outcomes.open(state.outcomes):
-            return
-        snapshots.set_aside("the outcome log ends before it")
-    state.outcomes, state.measurements = OutcomeFold(), Measurements()
-    await outcomes.open(state.outcomes)
+        state.outcomes, state.measurements = stored.outcomes, stored.measurements
+        state.alerts, state.drift = stored.alerts, stored.drift
+        if not await outcomes.open(state.outcomes):
+            snapshots.set_aside("the outcome log ends before it")
+            stored = None
+    if stored is None:
+        set_aside(settings.history_dir)
+        state.outcomes, state.measurements = OutcomeFold(), Measurements()
+        state.alerts, state.drift = Alerts(), Drift()
+        await outcomes.open(state.outcomes)
+    history = History(settings.history_dir, settings.retention)
+    history.open(stored.history if stored else history.manifest)
+    state.history, state.outcomes.sink = history, state.recorder
+    return history
 
 
-def _saver(
-    state: State, snapshots: snapshot.Snapshots, log_name: str, events: KafkaBroker, done: broker.Done
-) -> Callable[[], Awaitable[None]]:
-    async def save() -> None:
-        """Store the state, then acknowledge the metric events that are in it."""
-        offsets = done.offsets()
-        if await snapshots.save(snapshot.encode(log_name, state.outcomes, state.measurements)):
-            await broker.commit(events, offsets)
-
-    return save
-
-
-async def _every(interval_s: float, save: Callable[[], Awaitable[None]]) -> None:
+async def _every(interval_s: float, do: Callable[[], Awaitable[object]]) -> None:
     while True:
         await asyncio.sleep(interval_s)
-        await save()
+        await do()
 
 
 @contextlib.contextmanager

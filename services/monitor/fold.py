@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from services.monitor.histogram import Histogram
 from services.monitor.totals import Totals, bounded_size
@@ -62,11 +62,16 @@ class Series:
     phases: dict[str, Histogram] = field(default_factory=lambda: {phase: Histogram() for phase in PHASES})
     totals: Totals = field(default_factory=Totals)
 
-    def add(self, receipt: Receipt, at_ms: int) -> None:
-        """Take in an outcome that counts, appended at `at_ms`."""
+    @staticmethod
+    def known_code(code: str) -> str:
+        """The error code that one from a receipt counts as."""
+        return code if code in CODES else OTHER
+
+    def add(self, receipt: Receipt, at_ms: int) -> int:
+        """Take in an outcome that counts, appended at `at_ms`; returns the nanoseconds it took in all."""
         self.statuses[receipt.status] += 1
         if receipt.error_code is not None:
-            self.error_codes[receipt.error_code if receipt.error_code in CODES else OTHER] += 1
+            self.error_codes[self.known_code(receipt.error_code)] += 1
         self.duplicates += receipt.duplicate_of is not None
         self.reexecuted += receipt.reexecuted
         if receipt.batch is not None:
@@ -81,6 +86,16 @@ class Series:
                     total_ns += duration_ns
         phases["total"].observe(total_ns)
         self.totals.add(receipt, total_ns, at_ms)
+        return total_ns
+
+
+class Sink(Protocol):
+    """Who hears of every outcome that counts."""
+
+    def outcome(
+        self, series: Series, receipt: Receipt, *, total_ns: int, partition: int, offset: int, at_ms: int
+    ) -> None:
+        """An outcome at its place in the log, appended at `at_ms`, of a request that took `total_ns`."""
 
 
 @dataclass(slots=True)
@@ -93,6 +108,7 @@ class OutcomeFold:
     watermarks: Watermarks = field(default_factory=Watermarks)
     offsets: dict[int, int] = field(default_factory=dict)
     """The next offset to fold, by partition of the outcome log."""
+    sink: Sink | None = field(default=None, compare=False)
 
     def add(self, partition: int, offset: int, outcome: Receipt | Ignored, at_ms: int = 0) -> None:
         """Take in one record of the log, stamped `at_ms`: a receipt, or why it is none."""
@@ -100,9 +116,16 @@ class OutcomeFold:
         if isinstance(outcome, str):
             self.ignored[outcome] += 1
         elif self.watermarks.accept(outcome):
-            self._of(outcome).add(outcome, at_ms)
+            series = self._of(outcome)
+            total_ns = series.add(outcome, at_ms)
+            if self.sink is not None:
+                self.sink.outcome(series, outcome, total_ns=total_ns, partition=partition, offset=offset, at_ms=at_ms)
         else:
             self.ignored["repeat"] += 1
+
+    def knows(self, model: str) -> bool:
+        """Whether a request to the model has an outcome."""
+        return any(series.model == model for series in self.series.values())
 
     def _of(self, receipt: Receipt) -> Series:
         known = receipt.error_code != UnknownVersion.code

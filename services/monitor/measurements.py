@@ -18,6 +18,9 @@ from shared.events import BatchesRan, HostSampled, HttpAnswered, JobProgressed, 
 FORGET_NS = 3600 * 10**9
 MAX_RUNS = 1000
 """Runs of instances, variants and jobs held at a time, each; what comes beyond is ignored."""
+MAX_CURVES = 20
+MAX_POINTS = 500
+"""Of each curve of a job."""
 
 Ignored = Literal["repeat", "too_many"]
 
@@ -31,8 +34,12 @@ class Run:
     service: str
     seq: int = 0
     at_ns: int = 0
+    since_ns: int = 0
+    """Its first event."""
     host: HostSampled | None = None
     http_in_flight: int | None = None
+    lost: bool = False
+    """That it is not heard of any more has been noted."""
 
 
 @dataclass(slots=True)
@@ -58,23 +65,31 @@ class Measurements:
     http_statuses: Counter[str] = field(default_factory=Counter)
     jobs: dict[str, JobProgressed] = field(default_factory=dict)
     """The latest of each, by `model/version`."""
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = field(default_factory=dict)
+    """The newest points of the curves of each job."""
     ignored: Counter[Ignored] = field(default_factory=Counter)
 
-    def add(self, event: MetricEvent, now_ns: int) -> None:
-        """Take in one event."""
+    def add(self, event: MetricEvent, now_ns: int) -> bool:
+        """Take in one event; whether it is no repeat and there is room for it."""
         self.forget(now_ns)
         owner = f"{event.instance}/{event.incarnation}"
         run = self.runs.get(owner)
         if run is None:
             if len(self.runs) >= MAX_RUNS:
                 self.ignored["too_many"] += 1
-                return
+                return False
             run = self.runs[owner] = Run(event.instance, event.incarnation, event.service)
         if event.seq <= run.seq:
             self.ignored["repeat"] += 1
-            return
-        run.seq, run.at_ns = event.seq, min(event.at_ns, now_ns)
+            return False
+        run.since_ns = run.since_ns or min(event.at_ns, now_ns)
+        run.seq, run.at_ns, run.lost = event.seq, min(event.at_ns, now_ns), False
         self._count(run, event)
+        return True
+
+    def last_run(self, instance: str) -> Run | None:
+        """The last run of an instance."""
+        return max((run for run in self.runs.values() if run.instance == instance), key=_at, default=None)
 
     def _count(self, run: Run, event: MetricEvent) -> None:
         match event:
@@ -87,11 +102,23 @@ class Measurements:
             case JobProgressed():
                 key = f"{event.model}/{event.version}"
                 if key in self.jobs or len(self.jobs) < MAX_RUNS:
-                    self.jobs[key] = event
+                    self._progressed(key, event)
             case BatchesRan():
                 self._ran(event)
             case _:
                 pass  # a newer writer's measurement, which this monitor has no use for
+
+    def _progressed(self, key: str, event: JobProgressed) -> None:
+        before = self.jobs.get(key)
+        if before is None or before.attempt != event.attempt:
+            self.curves[key] = {}
+        self.jobs[key], curves = event, self.curves[key]
+        for name, point in event.points.items():
+            if name in curves or len(curves) < MAX_CURVES:
+                points = curves.setdefault(name, [])
+                if not points or points[-1][0] < point[0]:
+                    points.append(point)
+                del points[:-MAX_POINTS]
 
     def _ran(self, event: BatchesRan) -> None:
         key = f"{event.model}/{event.version}/{event.variant}"
@@ -112,6 +139,7 @@ class Measurements:
             del self.runs[owner]
         for job in [job for job, event in self.jobs.items() if now_ns - event.at_ns > FORGET_NS]:
             del self.jobs[job]
+            self.curves.pop(job, None)
 
     def latest(self, now_ns: int) -> list[Run]:
         """The last run of every instance heard of within the hour, by name."""
@@ -121,3 +149,7 @@ class Measurements:
             if run.instance not in last or last[run.instance].at_ns <= run.at_ns:
                 last[run.instance] = run
         return [last[name] for name in sorted(last)]
+
+
+def _at(run: Run) -> int:
+    return run.at_ns

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from aiokafka.admin import AIOKafkaAdminClient
 
     from services.monitor.fold import Ignored, OutcomeFold
-    from services.monitor.request_ends import RequestEnds
     from shared.dead_letters import DeadLetters
+    from shared.request_ends import RequestEnds
     from shared.settings import PlatformSettings
 
 _PORTION = 500
@@ -109,8 +109,10 @@ class OutcomeLog:
             max((self._consumer.highwater(at) or 0) - fold.offsets.get(at.partition, 0), 0) for at in self._partitions
         )
 
-    async def run(self, fold: OutcomeFold, save: Callable[[], Awaitable[object]]) -> None:
-        """Fold until cancelled. `save` stores the state."""
+    async def run(
+        self, fold: OutcomeFold, save: Callable[[], Awaitable[bool]], is_full: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Fold until cancelled. `save` stores the state; when `is_full` says so, nothing is folded before it did."""
         while True:
             records = await self._fetch()
             outcomes = await self._judge(records)
@@ -120,6 +122,12 @@ class OutcomeLog:
                 await self._note_position()
             if "forged" in outcomes:
                 await save()
+            if is_full():
+                await self._stored(save)
+
+    async def _stored(self, save: Callable[[], Awaitable[bool]]) -> None:
+        while not await save():  # noqa: ASYNC110 - a disk does not say when it has room again
+            await asyncio.sleep(_RETRY_S)
 
     async def _fetch(self) -> list[ConsumerRecord]:
         try:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from services.monitor import views
+from services.monitor import routes_v1, views
 from services.monitor.exposition import Exposition
+from shared.errors import AiaasError, InvalidInput, UnknownModel, UnknownRequest
 
 if TYPE_CHECKING:
+    from services.monitor.settings import MonitorSettings
     from services.monitor.state import State
 
 
-def application(state: State, asyncapi: dict[str, Any]) -> FastAPI:
+def application(state: State, settings: MonitorSettings, asyncapi: dict[str, Any]) -> FastAPI:
     """The ASGI application. `asyncapi` is the document of the log (`shared.asyncapi`)."""
     app = FastAPI(title="aiaas monitor", docs_url=None, redoc_url=None)
+    app.include_router(routes_v1.router(state, settings))
+    app.add_exception_handler(AiaasError, _known)
+    app.add_exception_handler(RequestValidationError, _invalid)
     metrics_of = CollectorRegistry()
     metrics_of.register(Exposition(state))
 
@@ -61,3 +68,19 @@ def application(state: State, asyncapi: dict[str, Any]) -> FastAPI:
         return asyncapi
 
     return app
+
+
+async def _known(_: Request, error: Exception) -> Response:
+    """An error of ours as HTTP."""
+    if not isinstance(error, AiaasError):
+        raise error
+    status = {InvalidInput.code: 400, UnknownModel.code: 404, UnknownRequest.code: 404}.get(error.code, 503)
+    return JSONResponse({"error": error.message, "code": error.code}, status)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    """A query that FastAPI refused, in our form."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    told = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+    return JSONResponse({"error": told, "code": InvalidInput.code}, 400)

@@ -1,4 +1,4 @@
-"""The monitor's state on disk: the folds and the offsets they belong to, in one file, replaced as a whole.
+"""The monitor's state on disk: folds, their offsets, and the history's files, in one file, replaced as a whole.
 
 A reader sees the file before or after a write, never half of it: written beside it, flushed to disk, then renamed.
 A snapshot names the log it was folded from; one that is damaged, of another form or of another log is set aside under
@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import msgspec
 
+from services.monitor.alerts import Alerts
+from services.monitor.drift import Drift
 from services.monitor.fold import Ignored, OutcomeFold, Series
 from services.monitor.histogram import BOUNDS_NS
-from services.monitor.measurements import Measurements  # noqa: TC001 - msgspec reads it
+from services.monitor.history import Manifest
+from services.monitor.measurements import Measurements
 from shared import logs
 from shared.outcomes import Watermarks
 
@@ -39,7 +42,10 @@ class Snapshot:
     """The highest accepted offset of each request partition: topic, partition, offset."""
     offsets: dict[int, int]
     measurements: Measurements
-    format: Literal[2] = 2
+    history: Manifest
+    alerts: Alerts
+    drift: Drift
+    format: Literal[3] = 3
     bounds_ns: tuple[int, ...] = BOUNDS_NS
     saved_ns: int = field(default_factory=time.time_ns)
 
@@ -54,13 +60,37 @@ def _counter(kind: Any, counts: Any) -> Any:
 _DECODER = msgspec.json.Decoder(Snapshot, dec_hook=_counter)
 
 
-def encode(log: str, outcomes: OutcomeFold, measurements: Measurements) -> bytes:
+@dataclass(frozen=True)
+class Stored:
+    """What a snapshot holds, as it is used."""
+
+    outcomes: OutcomeFold = field(default_factory=OutcomeFold)
+    measurements: Measurements = field(default_factory=Measurements)
+    history: Manifest = field(default_factory=Manifest)
+    alerts: Alerts = field(default_factory=Alerts)
+    drift: Drift = field(default_factory=Drift)
+
+
+def encode(log: str, stored: Stored) -> bytes:
     """The state as it is now, as bytes."""
+    outcomes = stored.outcomes
     rows = [(*at, highest) for at, highest in outcomes.watermarks.highest.items()]
-    return msgspec.json.encode(Snapshot(log, outcomes.series, outcomes.ignored, rows, outcomes.offsets, measurements))
+    return msgspec.json.encode(
+        Snapshot(
+            log,
+            outcomes.series,
+            outcomes.ignored,
+            rows,
+            outcomes.offsets,
+            stored.measurements,
+            stored.history,
+            stored.alerts,
+            stored.drift,
+        )
+    )
 
 
-def decode(data: bytes, log: str) -> tuple[OutcomeFold, Measurements]:
+def decode(data: bytes, log: str) -> Stored:
     """The inverse of `encode`.
 
     Raises:
@@ -72,7 +102,8 @@ def decode(data: bytes, log: str) -> tuple[OutcomeFold, Measurements]:
     if snapshot.bounds_ns != BOUNDS_NS:
         raise ValueError("its histograms have other bounds")
     watermarks = Watermarks({(topic, partition): highest for topic, partition, highest in snapshot.watermarks})
-    return OutcomeFold(snapshot.series, snapshot.ignored, watermarks, snapshot.offsets), snapshot.measurements
+    outcomes = OutcomeFold(snapshot.series, snapshot.ignored, watermarks, snapshot.offsets)
+    return Stored(outcomes, snapshot.measurements, snapshot.history, snapshot.alerts, snapshot.drift)
 
 
 class Snapshots:
@@ -82,7 +113,7 @@ class Snapshots:
         self._path = path
         self._writing = asyncio.Lock()
 
-    def load(self, log: str) -> tuple[OutcomeFold, Measurements] | None:
+    def load(self, log: str) -> Stored | None:
         """What was stored of this log, or None to start from the earliest record."""
         try:
             return decode(self._path.read_bytes(), log)

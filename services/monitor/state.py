@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from services.monitor.alerts import Alerts
+from services.monitor.deploys import Deploys
+from services.monitor.drift import Drift
 from services.monitor.fold import OutcomeFold
 from services.monitor.measurements import Measurements
+from services.monitor.recorder import Recorder
+from shared.errors import Unfinished
+from shared.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from services.monitor.history import History, View
     from services.monitor.measurements import Run
     from shared.events import Heartbeat
+    from shared.registry_log import RegistryLog
 
 UP_INTERVALS = 3
 """An instance that sends samples only counts as up until so many intervals, and a second, have passed without one."""
@@ -26,10 +35,35 @@ class State:
     metrics_interval_s: float
     outcomes: OutcomeFold = field(default_factory=OutcomeFold)
     measurements: Measurements = field(default_factory=Measurements)
+    alerts: Alerts = field(default_factory=Alerts)
+    drift: Drift = field(default_factory=Drift)
+    deploys: Deploys = field(default_factory=Deploys)
+    registry: Callable[[], Registry] = Registry
+    """As the `models` log has it."""
+    recorder: Recorder = field(default_factory=Recorder)
+    """What is not stored yet."""
+    history: History | None = None
+    """Not there before the monitor knows which log it follows."""
     alive: Callable[[], list[Heartbeat]] = list
     lag: Callable[[], int] = int
     """Outcomes in the log and not yet folded."""
+    registry_log: RegistryLog | None = None
+    """The `models` log, once it is followed."""
     waiting_for: Callable[[], str | None] = lambda: "kafka"
+
+    @contextlib.contextmanager
+    def view(self) -> Iterator[View]:
+        """The history as it is now, with what is not stored yet.
+
+        Raises:
+            Unfinished: there is none yet.
+        """
+        if self.history is None:
+            raise Unfinished(f"The monitor waits for {self.waiting_for()}.")
+        new = self.recorder.take()
+        self.recorder.back(new)
+        with self.history.view(new) as view:
+            yield view
 
     def instances(self, now_ns: int | None = None) -> list[Instance]:
         """Every instance heard of within the hour, by name."""

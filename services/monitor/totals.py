@@ -60,6 +60,7 @@ class Totals:
     """The numbers of one version."""
 
     last_ms: int = 0
+    last_success_ms: int = 0
     inferences: int = 0
     """Rows."""
     success: Spent = field(default_factory=Spent)
@@ -80,6 +81,7 @@ class Totals:
         if receipt.status != "succeeded":
             self.fail.add(total_ns)
             return
+        self.last_success_ms = max(self.last_success_ms, at_ms)
         self.success.add(total_ns)
         self.queue.add(receipt.timings_ns.queue)
         batch = receipt.batch

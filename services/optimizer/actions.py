@@ -25,6 +25,12 @@ class Refer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     """Vet the file, read its signature, find its batch axes, measure it: what all candidates are held against."""
 
 
+class Convert(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="convert"):
+    """Make one ONNX file of an upload of another format, and run both side by side."""
+
+    format: Annotated[str, Meta(max_length=40)]
+
+
 class Draw(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="draw"):
     """Read requests from the log and make a data set of them. Done by the service: the child knows no Kafka."""
 
@@ -74,7 +80,7 @@ class Compare(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
 
 
 Quantize = WeightOnly | StaticQdq | DynamicInt8 | Fp16
-Action = Draw | Refer | Quantize | Sensitive | Prune | Sparsify | Distil | Train | Compare
+Action = Draw | Convert | Refer | Quantize | Sensitive | Prune | Sparsify | Distil | Train | Compare
 TRAINING: Final = (Prune, Distil, Train)
 """What needs torch."""
 

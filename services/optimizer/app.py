@@ -83,6 +83,7 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
                 machine=machine,
                 registry_offset=log.registry.offset,
                 interval_s=heartbeats.INTERVAL_S,
+                tools=tuple(sorted(probed.tools)),
             )
 
         missing = None

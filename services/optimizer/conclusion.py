@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from services.optimizer import gate
-from services.optimizer.actions import COMPARE, REFERENCE, Compare, Draw, Train
+from services.optimizer.actions import COMPARE, REFERENCE, Compare, Convert, Draw, Train
 from shared.events import Comparison, Estimate, ModelReady, VariantReady, VariantRejected
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shared.optimization import Policy
     from shared.registry import Version
 
-_NO_CANDIDATES = (Draw, Train, Compare)
+_NO_CANDIDATES = (Draw, Convert, Train, Compare)
 
 
 def policy_of(upload: Policy | None, model: Policy | None, settings: Policy) -> Policy:

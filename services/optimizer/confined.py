@@ -38,6 +38,8 @@ _NO_NETWORK = ("unshare", "--user", "--map-current-user", "--net", "--")
 _CHILD = ("-P", "-m", "services.optimizer.sandbox")
 """-P: the working directory, where the file lies, is no place to import from."""
 _PROBE_TIMEOUT_S = 60.0
+_TCP_LANDLOCK = 4
+"""The first version of Landlock that knows of TCP."""
 _STDERR_BYTES = 16 * 1024
 _SOURCES = str(Path(__file__).resolve().parents[2])
 
@@ -163,8 +165,15 @@ async def open_sandbox(settings: OptimizerSettings) -> tuple[Sandbox, Probed]:
         sandbox, problem = Sandbox(settings), str(err)
         probed = await sandbox.probe()
     isolated = set(probed.networks) <= {"lo"}
-    log = logs.get().info if isolated else logs.get().warning
-    log("sandbox", network=not isolated, problem=problem, onnxruntime=probed.onnxruntime, isa=probed.isa)
+    log = logs.get().info if isolated and probed.landlock else logs.get().warning
+    log(
+        "sandbox",
+        network="none" if isolated else "no TCP" if probed.landlock >= _TCP_LANDLOCK else "all",
+        files="its own" if probed.landlock else "all that its user may read",
+        problem=problem,
+        onnxruntime=probed.onnxruntime,
+        isa=probed.isa,
+    )
     return sandbox, probed
 
 
@@ -248,6 +257,13 @@ def _environment(directory: Path, threads: int) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "LANG": "C.UTF-8",
         "HOME": str(directory),
+        "USER": "sandbox",  # or libraries look it up in /etc/passwd, which is not theirs to read
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        "TF_NUM_INTEROP_THREADS": "1",
+        "KERAS_BACKEND": "tensorflow",
         "TMPDIR": str(directory),
         "OMP_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),

@@ -11,9 +11,10 @@ Errors that are not the model's fault (`Unavailable`, `OSError`, `SandboxUnusabl
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from services.optimizer import conclusion, documents
+from services.optimizer import conclusion, documents, formats
 from services.optimizer import plan as plans
 from services.optimizer.actions import COMPARE, REFERENCE, UPLOAD, Draw, Refer, Train
 from services.optimizer.confined import TIMED_OUT, Ending
@@ -24,6 +25,7 @@ from services.optimizer.messages import (
     WARM_START_FILE,
     Found,
     Progress,
+    Recognised,
     Rejected,
     data_file,
     step_file,
@@ -35,10 +37,10 @@ from services.optimizer.workspace import workspace
 from shared import processed_signature
 from shared.artifacts import Artifact
 from shared.errors import ArtifactNotFound, CallerError, DigestMismatch
-from shared.events import DataUsed, ModelRejected, StepFinished
+from shared.events import DataUsed, FormatRecognised, ModelRejected, StepFinished
 from shared.optimization import DataFile, Optimization
 from shared.processing import MAX_TOKENIZER_BYTES, Labels, Tokenize, parse_labels
-from shared.registry import TRAIN, Step
+from shared.registry import CANONICAL, TRAIN, Step
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -55,11 +57,11 @@ if TYPE_CHECKING:
     from shared.events import AttemptEvent
     from shared.registry import Version
 
-_ESSENTIAL = frozenset({REFERENCE, TRAIN})
+_ESSENTIAL = frozenset({REFERENCE, TRAIN, CANONICAL})
 """Steps without which there is nothing to serve."""
 _TRAINING_SHARE = 0.5
 """Of the time that is left, for the training within one candidate."""
-_UNBUDGETED = frozenset({REFERENCE, COMPARE})
+_UNBUDGETED = frozenset({REFERENCE, COMPARE, CANONICAL})
 """What is done whatever the budget."""
 
 
@@ -82,7 +84,8 @@ class Jobs:
 
     def can_do(self, version: Version) -> bool:
         """Whether this optimizer has what the version's plan cannot do without."""
-        return version.training is None or self.means().training
+        means = self.means()
+        return not formats.lacking(version.needs, means.tools) and (version.training is None or means.training)
 
     async def run(self, task: Task, hooks: Hooks) -> tuple[AttemptEvent, ...]:
         """The events that end the version's attempt; the last one is `ModelReady` or `ModelRejected`.
@@ -95,6 +98,16 @@ class Jobs:
                 return await _Attempt(self, task, hooks, space).run()
         except Rejection as rejection:
             return (rejected(task.version, self.settings.owner, rejection),)
+        except _HandedOn as handed_on:
+            return (handed_on.event,)
+
+
+class _HandedOn(Exception):
+    """The attempt ends here: another optimizer has what the upload's format needs."""
+
+    def __init__(self, event: FormatRecognised) -> None:
+        super().__init__(event.format)
+        self.event = event
 
 
 class _Attempt:
@@ -114,12 +127,15 @@ class _Attempt:
         self._steps: dict[str, Step] = {}
         self._documents: dict[str, Document] = {}
         self._rejected: Rejected | None = None
+        self._recognised: Recognised | None = None
         self._began_s = time.monotonic()
         self._spent_s = 0.0
 
     # ------------------------------------------------------------------ the order of things
 
     async def run(self) -> tuple[AttemptEvent, ...]:
+        if self._version.recognised is not None:
+            self._check_allowed(self._version.recognised)
         await self._recall()
         if self._task.blame and self._left():
             await self._blame(Ending("optimizer_crashed", "Optimizers died whenever they worked on it"))
@@ -131,6 +147,9 @@ class _Attempt:
             ending = await self._child(left)
             if self._rejected is not None:
                 raise Rejection(self._rejected.code, self._rejected.found)
+            if self._recognised is not None and self._version.recognised is None:
+                await self._plan_conversion(self._recognised.format)
+                continue
             if self._left() and not await self._goes_on_after(ending):
                 break
         await self._check_processing()
@@ -159,8 +178,37 @@ class _Attempt:
             place, step = self._task.elsewhere.get(keys[spec.name], (None, None))
             if place is None or step is None or (document := await self._document(step)) is None:
                 continue
-            taken = Step(spec.name, step.key, step.result, step.file, 0.0, place)
+            taken = Step(spec.name, step.key, step.result, step.file, 0.0, place, step.conversion)
             await self._tell(taken, document)
+
+    async def _plan_conversion(self, name: str) -> None:
+        """Go on with a plan that converts the upload first, if that is allowed and can be done here.
+
+        Raises:
+            Rejection: this tenant's uploads may not have the format.
+            _HandedOn: libraries are missing here.
+        """
+        self._check_allowed(name)
+        needs = formats.FORMATS[name].needs
+        event = FormatRecognised(
+            model=self._version.model,
+            version=self._version.number,
+            attempt=self._version.attempt,
+            owner=self._jobs.settings.owner,
+            format=name,
+            needs=needs,
+            handed_on=bool(formats.lacking(needs, self._means.tools)),
+        )
+        if event.handed_on:
+            raise _HandedOn(event)
+        await self._hooks.record(event)
+        self._version = replace(self._version, recognised=name, needs=needs)
+        self._plan = plans.plan(self._version, self._means)
+        self._meter = Meter([spec.name for spec in self._plan.steps], self._hooks.on_progress)
+        await self._reuse()
+
+    def _check_allowed(self, name: str) -> None:
+        formats.check_allowed(name, self._version.tenant, self._jobs.settings.allowed_formats)
 
     async def _goes_on_after(self, ending: Ending) -> bool:
         """Blame the step that a child did not end; False if it was only the time that was over."""
@@ -242,6 +290,8 @@ class _Attempt:
                 await self._meter.say(step, message.fraction, message.what, message.points)
             case Rejected():
                 self._rejected = self._rejected or message
+            case Recognised():
+                self._recognised = message
             case Found(step=step):
                 spec = next((spec for spec in self._left() if _belongs(step, spec.name)), None)
                 if spec is not None:
@@ -271,7 +321,7 @@ class _Attempt:
                 checkpoint.file, step_file(checkpoint.name), 2 * self._jobs.settings.max_model_bytes
             )
         if self._task.parent is not None:
-            await self._space.fetch(self._task.parent.artifact, PARENT_FILE)
+            await self._space.fetch(self._task.parent.model_file, PARENT_FILE, 2 * self._jobs.settings.max_model_bytes)
         training = self._version.training
         if training is not None and training.warm_start is not None and self._task.warm_start is None:
             raise Rejection("not_trained", "There is no such version to start from")
@@ -316,7 +366,7 @@ class _Attempt:
         result = await self._put(document.encode())
         key = self._keys()[spec.name]
         key = key if found.step == spec.name else plans.part_of(key, found.step)
-        await self._tell(Step(found.step, key, result, file, self._lap_s()), document)
+        await self._tell(Step(found.step, key, result, file, self._lap_s(), None, found.conversion), document)
 
     def _checkpoint(self, spec: Spec) -> str | None:
         """The step that holds the newest state of a training that was not ended."""
@@ -348,6 +398,7 @@ class _Attempt:
                 file=step.file,
                 reused_from=step.reused_from,
                 seconds=round(step.seconds, 3),
+                conversion=step.conversion,
             )
         )
         self._keep(step, document)

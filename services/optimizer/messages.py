@@ -15,7 +15,7 @@ from msgspec import Meta, Struct, json
 from services.optimizer.actions import Spec, StepName
 from services.optimizer.quality.estimates import Comparison
 from services.optimizer.rejections import ADVICE
-from shared.events import Measurements, Parity
+from shared.events import Conversion, Measurements, Parity
 from shared.signature import Signature
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ class Probed(_Message, frozen=True, kw_only=True, tag="probed"):
     """Names of its network interfaces; `lo` alone if it is cut off."""
     tools: Annotated[dict[str, Annotated[str, Meta(max_length=100)]], Meta(max_length=50)] = {}
     """Versions by library. Without `torch` nothing can be trained here."""
+    landlock: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """The version of the kernel's Landlock that keeps files and TCP from it; 0: it may read what its user may."""
 
 
 class Progress(_Message, frozen=True, kw_only=True, tag="progress"):
@@ -151,6 +153,12 @@ class Rejected(_Message, frozen=True, kw_only=True, tag="rejected"):
             raise ValueError(f"unknown code {self.code!r}")
 
 
+class Recognised(_Message, frozen=True, kw_only=True, tag="recognised"):
+    """The upload is not ONNX as it is, but can be converted: a plan with that step comes next. Nothing follows."""
+
+    format: Annotated[str, Meta(max_length=40)]
+
+
 class Found(_Message, frozen=True, kw_only=True, tag="found"):
     """A step is done, and this is all that is known of it: what it built and measured, or why it did not.
 
@@ -171,6 +179,8 @@ class Found(_Message, frozen=True, kw_only=True, tag="found"):
     """How many of each data set were used."""
     file: bool = False
     """The step made a file that is no candidate, such as trained weights."""
+    conversion: Conversion | None = None
+    """Of what was uploaded."""
 
     def __post_init__(self) -> None:
         # What goes to the log must be printable as JSON, which has no NaN: msgspec would write null.
@@ -190,13 +200,15 @@ class Exported(_Message, frozen=True, kw_only=True, tag="exported"):
             raise ValueError("the export was not refused for its answers")
 
 
-Message = Probed | Progress | Rejected | Found | Exported
+Message = Probed | Progress | Rejected | Recognised | Found | Exported
 MESSAGE: Final[json.Decoder[Message]] = json.Decoder(Message)
 
 
 def _numbers(found: Found) -> Iterator[float]:
     compared = [(each.candidate, each.reference, each.loss) for each in found.comparisons]
     estimates: list[Any] = [each for three in compared for each in three if each is not None]
+    if (converted := found.conversion) is not None:
+        yield from (converted.max_abs_error, converted.rtol, converted.atol)
     if (measured := found.measurements) is not None:
         optional = (
             measured.max_abs_error,

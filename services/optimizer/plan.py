@@ -21,6 +21,7 @@ from services.optimizer.actions import (
     TRAINING,
     UPLOAD,
     Compare,
+    Convert,
     Distil,
     Draw,
     Prune,
@@ -33,7 +34,7 @@ from services.optimizer.actions import (
 )
 from services.optimizer.recipes.registry import DETERMINISTIC, RECIPES
 from shared.optimization import LoggedRequests, Optimization
-from shared.registry import TRAIN
+from shared.registry import CANONICAL, TRAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -94,6 +95,9 @@ def plan(version: Version, means: Means) -> Plan:
     if version.training is not None:
         steps.append(Spec(name=TRAIN, action=Train(training=version.training)))
         start = TRAIN
+    elif version.recognised is not None:
+        steps.append(Spec(name=CANONICAL, action=Convert(format=version.recognised)))
+        start = CANONICAL
     steps.append(Spec(name=REFERENCE, action=Refer(), base=start))
     if version.training is not None:
         steps.append(Spec(name=COMPARE, action=Compare(), base=REFERENCE))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from shared.registry_log import RegistryLog
     from shared.telemetry import Telemetry
 
+_OUTCOMES = {ev.ModelRejected: "rejected", ev.FormatRecognised: "handed on", ev.ModelReady: "ready"}
 _LOOK_AGAIN_S = 1.0
 """Deaths are not in the log: how long to wait for an event before looking at heartbeats again."""
 _TRIES = 5
@@ -170,6 +171,8 @@ def _is_known(version: Version, event: ev.AttemptEvent) -> bool:
     match event:
         case ev.StepFinished(step=step):
             return step in version.steps
+        case ev.FormatRecognised(format=name, handed_on=False):
+            return name == version.recognised
         case ev.VariantReady(variant=variant, artifact=artifact):
             held = version.variants.get(variant)
             return held is not None and held.artifact.sha256 == artifact.sha256
@@ -189,7 +192,7 @@ def _canonical(version: Version, events: tuple[ev.AttemptEvent, ...], duration_s
         attempt=version.attempt,
         sha256=version.artifact.sha256,
         byte_size=version.artifact.byte_size,
-        outcome="rejected" if isinstance(last, ev.ModelRejected) else "ready",
+        outcome=_OUTCOMES[type(last)],
         code=getattr(last, "code", None),
         variant=getattr(last, "variant", None),
         reason=getattr(last, "reason", None),

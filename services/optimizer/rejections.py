@@ -19,10 +19,29 @@ ADVICE: Final[dict[str, str]] = {
     "digest_mismatch": "The stored bytes are not those that were announced: upload the file again",
     "invalid_artifact": "Announce a URI within the platform's own artifact store, or upload through the gateway",
     # What is in it.
-    "unsupported_format": f"Upload one ONNX file. {_EXPORT}",
+    "unsupported_format": (
+        f"docs/formats.md lists what is taken; one ONNX file always is. {_EXPORT}. Pickles, joblib files and whole "
+        "models (.pt) are converted at home: `aiaas models convert FILE`"
+    ),
+    "format_not_allowed": (
+        "Loading it can run what is in the file, so the operator has to allow it, by that variable; or export the "
+        "model to ONNX where it was trained"
+    ),
+    "unsafe_archive": (
+        "A bundle is a zip or an uncompressed tar of plain files with relative names; make it anew from the files alone"
+    ),
+    "invalid_bundle": "docs/formats.md shows what a bundle holds, file by file",
+    "unsafe_model": (
+        "Only what computes is taken: no pickles, no custom or Python operators, nothing that reads or writes files. "
+        "Export the model to ONNX where it was trained"
+    ),
+    "not_convertible": f"Convert it where it was trained. {_EXPORT}",
+    "not_equivalent": (
+        "The model is not deterministic, or an operator converts wrongly: export it where it was trained and compare"
+    ),
     "invalid_model": "onnx.checker.check_model(path, full_check=True) shows such problems at home: export it again",
     "external_data": (
-        "Upload one file with its tensors inside: "
+        "Upload a zip of the ONNX file and the files that it names, or one file with its tensors inside: "
         "onnx.save(onnx.load('model.onnx'), 'inline.onnx', save_as_external_data=False)"
     ),
     "operator_domain": (

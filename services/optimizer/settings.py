@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, Json, field_validator
 
 from shared.optimization import Objective, Policy
 from shared.settings import PlatformSettings
@@ -46,6 +46,12 @@ class OptimizerSettings(PlatformSettings):
     """Where jobs keep their files while they run; in `data_dir` if not set. One optimizer's alone: what is found there
     at the start is removed."""
 
+    pt2_tenants: Json[list[str]] = Field(default="[]", validate_default=True)
+    """JSON list of the tenants who may upload `torch.export` programs; `["*"]`: everyone. Loading one can run what is
+    in it: it is vetted, and loaded in the sandbox alone."""
+    torchscript_tenants: Json[list[str]] = Field(default="[]", validate_default=True)
+    """The same for TorchScript."""
+
     min_cosine: float = Field(default=0.999, ge=0, le=1)
     """Answers that are no scores must be at least this similar to those of fp32, where there are no labels."""
     max_loss: float = Field(default=0.01, ge=0, le=1)
@@ -54,6 +60,16 @@ class OptimizerSettings(PlatformSettings):
     """How many times better than fp32 a variant must be, in the objective, to be worth serving."""
     objective: Objective = "latency"
     """What is best of what passes."""
+
+    @field_validator("pt2_tenants", "torchscript_tenants", mode="before")
+    @classmethod
+    def _empty_is_none(cls, text: object) -> object:
+        return text or "[]"  # a variable that is there and empty, as compose files pass it on
+
+    @property
+    def allowed_formats(self) -> dict[str, list[str]]:
+        """Tenants by the variable that lists them."""
+        return {"AIAAS_PT2_TENANTS": self.pt2_tenants, "AIAAS_TORCHSCRIPT_TENANTS": self.torchscript_tenants}
 
     @property
     def policy(self) -> Policy:

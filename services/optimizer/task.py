@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from services.optimizer.progress import Progressed
     from shared.artifacts import Artifact
-    from shared.events import StepFinished, StepPlace
+    from shared.events import FormatRecognised, StepFinished, StepPlace
     from shared.optimization import Policy
     from shared.registry import Registry, Step, Version
     from shared.signature import Signature
@@ -52,7 +52,7 @@ class Task:
             parent,
             model.policy,
             registry.finished(known),
-            None if begun is None else begun.artifact,
+            None if begun is None else begun.model_file,
             _signatures(known),
         )
 
@@ -70,5 +70,5 @@ class Hooks:
     """Whom an attempt tells what it does."""
 
     on_progress: Callable[[Progressed], Awaitable[None]]
-    record: Callable[[StepFinished], Awaitable[None]]
+    record: Callable[[StepFinished | FormatRecognised], Awaitable[None]]
     """Returns when it is in the log."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from services.worker.claims import FetchClaims, OutputStore
 from services.worker.engine import environment
 from services.worker.intake import HeldBytes, Intake
+from services.worker.job_spans import JobSpans
 from services.worker.lane import Lane
 from services.worker.model_server import ModelServer
 from services.worker.partaking import Partaking, lacking
@@ -19,10 +20,10 @@ from services.worker.receipts import Receipts
 from services.worker.reply_copies import ReplyCopies
 from services.worker.settle import Settlement, persistently
 from services.worker.shelf import Shelf
-from shared import health, heartbeats, kafka, logs, registry_log, replies
+from shared import health, heartbeats, kafka, logs, registry_log, replies, tracing
 from shared.artifacts import ArtifactStore
 from shared.dead_letters import DeadLetters
-from shared.events import BatchesRan, Heartbeat, LoadedModel
+from shared.events import BatchesRan, Heartbeat, LoadedModel, RowsObserved
 from shared.outcomes import OutcomeWriter
 from shared.registry import Registry, only_unloaded
 from shared.telemetry import Telemetry
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from services.worker.job import Job
     from services.worker.settings import WorkerSettings
     from shared.events import MetricEvent
+    from shared.tracing import Tracing
 
 _READOPT_S = 10.0
 """How often models that could not be loaded are tried again, although nothing changed."""
@@ -65,8 +67,9 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             Receipts(settings.owner, await kafka.cluster_id(settings)),
             executor,
         )
+        worker.trace(await stack.enter_async_context(tracing.started(settings, "worker")))
         telemetry = Telemetry(settings, "worker", producer)
-        telemetry.sources.append(lambda: worker.batches(telemetry))
+        telemetry.sources += [lambda: worker.batches(telemetry), lambda: worker.observed(telemetry)]
         async with asyncio.TaskGroup() as background:
             tasks = [
                 background.create_task(job)
@@ -125,6 +128,10 @@ class Worker:
         self._adopted = Registry()
         """What the shelf was last brought in line with: what the heartbeat says is loaded holds at its offset."""
 
+    def trace(self, tracing: Tracing | None) -> None:
+        """Tell the spans of requests from now on, if there is whom to tell."""
+        self._settlement.spans = None if tracing is None else JobSpans(tracing)
+
     async def run(self) -> None:
         """Serve every model of the registry, as it changes, until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
@@ -156,7 +163,7 @@ class Worker:
             wake=self._lane.wake,
         )
         for variant in server.routed():
-            if variant.engine in self._machine.engines:
+            if not lacking(registry.models[name], self._machine.engines, self._settings.pt2_tenants):
                 self._shelf.want(variant)
         self._servers[name] = server
         self._lane.add(server)
@@ -177,7 +184,7 @@ class Worker:
         self._adopted = self._log.registry
         self._shelf.release(only_unloaded(self._adopted))
         for name, server in self._servers.items():
-            missing = lacking(self._adopted.models[name], self._machine.engines)
+            missing = lacking(self._adopted.models[name], self._machine.engines, self._settings.pt2_tenants)
             self._partaking[name].say(missing)
             if not missing:
                 server.adopt(self._adopted)
@@ -258,3 +265,9 @@ class Worker:
                 sizes=dict(counts.sizes),
                 compute_infer_ns=counts.compute_infer_ns,
             )
+
+    def observed(self, telemetry: Telemetry) -> Iterable[MetricEvent]:
+        """What was seen of the rows since the last call, by variant."""
+        for (model, version, variant), rows, features in self._lane.observer.take():
+            about = {"model": model, "version": version, "variant": variant}
+            yield telemetry.event(RowsObserved, **about, rows=rows, features=features)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from services.worker.batching import answer as asked_outputs
 from services.worker.batching import concatenate, take_apart
 from services.worker.expiry import Expiry
+from services.worker.observing import Observer
 from services.worker.receipts import memberships, queue_ns
 from services.worker.settle import answer
 from shared.background import set_within
@@ -97,6 +98,7 @@ class Lane:
         self._runs = 0
         self._behind = asyncio.Semaphore(_BATCHES_BEHIND)
         self.ran: defaultdict[tuple[str, int, str], Counts] = defaultdict(Counts)
+        self.observer = Observer()
 
     def add(self, server: ModelServer) -> None:
         """Serve one more model."""
@@ -213,6 +215,7 @@ class Lane:
         )
         ran_ns = time.perf_counter_ns()
         counts = [job.plan.rows or 0 if job.plan else 0 for job in jobs]
+        self._observe(batch, jobs, feeds, outputs)
         if batch.processor is not None:
             outputs = await self._finish(batch.processor, outputs, feeds)
             signature = batch.processor.signature
@@ -235,6 +238,12 @@ class Lane:
             )
             for index, (job, membership) in enumerate(zip(jobs, memberships(jobs), strict=True))
         ]
+
+    def _observe(self, batch: Batch, jobs: Sequence[Job], feeds: Mapping[str, Array], outputs: Sequence[Array]) -> None:
+        plan = jobs[0].plan
+        if plan is not None:
+            key = (jobs[0].model, plan.version.number, plan.variant.name)
+            self.observer.saw(key, batch.variant.signature, feeds, outputs, by_row=plan.rows is not None)
 
     async def _finish(self, processor: Processor, outputs: list[Array], feeds: Mapping[str, Array]) -> list[Array]:
         """The steps behind the model: here if there is little to compute, else where the model ran."""

@@ -32,6 +32,7 @@ from shared.results import Result
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from services.worker.job_spans import JobSpans
     from services.worker.receipts import Receipts
     from services.worker.settings import WorkerSettings
     from shared.dead_letters import DeadLetters
@@ -105,6 +106,8 @@ class Settlement:
         self._dead_letters = dead_letters
         self._receipts = receipts
         self._completed = completed
+        self.spans: JobSpans | None = None
+        """Where requests are traced."""
         self._duplicates: set[asyncio.Task[None]] = set()
 
     async def screen(self, jobs: Sequence[Job], run: str | None = None) -> list[Job]:
@@ -186,6 +189,8 @@ class Settlement:
             job.ledger.complete(job.record.offset, Outcome(receipt, copy))
         self._completed([job for job, _, _ in outcomes])
         logs.canonical("request", [_line(*outcome) for outcome in outcomes])
+        if self.spans is not None:
+            self.spans.settled(outcomes)
 
     async def _bury(self, job: Job, error: AiaasError) -> None:
         await persistently("dead letter", lambda: self._dead_letters.publish(job.record, error, attempt=job.deaths + 1))

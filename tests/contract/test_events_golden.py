@@ -34,6 +34,17 @@ METRIC = {
     "seq": 9,
     "at_ns": AT_NS,
 }
+ALERT = {
+    "alert": "errors/my-model/3",
+    "rule": "errors",
+    "severity": "critical",
+    "model": "my-model",
+    "version": 3,
+    "value": 0.31,
+    "threshold": 0.05,
+    "message": "31% failed",
+    "at_ns": AT_NS,
+}
 MEASUREMENTS = ev.Measurements(
     max_abs_error=0.001,
     cosine=0.999,
@@ -133,11 +144,24 @@ EXAMPLES: dict[str, ev.Event] = {
         file=artifact(),
         reused_from=ev.StepPlace(model="other", version=1, step="int8-static"),
         seconds=1.5,
+        conversion=ev.Conversion(
+            format="safetensors",
+            sha256="cd" * 32,
+            how="weights",
+            opset=20,
+            shapes=("x[1,8]", "x[2,8]"),
+            max_abs_error=0.5,
+            rtol=0.001,
+            atol=0.0001,
+        ),
     ),
     "FeedbackGiven": ev.FeedbackGiven(
         model="my-model", request_id="r-1", label=(3, 4), outputs={"y": (0.5, 0.25)}, source="crm"
     ),
     "OptimizationClaimed": ev.OptimizationClaimed(**ATTEMPT),
+    "FormatRecognised": ev.FormatRecognised(
+        **ATTEMPT, format="savedmodel", needs=("tensorflow", "tf2onnx"), handed_on=True
+    ),
     "VariantReady": ev.VariantReady(
         **ATTEMPT,
         variant="fp32",
@@ -236,6 +260,7 @@ EXAMPLES: dict[str, ev.Event] = {
         answered={"my-model": 7},
         positions={"t.requests.my-model/0": 5},
         interval_s=2.0,
+        tools=("onnx", "torch"),
     ),
     "HostSampled": ev.HostSampled(
         **METRIC,
@@ -250,10 +275,25 @@ EXAMPLES: dict[str, ev.Event] = {
         disk_written_bytes=7,
         gpus=(ev.GpuSample(index=0, name="H100", utilisation_percent=1.0, memory_used_bytes=1, memory_total_bytes=2),),
         loop_delay_s=0.25,
+        network_received_bytes=8,
+        network_sent_bytes=9,
     ),
     "BatchesRan": ev.BatchesRan(
         **METRIC, model="my-model", version=3, variant="fp32", executions=7, sizes={1: 5, 8: 2}, compute_infer_ns=9
     ),
+    "RowsObserved": ev.RowsObserved(
+        **METRIC,
+        model="my-model",
+        version=3,
+        variant="fp32",
+        rows=3,
+        features={
+            "input/x/mean": ev.Feature(kind="number", bins={-200: 1, 283: 2}),
+            "output/y": ev.Feature(kind="class", bins={0: 3}),
+        },
+    ),
+    "AlertRaised": ev.AlertRaised(**ALERT),
+    "AlertCleared": ev.AlertCleared(**ALERT),
     "HttpAnswered": ev.HttpAnswered(**METRIC, statuses={200: 10, 503: 1}, in_flight=4),
     "JobProgressed": ev.JobProgressed(
         **METRIC,
@@ -270,6 +310,7 @@ OLDER_HEARTBEAT = replace(
     EXAMPLES["Heartbeat"],
     machine=ev.MachineClass(isa="avx512", providers=("CPUExecutionProvider",), threads=2),
     loaded=(ev.LoadedModel(model="my-model", version=3, variant="fp32", artifact_sha256="ab" * 32, byte_size=1234),),
+    tools=(),
 )
 OLDER: dict[str, list[ev.Event]] = {
     "ModelUploaded": [
@@ -297,6 +338,8 @@ OLDER: dict[str, list[ev.Event]] = {
         replace(OLDER_HEARTBEAT, answered={}, positions={}),
         OLDER_HEARTBEAT,
     ],
+    "HostSampled": [replace(EXAMPLES["HostSampled"], network_received_bytes=0, network_sent_bytes=0)],
+    "StepFinished": [replace(EXAMPLES["StepFinished"], conversion=None)],
 }
 """What the files before the newest are read as."""
 RESULT = Result(

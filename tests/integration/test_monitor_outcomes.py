@@ -217,4 +217,4 @@ async def test_a_damaged_snapshot_and_one_of_another_log_are_folded_anew(setting
     path.write_bytes(stored.replace(held, b'"offsets":{"3":1000000}'))  # ahead of the log's end
     monitor.start()
     assert shown(await monitor.folded(offsets)) == versions
-    assert len(list(path.parent.glob("*.unusable"))) == 2
+    assert len(list(path.parent.glob("state.*.unusable"))) == 2

@@ -19,8 +19,8 @@ class Monitor:
     """The service in its own process, to be killed."""
 
     def __init__(self, settings: MonitorSettings) -> None:
-        told = ("topic_prefix", "data_dir", "monitor_port", "monitor_snapshot_interval_s")
-        fields = [name for name in settings.model_fields_set if name in told or name.startswith("kafka_")]
+        told = ("topic_prefix", "data_dir")
+        fields = [name for name in settings.model_fields_set if name in told or name.startswith(("kafka_", "monitor_"))]
         configured = {f"AIAAS_{name.upper()}": str(getattr(settings, name)) for name in fields}
         self._environment = {**os.environ, **configured, "AIAAS_LOG_LEVEL": "error"}
         self._url = f"http://127.0.0.1:{settings.monitor_port}"

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from services.gateway import readiness, views
 from services.gateway.answers import STATUS_OF_CODE, error, of_result, state_of
-from services.gateway.auth import tenant_of
 from services.gateway.bodies import content_sha256
 from services.gateway.infer import timeout_of
 from services.gateway.paths import requests_url, version_of, version_url
@@ -20,6 +19,7 @@ from services.gateway.request_state import RequestState
 from services.gateway.routes_models import VERSION
 from services.gateway.settings import GatewaySettings
 from shared import errors
+from shared.api_keys import tenant_of
 from shared.errors import (
     InvalidInput,
     ModelNotReady,

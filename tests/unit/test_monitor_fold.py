@@ -11,7 +11,7 @@ from services.monitor import fold as folding
 from services.monitor.fold import OutcomeFold
 from services.monitor.histogram import BOUNDS_NS, BOUNDS_S, Histogram
 from services.monitor.measurements import FORGET_NS, Measurements
-from services.monitor.snapshot import decode, encode
+from services.monitor.snapshot import Stored, decode, encode
 from services.monitor.totals import MAX_BATCH_SIZE
 from shared.events import BatchesRan, BatchMembership, Coordinates, HttpAnswered, Timings
 from support.facts import receipt
@@ -78,8 +78,8 @@ def naive(logs):
 
 def numbers(fold: OutcomeFold) -> tuple:
     """Everything a fold knows, comparable."""
-    stored = encode(LOG, fold, Measurements())
-    fold, _ = decode(stored, LOG)
+    stored = encode(LOG, Stored(fold))
+    fold = decode(stored, LOG).outcomes
     return (
         fold.series,
         fold.ignored,
@@ -103,7 +103,7 @@ def test_counts_the_first_outcome_of_each_request_in_any_sittings(logs, random):
     assert once.ignored["repeat"] == sum(map(len, logs.values())) - len(first)
 
     # Killed at any moments, partitions read in any interleaving: it goes on from the last snapshot.
-    fold, stored = OutcomeFold(), encode(LOG, OutcomeFold(), Measurements())
+    fold, stored = OutcomeFold(), encode(LOG, Stored(OutcomeFold()))
     for _ in range(10_000):
         left = [p for p, log in logs.items() if fold.offsets.get(p, 0) < len(log)]
         if not left:
@@ -113,9 +113,9 @@ def test_counts_the_first_outcome_of_each_request_in_any_sittings(logs, random):
         fold.add(partition, offset, logs[partition][offset])
         match random.randrange(4):
             case 0:
-                stored = encode(LOG, fold, Measurements())
+                stored = encode(LOG, Stored(fold))
             case 1 if random.randrange(4) == 0:
-                fold, _ = decode(stored, LOG)
+                fold = decode(stored, LOG).outcomes
     assert numbers(fold) == numbers(once)
 
 
@@ -148,7 +148,7 @@ def test_huge_and_negative_numbers_of_a_receipt_do_no_harm():
     fold = OutcomeFold()
     fold.add(0, 0, receipt(0, timings_ns=Timings(queue=2**63), batch=batch(0)))
     fold.add(0, 1, receipt(1, timings_ns=Timings(queue=-5, compute_infer=2**63), batch=batch(10**9)))
-    fold, _ = decode(encode(LOG, fold, Measurements()), LOG)
+    fold = decode(encode(LOG, Stored(fold)), LOG).outcomes
     series = fold.series["m/"]
     assert series.phases["total"].sum_ns == 2**64
     assert series.batch_sizes == {1: 1, MAX_BATCH_SIZE: 1}

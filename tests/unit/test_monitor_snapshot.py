@@ -9,8 +9,9 @@ import pytest
 
 from services.monitor import snapshot
 from services.monitor.fold import OutcomeFold
+from services.monitor.history import File, Manifest
 from services.monitor.measurements import Measurements
-from services.monitor.snapshot import Snapshots, encode
+from services.monitor.snapshot import Snapshots, Stored, encode
 from shared.events import GpuSample, HostSampled, JobProgressed
 from support.facts import receipt
 from support.strategies import required
@@ -19,7 +20,7 @@ LOG = "cluster/aiaas.outcomes"
 ABOUT = {"instance": "w", "incarnation": "i", "service": "worker", "at_ns": 10**18}
 
 
-def some_state() -> tuple[OutcomeFold, Measurements]:
+def some_state() -> Stored:
     outcomes, measurements = OutcomeFold(), Measurements()
     outcomes.add(2, 41, receipt(5, model_version=1, status="failed", error_code="run_timeout"))
     outcomes.add(2, 42, "forged")
@@ -28,14 +29,14 @@ def some_state() -> tuple[OutcomeFold, Measurements]:
     measurements.add(HostSampled(**{**sample, **ABOUT, "seq": 1, "gpus": (gpu,)}), 10**18)
     job = {"model": "m", "version": 1, "attempt": 1, "step": "vet", "fraction": 0.5}
     measurements.add(JobProgressed(**ABOUT, **job, seq=2), 10**18)
-    return outcomes, measurements
+    return Stored(outcomes, measurements, Manifest((File(3, "counts", 10, 0, 3600),), 4))
 
 
 async def test_what_is_saved_is_loaded(tmp_path):
     state = some_state()
     snapshots = Snapshots(tmp_path / "monitor" / "state.json")
     assert snapshots.load(LOG) is None
-    assert await snapshots.save(encode(LOG, *state))
+    assert await snapshots.save(encode(LOG, state))
     assert snapshots.load(LOG) == state
     assert [file.name for file in (tmp_path / "monitor").iterdir()] == ["state.json"]
 
@@ -45,7 +46,7 @@ async def test_what_is_saved_is_loaded(tmp_path):
     [
         lambda data: data[: len(data) // 2],
         lambda _: b"",
-        lambda data: data.replace(b'"format":2', b'"format":1'),
+        lambda data: data.replace(b'"format":3', b'"format":2'),
         lambda data: data.replace(b"50000,", b"60000,", 1),
         lambda data: data.replace(b"cluster/", b"another/"),
         lambda data: b"\xff" + data,
@@ -53,7 +54,7 @@ async def test_what_is_saved_is_loaded(tmp_path):
 )
 async def test_one_that_cannot_be_used_is_set_aside(tmp_path, damage):
     path = tmp_path / "state.json"
-    path.write_bytes(damage(encode(LOG, *some_state())))
+    path.write_bytes(damage(encode(LOG, some_state())))
     assert Snapshots(path).load(LOG) is None
     assert not path.exists()
     assert len(list(tmp_path.glob("*.unusable"))) == 1

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.monitor.fold import OutcomeFold
-from services.monitor.measurements import Measurements
 from services.monitor.publisher import Publisher
-from services.monitor.snapshot import decode, encode
+from services.monitor.snapshot import Stored, decode, encode
 from services.monitor.totals import MAX_BATCH_SIZE
 from shared.codec import decode_event, encode_event
 from shared.events import BatchMembership, Coordinates, Duration, ModelStatistics, Timings
@@ -63,7 +62,7 @@ def test_every_run_counts_once_in_any_order_and_any_sittings(given_runs, random)
         fold.add(partition, position[partition], logs[partition][position[partition]], 1000 + position[partition])
         position[partition] += 1
         if random.randrange(5) == 0:
-            fold, _ = decode(encode(LOG, fold, Measurements()), LOG)
+            fold = decode(encode(LOG, Stored(fold)), LOG).outcomes
     good = [(members, infer_ns) for members, infer_ns, succeeded in batches if succeeded]
     requests = sum(len(members) for members, _ in good)
     failed = sum(len(members) for members, _, succeeded in batches if not succeeded)
@@ -129,7 +128,7 @@ def test_rows_that_no_run_can_have_do_no_harm():
     fold = OutcomeFold()
     fold.add(0, 0, receipt(0, **ran(1, 0, rows=2**64 - 1, total_rows=2**64 - 1)))
     fold.add(0, 1, receipt(1, **ran(1, 0, rows=-(2**63), total_rows=-(2**63))))
-    fold, _ = decode(encode(LOG, fold, Measurements()), LOG)
+    fold = decode(encode(LOG, Stored(fold)), LOG).outcomes
     counted = event(fold)
     assert decode_event(ModelStatistics, encode_event(counted)).inferences == 2**63 - 1
     assert [run.batch_size for run in counted.runs] == [1, MAX_BATCH_SIZE]
@@ -141,7 +140,7 @@ def test_numbers_that_no_run_can_have_do_no_harm():
     fold.add(0, 1, receipt(1, **ran(1, 0, 2**63)))
     fold.add(0, 2, receipt(2, **ran(1, 0, -5)))
     fold.add(0, 3, receipt(3, model_version=2**40))
-    fold, _ = decode(encode(LOG, fold, Measurements()), LOG)
+    fold = decode(encode(LOG, Stored(fold)), LOG).outcomes
     counted = event(fold)
     assert decode_event(ModelStatistics, encode_event(counted)).compute_infer == Duration(count=3, ns=2**63 - 1)
     assert event(fold, f"m/{2**40}") is None
@@ -204,7 +203,7 @@ async def test_a_restarted_monitor_tells_the_same_numbers():
     for offset in range(5):
         fold.add(0, offset, receipt(offset, **ran(1, 0)), 10 * offset)
     await Publisher(SETTINGS, first, fold).publish()
-    again, _ = decode(encode(LOG, fold, Measurements()), LOG)
+    again = decode(encode(LOG, Stored(fold)), LOG).outcomes
     await Publisher(SETTINGS, second, again).publish()
     assert first.events == second.events
     assert len(first.events) == 1

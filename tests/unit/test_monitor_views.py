@@ -8,6 +8,7 @@ from httpx import ASGITransport, AsyncClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.monitor.routes import application
+from services.monitor.settings import MonitorSettings
 from services.monitor.state import State
 from shared.events import GpuSample, Heartbeat, HostSampled, HttpAnswered, LoadedModel, MachineClass, Timings
 from support.facts import receipt
@@ -36,7 +37,7 @@ def state_of(now_ns: int) -> State:
 
 
 def client_of(state: State) -> AsyncClient:
-    return AsyncClient(transport=ASGITransport(application(state, {})), base_url="http://monitor")
+    return AsyncClient(transport=ASGITransport(application(state, MonitorSettings(), {})), base_url="http://monitor")
 
 
 async def samples(client: AsyncClient) -> dict[tuple, float]:

@@ -40,25 +40,18 @@ def test_magika_passes():
         (b"", "The file is empty"),
         (uploads.pickled(), "a Python pickle"),
         (uploads.safetensors(), "a safetensors file"),
-        (uploads.zipped("m/data.pkl", "m/data/0"), "a PyTorch checkpoint"),
-        (uploads.zipped("m/constants.pkl", "m/code/x.py"), "a TorchScript archive"),
-        (uploads.zipped("m/archive_format", "m/models/model.json"), "a PyTorch .pt2 archive"),
-        (uploads.zipped("bundle/model.onnx"), "upload 'bundle/model.onnx' by itself"),
-        (uploads.zipped("model.weights.h5"), "a Keras archive"),
-        (uploads.zipped("a.npy"), "a NumPy .npz archive"),
-        (uploads.zipped("readme.txt"), "a zip archive"),
-        (b"PK\x03\x04 and then nothing", "a damaged zip archive"),
         (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file"),
-        (b"\x1c\x00\x00\x00TFL3" + bytes(100), "a TensorFlow Lite file"),
         (b"<!DOCTYPE html><html>", "HTML or XML"),
         (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+        (b"x\x9c" + bytes(20), "as joblib writes pickles"),
     ],
 )
 def test_other_formats_are_named(content, says):
     code, sentence = verdict(content)
     assert code == "unsupported_format"
     assert says in sentence
+    assert "aiaas models convert" in sentence
     assert "torch.onnx.export" in sentence
 
 

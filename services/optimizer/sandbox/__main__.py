@@ -16,14 +16,14 @@ def main() -> None:
     """Do the one job on stdin."""
     out = private_stdout()
     job = msgspec.json.decode(sys.stdin.buffer.read(_MAX_JOB_BYTES), type=Job)
-    confine(job)
+    landlock = confine(job)
     try:
         from services.optimizer.sandbox.pipeline import Pipeline, probe  # noqa: PLC0415 - only once confined
     except ImportError as err:
         sys.stderr.write(f"the optimizer's environment lacks a library: {err}\n")
         raise SystemExit(UNUSABLE_EXIT) from err
     if job.kind == "probe":
-        probe(out)
+        probe(out, landlock)
     else:
         Pipeline(job, out).run()
 

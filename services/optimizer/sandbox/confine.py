@@ -13,6 +13,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from services.optimizer.sandbox import landlock
+
 if TYPE_CHECKING:
     from services.optimizer.messages import Job
 
@@ -27,8 +29,11 @@ def private_stdout() -> TextIO:
     return out
 
 
-def confine(job: Job) -> None:
-    """Die with the parent, gain no privileges, and stay within the job's limits."""
+def confine(job: Job) -> int:
+    """Die with the parent, gain no privileges, stay within the job's limits, reach no files but one's own.
+
+    Returns the version of Landlock, 0 where there is none.
+    """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         for option, value in ((_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_NO_NEW_PRIVS, 1)):
@@ -48,3 +53,4 @@ def confine(job: Job) -> None:
         lower = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(kind, (lower, lower))
     os.nice(limits.niceness)
+    return landlock.restrict()

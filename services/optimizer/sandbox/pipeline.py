@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Final, TextIO
 import msgspec
 import onnxruntime as ort
 
-from services.optimizer.actions import REFERENCE, Compare, Refer, Train
-from services.optimizer.messages import Found, Message, Probed, Progress, Rejected, step_file
+from services.optimizer.actions import REFERENCE, UPLOAD, Compare, Convert, Refer, Train
+from services.optimizer.conversion.convert import convert
+from services.optimizer.conversion.recognise import recognise
+from services.optimizer.formats import ONNX
+from services.optimizer.messages import UPLOAD_FILE, Found, Message, Probed, Progress, Recognised, Rejected, step_file
 from services.optimizer.quality.estimates import NotComparable
 from services.optimizer.recipes.errors import NotBuilt
 from services.optimizer.rejections import Rejection
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from services.optimizer.sandbox.building import Built
 
 _MAX_REASON_CHARS: Final = 1000
-_TOOLS: Final = ("numpy", "onnx", "onnxruntime", "torch", "tensorflow")
+_TOOLS: Final = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch", "tensorflow", "tf2onnx")
 
 
 def report(out: TextIO, message: Message) -> None:
@@ -39,11 +42,18 @@ def report(out: TextIO, message: Message) -> None:
     out.flush()
 
 
-def probe(out: TextIO) -> None:
+def probe(out: TextIO, landlock: int) -> None:
     """Say what this child is and can reach."""
     networks = tuple(name for _, name in socket.if_nameindex())
     tools = {name: version for name in _TOOLS if (version := _version(name))}
-    found = Probed(onnxruntime=ort.__version__, isa=isa(), providers=PROVIDERS, networks=networks, tools=tools)
+    found = Probed(
+        onnxruntime=ort.__version__,
+        isa=isa(),
+        providers=PROVIDERS,
+        networks=networks,
+        tools=tools,
+        landlock=landlock,
+    )
     report(out, found)
 
 
@@ -70,6 +80,13 @@ class Pipeline:
 
                 report(self._out, export(self._job))
             for spec in self._job.steps:
+                if (
+                    isinstance(spec.action, Refer)
+                    and spec.base == UPLOAD
+                    and (name := self._other_format()) is not None
+                ):
+                    report(self._out, Recognised(format=name))
+                    return
                 self._step(spec)
         except Rejection as rejection:
             report(self._out, Rejected(code=rejection.code, found=rejection.found[:_MAX_REASON_CHARS]))
@@ -81,6 +98,8 @@ class Pipeline:
         match spec.action:
             case Refer():
                 found = self._refer(spec)
+            case Convert(format=name):
+                found = self._convert(spec, name)
             case Train():
                 found = self._train(spec, spec.action)
             case Compare():
@@ -88,6 +107,23 @@ class Pipeline:
             case _:
                 found = self._candidate(spec)
         report(self._out, found)
+
+    def _other_format(self) -> str | None:
+        """The upload's format if a plan with a conversion is needed."""
+        found = recognise(Path(UPLOAD_FILE).read_bytes(), self._job.limits.file_bytes // 2)
+        return None if found.format == ONNX else found.format
+
+    def _convert(self, spec: Spec, name: str) -> Found:
+        """One ONNX file of an upload of another format.
+
+        Raises:
+            Rejection: it can't be, or answers differently.
+        """
+        content = Path(UPLOAD_FILE).read_bytes()
+        made = convert(content, name, self._job, lambda what, share: self._say(spec, what, share))
+        Path(step_file(spec.name)).write_bytes(made.content)
+        how = msgspec.json.encode({"how": made.conversion.how[:8000]}).decode()
+        return Found(step=spec.name, parameters=how, file=True, conversion=made.conversion)
 
     def _say(
         self, spec: Spec, what: str, fraction: float, points: Mapping[str, tuple[int, float]] | None = None

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from services.optimizer.messages import tokenizer_file
 from services.optimizer.rejections import Rejection
+from shared.processing import MAX_TOKENIZER_BYTES
 
 _CHARS: Final = 4000
 _MAX_S: Final = 1.0
@@ -38,15 +39,25 @@ def vet(count: int) -> None:
         Rejection: one is none, fails, or is too slow.
     """
     for index in range(count):
-        content = Path(tokenizer_file(index)).read_bytes()
-        try:
-            _try(Tokenizer.from_str(content.decode()))
-        except Rejection:
+        vet_content(Path(tokenizer_file(index)).read_bytes())
+
+
+def vet_content(content: bytes) -> None:
+    """Try a tokenizer.
+
+    Raises:
+        Rejection: it is none, too large, fails, or is too slow.
+    """
+    if len(content) > MAX_TOKENIZER_BYTES:
+        raise Rejection("tokenizer_unusable", f"The tokenizer has {len(content)} bytes")
+    try:
+        _try(Tokenizer.from_str(content.decode()))
+    except Rejection:
+        raise
+    except BaseException as err:
+        if not isinstance(err, Exception) and type(err).__name__ != "PanicException":  # pyo3 does not export it
             raise
-        except BaseException as err:
-            if not isinstance(err, Exception) and type(err).__name__ != "PanicException":  # pyo3 does not export it
-                raise
-            raise Rejection("tokenizer_unusable", f"The tokenizer does not work: {str(err)[:500]}") from err
+        raise Rejection("tokenizer_unusable", f"The tokenizer does not work: {str(err)[:500]}") from err
 
 
 def _try(tokenizer: Tokenizer) -> None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs in our environment
 
+from services.optimizer.conversion.recognise import describe
 from services.optimizer.rejections import Rejection
-from services.optimizer.sandbox.formats import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,9 +38,9 @@ def parse(content: bytes) -> onnx.ModelProto:
         Rejection: with what is wrong, in words for its uploader.
     """
     model = _decode(content)
-    messages = list(_messages(model))
-    _no_references(messages)
-    _allowed_operators(model, messages)
+    parts = list(messages(model))
+    _no_references(parts)
+    _allowed_operators(model, parts)
     _versions(model)
     try:
         onnx.checker.check_model(model)
@@ -64,7 +64,7 @@ def _decode(content: bytes) -> onnx.ModelProto:
     return model
 
 
-def _messages(root: Any) -> Iterator[Any]:
+def messages(root: Any) -> Iterator[Any]:
     """Every message of the tree below `root`, itself included."""
     pending, seen = [root], 0
     while pending:
@@ -78,8 +78,8 @@ def _messages(root: Any) -> Iterator[Any]:
                 pending.extend([value] if hasattr(value, "ListFields") else value)
 
 
-def _no_references(messages: list[Any]) -> None:
-    for message in messages:
+def _no_references(parts: list[Any]) -> None:
+    for message in parts:
         if isinstance(message, onnx.TensorProto) and (
             message.data_location == onnx.TensorProto.EXTERNAL or message.external_data
         ):
@@ -88,9 +88,9 @@ def _no_references(messages: list[Any]) -> None:
             raise Rejection("external_data", found)
 
 
-def _allowed_operators(model: onnx.ModelProto, messages: list[Any]) -> None:
+def _allowed_operators(model: onnx.ModelProto, parts: list[Any]) -> None:
     local = {(function.domain, function.name) for function in model.functions}
-    for message in messages:
+    for message in parts:
         if not isinstance(message, onnx.NodeProto) or (message.domain, message.op_type) in local:
             continue
         if message.domain not in _DOMAINS:

@@ -1,0 +1,108 @@
+"""Outcomes as counts by window: rows of the table `counts`, many outcomes at a time.
+
+Keys are `(window_s, model, version, what, bucket)`; see `services.monitor.tables`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from services.monitor import sketch
+from services.monitor.totals import bounded_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from services.monitor.fold import Series
+    from shared.events import Receipt
+
+PHASES: Final = ("queue", "compute_input", "compute_infer", "compute_output", "total")
+_NONE: Final = -1
+"""A phase that there was none of."""
+
+Of = tuple[int, str, int | None]
+"""Window, model and version."""
+Counts = Counter[tuple[int, str, int | None, str, int]]
+Outcome = tuple["Series", "Receipt", int, int, int, int]
+"""Series, receipt, nanoseconds in all, partition and offset in the log of outcomes, and when it was appended, in ms."""
+
+
+def add(counts: Counts, windows: Sequence[int], outcomes: Sequence[Outcome]) -> None:
+    """Add outcomes, each completed in its window, to `counts`."""
+    of = [(at_s, series.model, series.version) for at_s, (series, *_) in zip(windows, outcomes, strict=True)]
+    receipts = [receipt for _, receipt, *_ in outcomes]
+    for (key, status), n in Counter(zip(of, [each.status for each in receipts], strict=True)).items():
+        counts[(*key, "outcome/" + status, 0)] += n
+    for key, (series, receipt, *_) in zip(of, outcomes, strict=True):
+        if receipt.error_code is not None:
+            counts[(*key, "error/" + series.known_code(receipt.error_code), 0)] += 1
+        if receipt.duplicate_of is not None:
+            counts[(*key, "duplicates", 0)] += 1
+        if receipt.reexecuted:
+            counts[(*key, "reexecuted", 0)] += 1
+    _add_batches(counts, of, receipts)
+    _add_durations(counts, of, outcomes)
+
+
+def _add_batches(counts: Counts, of: Sequence[Of], receipts: Sequence[Receipt]) -> None:
+    """Batches, rows and runs; a run is counted by its first member, as in `services.monitor.totals`."""
+    sizes: Counter[tuple[Of, int]] = Counter()
+    rows: Counter[Of] = Counter()
+    for key, receipt in zip(of, receipts, strict=True):
+        batch = receipt.batch
+        if batch is None:
+            continue
+        sizes[key, bounded_size(batch.size)] += 1
+        if receipt.status != "succeeded":
+            continue
+        rows[key] += min(max(batch.rows or 1, 1), sketch.MOST_NS)
+        if batch.index == 0:
+            size = bounded_size(batch.size if batch.total_rows is None else batch.total_rows)
+            counts[(*key, "run", size)] += 1
+            counts[(*key, "run_ns", size)] += bounded(receipt.timings_ns.compute_infer or 0)
+    for (key, size), n in sizes.items():
+        counts[(*key, "batch", size)] += n
+    for key, n in rows.items():
+        counts[(*key, "rows", 0)] += n
+
+
+def _add_durations(counts: Counts, of: Sequence[Of], outcomes: Sequence[Outcome]) -> None:
+    """Every phase into the buckets of its sketch, and its sum."""
+    places: dict[Of, int] = {}
+    where = np.array([places.setdefault(key, len(places)) for key in of])
+    keys, timings = list(places), [receipt.timings_ns for _, receipt, *_ in outcomes]
+    columns: Mapping[str, Sequence[int | None]] = {
+        "queue": [each.queue for each in timings],
+        "compute_input": [each.compute_input for each in timings],
+        "compute_infer": [each.compute_infer for each in timings],
+        "compute_output": [each.compute_output for each in timings],
+        "total": [total_ns for _, _, total_ns, *_ in outcomes],
+    }
+    for phase, column in columns.items():
+        spent_ns = np.array([_NONE if each is None else bounded(each) for each in column], dtype=np.int64)
+        there = spent_ns != _NONE
+        for place, bucket, n in _counted(where[there], sketch.buckets(spent_ns[there])):
+            counts[(*keys[place], phase, bucket)] += n
+        sums = np.zeros(len(keys), dtype=np.int64)
+        np.add.at(sums, where[there], spent_ns[there])
+        for place in np.unique(where[there]).tolist():
+            counts[(*keys[place], phase + "_ns", 0)] += int(sums[place])
+
+
+def _counted(where: npt.NDArray[np.int64], buckets: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """How often each place has each bucket."""
+    most = 2**32
+    found, counted = np.unique(where * most + (buckets - sketch.ZERO), return_counts=True)
+    return [
+        (each // most, each % most + sketch.ZERO, n) for each, n in zip(found.tolist(), counted.tolist(), strict=True)
+    ]
+
+
+def bounded(number: int) -> int:
+    """What a receipt claims, as far as a column and sums of it can hold it."""
+    return min(max(number, 0), sketch.MOST_NS)

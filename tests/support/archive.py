@@ -1,0 +1,29 @@
+"""What of a test's log the archiver has archived."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from services.audit import archive_reader
+from services.audit.store import ArchiveStore
+from shared import topics
+from support.waiting import eventually
+
+if TYPE_CHECKING:
+    from services.audit.settings import AuditSettings
+
+
+async def archived_up_to(settings: AuditSettings, ends: dict[int, int], within_s: float = 60.0) -> None:
+    """Wait until the outcome log is archived up to these offsets, by partition."""
+    store = ArchiveStore(settings.artifact_store_url)
+
+    async def look() -> bool:
+        logs = await archive_reader.logs_of(store, settings.topics.name(topics.OUTCOMES))
+        assert logs, "nothing is archived"
+        for partition, end in ends.items():
+            places = await archive_reader.segments(store, logs[-1], partition)
+            reached = (await archive_reader.manifest_at(store, places[-1])).next if places else 0
+            assert reached >= end, f"partition {partition} is archived up to {reached} of {end}"
+        return True
+
+    await eventually(look, within_s=within_s, what="an archive of the outcome log")

