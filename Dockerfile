@@ -1,4 +1,4 @@
-# One file, a target for each service: gateway, worker, worker-gpu, optimizer, monitor.
+# One file, a target for each service: gateway, worker, worker-gpu, optimizer, monitor, archiver.
 #   docker build --target worker -t aiaas-worker .
 # Each image holds Python, the packages of its own extra at the pinned versions, `shared`, and its own service.
 
@@ -24,9 +24,11 @@ RUN uv pip install -c constraints.txt -r pyproject.toml --extra worker --extra c
 FROM packages AS worker-gpu-packages
 RUN uv pip install -c constraints.txt -r pyproject.toml --extra worker --extra gpu
 FROM packages AS optimizer-packages
-RUN uv pip install -c constraints.txt -r pyproject.toml --extra optimizer --extra training --extra cpu
+RUN uv pip install -c constraints.txt -r pyproject.toml --extra optimizer --extra training --extra formats --extra cpu
 FROM packages AS monitor-packages
 RUN uv pip install -c constraints.txt -r pyproject.toml --extra monitor
+FROM packages AS archiver-packages
+RUN uv pip install -c constraints.txt -r pyproject.toml --extra audit
 
 FROM base AS gateway
 COPY --from=gateway-packages /venv /venv
@@ -66,3 +68,10 @@ USER aiaas
 EXPOSE 8090
 HEALTHCHECK CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8090/live', timeout=3)"]
 CMD ["python", "-m", "services.monitor"]
+
+FROM base AS archiver
+COPY --from=archiver-packages /venv /venv
+COPY services/audit services/audit
+USER aiaas
+HEALTHCHECK CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8101/live', timeout=3)"]
+CMD ["python", "-m", "services.audit"]

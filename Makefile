@@ -6,7 +6,7 @@
 #   UV_TORCH_BACKEND  uv's own: `UV_TORCH_BACKEND=cpu make demo` installs torch without its CUDA libraries, where that
 #                     build can be reached: less than a tenth of the download
 .DEFAULT_GOAL := help
-.PHONY: help demo up test bench lint format clean environment constraints java
+.PHONY: help demo up test test-tensorflow bench lint format clean environment constraints java
 SHELL := bash
 MAKEFLAGS += --no-print-directory
 
@@ -21,7 +21,7 @@ STAMP := $(VENV)/made-of-$(WANTED)
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: environment java ## two real models: uploaded, gated, served by HTTP and from Kafka; ends by itself
 	@$(BIN)/aiaas demo $(ARGS)
@@ -35,6 +35,13 @@ test: lint java ## lint, then every test suite on a real Kafka and a real Redis
 	[ $$rest = 0 ] || [ $$rest = $(NO_TESTS) ] || exit $$rest; \
 	$(BIN)/pytest -m alone $(ARGS); alone=$$?; \
 	[ $$alone = $(NO_TESTS) ] && exit $$rest || exit $$alone
+
+test-tensorflow: ## the tests of SavedModel, Keras and TFLite, in an environment of their own (1.6 GB, minutes)
+	@test -d .venv-tensorflow || python3 -m venv .venv-tensorflow
+	@.venv-tensorflow/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@.venv-tensorflow/bin/uv pip install --quiet --python .venv-tensorflow/bin/python -c constraints.txt \
+		'.[optimizer,cpu,tensorflow]' pytest pytest-asyncio pytest-timeout hypothesis
+	@.venv-tensorflow/bin/python -m pytest -W default --no-header tests/unit/test_conversion_tensorflow.py $(ARGS)
 
 bench: environment java ## our speed beside a bare server and four peers, in one run; about half an hour
 	@$(BIN)/python -m benchmarks.serving $(ARGS)
@@ -52,7 +59,7 @@ format: environment ## rewrite the code as ruff wants it
 
 clean: ## remove what these commands made here: environment, caches, local data
 	@echo "make clean: removing $(VENV), .aiaas, build output and caches"
-	@rm -rf $(VENV) .aiaas .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) .venv-tensorflow .aiaas .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 constraints: environment ## pin the newest versions that fit pyproject.toml

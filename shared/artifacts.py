@@ -9,7 +9,7 @@ URLs are whatever obstore opens: `file://` (the directory is created), `memory:/
 `gs://`, `az://`. Credentials come from the environment or `config`, as obstore documents. A URI from a record is opened
 only if it lies within this store, so records can't point it at other hosts or files.
 
-Not here: who may read, when bytes may be deleted, sweeping `incoming/`, and fsync: a `file://` artifact survives the
+Not here: who may read, which bytes may be deleted, sweeping `incoming/`, and fsync: a `file://` artifact survives the
 crash of every process, but not certainly a power cut.
 """
 
@@ -20,7 +20,7 @@ import hashlib
 import re
 import uuid
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import msgspec
@@ -123,6 +123,20 @@ class ArtifactStore:
             at += len(piece)
         return content.toreadonly()
 
+    async def get_as_it_is(self, artifact: Artifact, *, limit_bytes: int) -> bytes:
+        """What lies under the artifact's name, whatever it is: for who wants to see what changed bytes do.
+
+        Raises:
+            InvalidInput, ArtifactNotFound, StoreUnavailable: as in `get_bytes`.
+            TooLarge: it is above the limit.
+        """
+        key = self._key(artifact.uri)
+        with store_errors(artifact.uri):
+            if (await obstore.head_async(self._store, key))["size"] > limit_bytes:
+                raise TooLarge(f"{artifact.uri} is above the limit of {limit_bytes} bytes")
+            found = await obstore.get_async(self._store, key)
+            return bytes(await found.bytes_async())
+
     async def stream(self, artifact: Artifact) -> AsyncIterator[memoryview]:
         """The content in pieces of `PART_BYTES`; trust none of it before the iteration has ended.
 
@@ -186,6 +200,20 @@ class ArtifactStore:
             InvalidInput: that is not within this store.
         """
         self._key(artifact.uri)
+
+    async def delete(self, artifact: Artifact, *, older_than_s: float) -> bool:
+        """Delete an object that has not been written for so long, by the store's clock and ours; whether it was.
+
+        Raises:
+            InvalidInput, ArtifactNotFound, StoreUnavailable: as in `get_bytes`.
+        """
+        key = self._key(artifact.uri)
+        with store_errors(artifact.uri):
+            meta = await obstore.head_async(self._store, key)
+            if (datetime.now(UTC) - meta["last_modified"]).total_seconds() < older_than_s:
+                return False
+            await obstore.delete_async(self._store, key)
+        return True
 
     async def _discard(self, writer: AsyncWritableFile, key: str) -> None:
         """Remove what was written to an `incoming/` key.

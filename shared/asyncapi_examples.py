@@ -34,7 +34,9 @@ from shared.events import (
     Latency,
     LoadedModel,
     MachineClass,
+    MeasurementRequested,
     Measurements,
+    MeasurementTaken,
     ModelLoaded,
     ModelPromoted,
     ModelReady,
@@ -63,6 +65,7 @@ from shared.events import (
 )
 from shared.oip import BINARY, JSON
 from shared.optimization import LoggedRequests, Optimization, Policy, Training
+from shared.replay_events import ReplayedOutput, ReplayedRow, ReplayMember, ReplayRan, ReplayRequested
 from shared.runtime_config import InstanceGroup, Parameters, RuntimeConfig
 from shared.signature import Signature, TensorSpec
 
@@ -96,6 +99,19 @@ _METRIC: Final[dict[str, Any]] = {
     "service": "worker",
     "seq": 12,
     "at_ns": 1_795_467_600_000_000_000,
+}
+_ROW_BYTES: Final = bytes.fromhex("00000000000000400000003f00000041")
+_RUNTIME: Final = Runtime(
+    engine="onnxruntime", version="1.23.0", provider="CPUExecutionProvider", options={}, threads=2, isa="avx2"
+)
+_ASKED_FOR: Final = Coordinates(
+    cluster_id="5L6g3nShT-eMCtK--X86sw", topic="aiaas.requests.digits", partition=2, offset=41
+)
+_REPLAY: Final[dict[str, Any]] = {
+    "replay_id": "a3f1c0de",
+    "batch_id": "0b6c0f5d7a4e4b0f8f0c1d2e3f405162",
+    "attempt": 1,
+    "artifact_sha256": _SHA256,
 }
 _ALERT: Final[dict[str, Any]] = {
     "alert": f"errors/{MODEL}/1",
@@ -174,12 +190,10 @@ _ALL: Final[tuple[Event, ...]] = (
         artifact_sha256=_SHA256,
         registry_offset=7,
         status="succeeded",
-        request=Coordinates(cluster_id="5L6g3nShT-eMCtK--X86sw", topic="aiaas.requests.digits", partition=2, offset=41),
+        request=_ASKED_FOR,
         input_sha256=_SHA256,
         output_sha256=_SHA256,
-        runtime=Runtime(
-            engine="onnxruntime", version="1.23.0", provider="CPUExecutionProvider", options={}, threads=2, isa="avx2"
-        ),
+        runtime=_RUNTIME,
         batch=BatchMembership(id="worker-1/77aa/9", index=0, size=2, padding=0, members_sha256=_SHA256),
         timings_ns=Timings(queue=510_000, compute_input=4_000, compute_infer=80_000, compute_output=6_000),
         worker="worker-1",
@@ -256,11 +270,57 @@ _ALL: Final[tuple[Event, ...]] = (
     AlertRaised(**_ALERT, value=0.31, at_ns=1_795_467_600_000_000_000),
     AlertCleared(**_ALERT, value=0.004, at_ns=1_795_467_690_000_000_000),
     FeedbackGiven(model=MODEL, request_id=_ID, label=(3,), source="crm"),
+    MeasurementRequested(
+        id="5f4dcc3b5aa765d61d8327deb882cf99",
+        model=MODEL,
+        version=1,
+        asked_by="optimizer-1/9d1c",
+        worker="worker-1/4f0a",
+        reference=_ARTIFACT,
+        candidates={"int8": _ARTIFACT},
+        signature=_SIGNATURE,
+        inputs=_ARTIFACT,
+        timeout_s=60.0,
+    ),
+    MeasurementTaken(
+        id="5f4dcc3b5aa765d61d8327deb882cf99",
+        worker="worker-1/4f0a",
+        latencies={"int8": (Latency(batch_size=1, p50_s=0.0004, reference_s=0.0009),)},
+    ),
+    ReplayRequested(
+        **_REPLAY,
+        model=MODEL,
+        version=1,
+        variant="int8",
+        members=(
+            ReplayMember(
+                request=_ASKED_FOR,
+                input_sha256=_SHA256,
+                content_type=MSGPACK,
+                rows=1,
+                value=_ROW_BYTES,
+                recorded_sha256=_SHA256,
+            ),
+        ),
+        members_sha256=_SHA256,
+    ),
+    ReplayRan(
+        **_REPLAY,
+        status="ran",
+        worker="worker-1",
+        runtime=_RUNTIME,
+        rows=(
+            ReplayedRow(
+                output_sha256=_SHA256,
+                infer_ns=80_000,
+                outputs=(ReplayedOutput(name="class", datatype="INT64", shape=(1,), data=(3).to_bytes(8, "little")),),
+            ),
+        ),
+    ),
 )
 EVENTS: Final[dict[str, Any]] = {type(event).__name__: to_map(event) for event in _ALL}
 """Each event once, as the map that goes on the wire, by `ce_type`."""
 
-_ROW_BYTES: Final = bytes.fromhex("00000000000000400000003f00000041")
 _IMAGE: Final = {"name": "image", "datatype": "FP32", "shape": [1, 4]}
 _BINARY_HEADER: Final = json.dumps({"inputs": [_IMAGE | {"parameters": {"binary_data_size": 16}}]}).encode()
 

@@ -202,6 +202,34 @@ class Estimate(Fields):
     rows: int
 
 
+class MachineClass(Fields):
+    """What kind of machine an instance runs on: measurements hold within one class."""
+
+    isa: str
+    providers: tuple[str, ...] = ()
+    threads: int = 0
+    engines: dict[Short, Short] = {}
+    """What can run or build models here, with versions: `onnxruntime`, `torch`, `tensorflow`."""
+    cpus: int = 0
+    """Those that the process may use."""
+    memory_bytes: int = 0
+    python: Short = ""
+
+    def __str__(self) -> str:
+        provider = self.providers[0].removesuffix("ExecutionProvider") if self.providers else "?"
+        return f"{self.isa}, {provider}, {self.threads} thread{'' if self.threads == 1 else 's'}"
+
+
+class OnWorker(Fields):
+    """What a candidate took on a worker of another class than the optimizer's, beside fp32 there."""
+
+    machine: MachineClass
+    worker: Short
+    latencies: tuple[Latency, ...] = ()
+    problem: Text = ""
+    """Why it does not run there; then there are no latencies."""
+
+
 class Measurements(Fields):
     """What the gate measured of a candidate, beside its fp32 reference."""
 
@@ -222,6 +250,8 @@ class Measurements(Fields):
     """What loading and running it added to the process."""
     judged_on: Short = ""
     """The digest of the data set, or `synthetic`."""
+    on_workers: tuple[OnWorker, ...] = ()
+    """By each class of worker that would serve it and is not the optimizer's own."""
 
 
 class DataUsed(Fields):
@@ -513,20 +543,6 @@ class ModelStatistics(Event):
 # --------------------------------------------------------------------------- heartbeats (`workers`)
 
 
-class MachineClass(Fields):
-    """What kind of machine an instance runs on: measurements hold within one class."""
-
-    isa: str
-    providers: tuple[str, ...] = ()
-    threads: int = 0
-    engines: dict[Short, Short] = {}
-    """What can run or build models here, with versions: `onnxruntime`, `torch`, `tensorflow`."""
-    cpus: int = 0
-    """Those that the process may use."""
-    memory_bytes: int = 0
-    python: Short = ""
-
-
 class LoadedModel(Fields):
     """A variant in memory."""
 
@@ -650,6 +666,8 @@ class HttpAnswered(MetricEvent):
 
     statuses: dict[int, int]
     in_flight: int
+    unready: int = 0
+    """Of the 503: answers to who only looked (GET, HEAD), as readiness is asked for. Nobody was refused."""
 
 
 class JobProgressed(MetricEvent):
@@ -665,6 +683,46 @@ class JobProgressed(MetricEvent):
     """How long it may still take, guessed from what it took so far."""
     points: dict[str, tuple[int, Finite]] = {}
     """The newest point of each curve, as `loss/train`: its place (step or epoch) and value."""
+
+
+# --------------------------------------------------------------------------- speed elsewhere (`measurements`)
+
+MAX_MEASURED: Final = 64
+
+
+class MeasurementRequested(Event):
+    """An optimizer asks one worker, of another class than its own, how fast forms of a model are there."""
+
+    id: Short
+    """Of the question; the answer repeats it."""
+    model: ModelName
+    version: VersionNumber
+    asked_by: Short
+    """The optimizer, with its incarnation."""
+    worker: Short
+    """Whom it asks, with its incarnation: one that has started anew since then does not answer."""
+    reference: Artifact
+    candidates: Annotated[dict[Short, Artifact], Meta(max_length=MAX_MEASURED)]
+    signature: Signature
+    inputs: Artifact
+    """What to run it on, a `.npz`: `{batch size}.{place of the input in the signature}`."""
+    timeout_s: Annotated[float, Meta(gt=0, le=3600)]
+    """Nobody waits for the answer any longer."""
+    runtime: RuntimeConfig | None = None
+    """How the version would be run."""
+
+
+class MeasurementTaken(Event):
+    """How fast they are there, or why that is not known."""
+
+    id: Short
+    worker: Short
+    latencies: Annotated[dict[Short, tuple[Latency, ...]], Meta(max_length=MAX_MEASURED)] = {}
+    """By candidate, each measured by turns with the reference."""
+    problems: Annotated[dict[Short, Text], Meta(max_length=MAX_MEASURED)] = {}
+    """By candidate that does not run there, why."""
+    failed: Text = ""
+    """Why nothing was measured."""
 
 
 # --------------------------------------------------------------------------- alerts (`alerts`)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import orjson
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from structlog.typing import FilteringBoundLogger, Processor
 
@@ -68,6 +69,21 @@ def configure(service: str, settings: PlatformSettings) -> FilteringBoundLogger:
         logging.getLogger(name).setLevel(floor)
     structlog.contextvars.bind_contextvars(service=service, instance=settings.instance)
     return get()
+
+
+@contextmanager
+def of_a_command() -> Iterator[None]:
+    """Let code that is shared with services warn on standard error: standard output is the command's own."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def get() -> FilteringBoundLogger:

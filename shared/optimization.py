@@ -122,10 +122,12 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     warmup: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """The share of all steps in which the learning rate rises."""
     clip_norm: Annotated[float, Meta(gt=0, le=1e9)] | None = 1.0
-    epochs: Annotated[int, Meta(ge=1, le=_MAX_EPOCHS)] = 10
+    epochs: Annotated[int, Meta(ge=1, le=_MAX_EPOCHS)] | None = None
+    """None: 10, and more where there are few rows, since it is steps that teach."""
     batch_rows: Annotated[int, Meta(ge=1, le=65_536)] = 32
-    held_out: Annotated[float, Meta(ge=0, le=0.9)] = 0.2
-    """Of the rows to train on: training keeps the epoch that is best on these."""
+    held_out: Annotated[float, Meta(ge=0, le=0.9)] | None = None
+    """Of the rows to train on: training keeps the epoch that is best on these. None: a fifth where there are many, and
+    of few rows none, as a handful tells good epochs from bad ones no better than chance."""
     patience: Annotated[int, Meta(ge=1, le=_MAX_EPOCHS)] | None = 5
     """Epochs without a better result on those before training stops; None: never."""
     train: Patterns = ("*",)

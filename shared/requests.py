@@ -89,7 +89,7 @@ def request_id_of(headers: Iterable[tuple[str, bytes]]) -> str | None:
     return _valid_id({name.lower(): value for name, value in headers}.get("ce_id"))
 
 
-def from_kafka(headers: Iterable[tuple[str, bytes]]) -> RequestHeaders:
+def from_kafka(headers: Iterable[tuple[str, bytes | None]]) -> RequestHeaders:
     """The headers of a record from anyone.
 
     Raises:

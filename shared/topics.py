@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shared import events
+from shared import events, replay_events
 
 _KEPT_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
 _BROKERS_CLOCK = {"message.timestamp.type": "LogAppendTime"}
@@ -72,7 +72,7 @@ MODELS = Topic(
     name="models",
     key="model",
     value="the registry's log: state changes only",
-    written_by="gateway, optimizer, upstream systems",
+    written_by="gateway, optimizer, monitor (from its dashboard), upstream systems",
     read_by="everyone",
     events=(
         events.ModelUploaded,
@@ -155,9 +155,50 @@ FEEDBACK = Topic(
     partitions=4,
     config={"retention.ms": str(30 * _DAY_MS)},
 )
+MEASUREMENTS = Topic(
+    name="measurements",
+    key="model",
+    value="how fast is it on your class of machine: questions to one worker each, and answers",
+    written_by="optimizer, worker",
+    read_by="worker, optimizer",
+    events=(events.MeasurementRequested, events.MeasurementTaken),
+    config={"retention.ms": str(_DAY_MS)},
+)
 
-FIXED: tuple[Topic, ...] = (OUTCOMES, MODELS, WORKERS, STATISTICS, METRICS, ALERTS, FEEDBACK, DEAD_LETTERS)
-"""Topics that are there from the start. `replays` joins them with the service that reads it."""
+REPLAYS = Topic(
+    name="replays",
+    key="batch id",
+    value="a recorded batch to run again, pinned to a digest",
+    written_by="audit",
+    read_by="worker",
+    events=(replay_events.ReplayRequested,),
+    partitions=4,
+    config={"retention.ms": str(_DAY_MS)},
+)
+REPLAY_RESULTS = Topic(
+    name="replay-results",
+    key="batch id",
+    value="what came of a batch that ran again; the first for a batch counts",
+    written_by="worker",
+    read_by="audit",
+    events=(replay_events.ReplayRan,),
+    config={"retention.ms": str(_DAY_MS)},
+)
+
+FIXED: tuple[Topic, ...] = (
+    OUTCOMES,
+    MODELS,
+    WORKERS,
+    STATISTICS,
+    METRICS,
+    ALERTS,
+    MEASUREMENTS,
+    FEEDBACK,
+    DEAD_LETTERS,
+    REPLAYS,
+    REPLAY_RESULTS,
+)
+"""Topics that are there from the start."""
 
 EVENT_TYPES: dict[str, type[events.Event]] = {event.__name__: event for topic in FIXED for event in topic.events}
 """`ce_type` to event: what a record may call itself is listed here, never looked up by a name from the wire."""
@@ -184,6 +225,11 @@ class Topics:
     def worker_group(self, model: str) -> str:
         """The consumer group of the workers that serve a model."""
         return f"{self.prefix}worker.{model}"
+
+    @property
+    def replay_group(self) -> str:
+        """The consumer group of the workers, all of which run replays."""
+        return f"{self.prefix}worker-replays"
 
     def is_ours(self, name: str) -> bool:
         """Whether a topic belongs to the platform: no reply copy may go there."""

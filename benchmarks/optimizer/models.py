@@ -47,11 +47,16 @@ def _packed(**arrays: np.ndarray) -> bytes:
 
 def digits_cnn(directory: Path) -> Model:
     """Four convolutions of 64 and 128 channels: large enough for its arithmetic to be what takes the time."""
+    return Model(digits_net(directory, 64))
+
+
+def digits_net(directory: Path, width: int) -> bytes:
+    """Two convolutions of so many channels, and two of twice as many."""
 
     def layers(nn: Any) -> list[Any]:
         convolutions = [
             part
-            for given, made in ((1, 64), (64, 64), (64, 128), (128, 128))
+            for given, made in ((1, width), (width, width), (width, 2 * width), (2 * width, 2 * width))
             for part in (nn.Conv2d(given, made, 3, padding=1), nn.ReLU())
         ]
         return [
@@ -60,10 +65,10 @@ def digits_cnn(directory: Path) -> Model:
             *convolutions[4:],
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(512, 10),
+            nn.Linear(8 * width, 10),
         ]
 
-    return Model(_trained(directory / "digits-cnn-table.onnx", layers, (1, 8, 8), "image", epochs=12))
+    return _trained(directory / f"digits-cnn-{width}.onnx", layers, (1, 8, 8), "image", epochs=12)
 
 
 def digits_cnn_with_data(directory: Path) -> Model:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from services.audit import tables
-from services.audit.layout import ROOT, Log, decode_manifest, newest, places
+from services.audit.layout import ROOT, Log, decode_manifest, newest, place_of, places
+from shared.errors import ArtifactNotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -25,6 +28,16 @@ async def logs_of(store: ArchiveStore, topic: str, cluster: str | None = None) -
         lives = await store.folders(f"{ROOT}/{name}/{topic}/")
         found += [Log(name, topic, int(life)) for life in lives if life.isdecimal()]
     return sorted(found)
+
+
+async def all_logs(store: ArchiveStore) -> list[Log]:
+    """Every log in the archive."""
+    return [
+        log
+        for cluster in await store.folders(f"{ROOT}/")
+        for topic in await store.folders(f"{ROOT}/{cluster}/")
+        for log in await logs_of(store, topic, cluster)
+    ]
 
 
 async def partitions_of(store: ArchiveStore, log: Log) -> list[int]:
@@ -44,6 +57,23 @@ async def manifest_at(store: ArchiveStore, place: Place) -> Manifest:
         ArtifactNotFound, InvalidInput: it is not there, or damaged.
     """
     return decode_manifest(await store.get(place.log.manifest(place.partition, place.first, place.revision)))
+
+
+async def manifest_of(store: ArchiveStore, key: str) -> Manifest | None:
+    """The newest revision of the manifest of the segment that a file is of; None if it was never committed.
+
+    Raises:
+        InvalidInput: the manifest is damaged.
+    """
+    place, found = place_of(key), None
+    if place is None:
+        return None
+    while True:
+        try:
+            found = await manifest_at(store, place)
+        except ArtifactNotFound:
+            return found
+        place = structs.replace(place, revision=place.revision + 1)
 
 
 async def manifests(store: ArchiveStore, log: Log, partition: int) -> AsyncIterator[Manifest]:
@@ -76,3 +106,12 @@ async def latest(store: ArchiveStore, logs: Sequence[Log]) -> Log | None:
                 manifest = await manifest_at(store, place)
                 written[log] = max(written.get(log, ""), manifest.written_at)
     return max(written, key=lambda log: written[log], default=None)
+
+
+def marks_of(manifest: Manifest) -> dict[tuple[str, int], int]:
+    """The watermarks after a segment, by request topic and partition."""
+    found: dict[tuple[str, int], int] = {}
+    for key, highest in manifest.marks.items():
+        topic, _, partition = key.rpartition("/")
+        found[topic, int(partition)] = highest
+    return found

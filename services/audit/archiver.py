@@ -117,7 +117,9 @@ class Archiver:
     async def _take(self, lane: Lane, records: Sequence[ConsumerRecord]) -> None:
         """Records of an outcome partition, in their order."""
         verdicts = await patiently("request ends", lambda: self._judge.judge(records))
-        await self._take_judged(lane, list(zip(records, verdicts, strict=True)))
+        judged, most = list(zip(records, verdicts, strict=True)), self._settings.audit_segment_rows
+        for start in range(0, len(judged), most):
+            await self._take_judged(lane, judged[start : start + most])
 
     async def _take_judged(self, lane: Lane, judged: list[tuple[ConsumerRecord, Judged]]) -> None:
         try:

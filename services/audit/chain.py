@@ -4,7 +4,7 @@
     part(bytes) = length as 4 bytes, big-endian ‖ bytes             part(null) = ff ff ff ff
 
 Over one partition, in log order, over every record that its readers get, whether it counts or not. Test vectors are in
-`tests/contract/golden/audit_chain.json`, and in every export.
+`services/audit/export/vectors.json`, and so in every export.
 """
 
 from __future__ import annotations

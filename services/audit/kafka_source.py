@@ -6,6 +6,7 @@ it; what is not selected costs a decoded receipt. It is read up to where it ende
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -152,9 +153,29 @@ async def clients(settings: PlatformSettings, *, fetch_min_bytes: int = 1) -> As
 
 
 @asynccontextmanager
+async def reached(settings: PlatformSettings, within_s: float = 20.0) -> AsyncIterator[Clients]:
+    """The clients, for a command: it does not wait for ever.
+
+    Raises:
+        LogUnavailable: Kafka was not reached in time.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout(within_s):
+                found = await stack.enter_async_context(clients(settings))
+        except TimeoutError as err:
+            raise LogUnavailable(f"Kafka at {settings.kafka_bootstrap_servers} does not answer") from err
+        yield found
+
+
+@asynccontextmanager
 async def open_source(settings: PlatformSettings) -> AsyncIterator[KafkaSource]:
-    """The source, for as long as it is needed."""
-    async with clients(settings) as found:
+    """The source, for as long as it is needed.
+
+    Raises:
+        LogUnavailable: Kafka was not reached in time.
+    """
+    async with reached(settings) as found:
         yield KafkaSource(settings, found)
 
 

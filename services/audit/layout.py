@@ -159,6 +159,13 @@ _MANIFEST: Final = re.compile(
 )
 
 
+_FILE: Final = re.compile(
+    rf"{ROOT}/(?P<cluster>[^/]+)/(?P<topic>[^/]+)/(?P<life>\d+)/"
+    r"(?:p(?P<records>\d+)/records/|exchanges/[^/]+/[^/]+/p(?P<exchanges>\d+)-)"
+    r"(?P<first>\d{20})-\d{20}-[0-9a-f]{16}\.parquet"
+)
+
+
 class Place(msgspec.Struct, frozen=True, order=True):
     """What the key of a manifest says."""
 
@@ -176,6 +183,15 @@ def places(keys: Iterable[str]) -> list[Place]:
         for m in matches
         if m is not None
     )
+
+
+def place_of(key: str) -> Place | None:
+    """The (first revision of the) manifest of the segment that a file is of; None if that is no file's key."""
+    m = _FILE.fullmatch(key)
+    if m is None:
+        return None
+    partition = int(m["records"] or m["exchanges"])
+    return Place(Log(m["cluster"], m["topic"], int(m["life"])), partition, int(m["first"]), 0)
 
 
 def newest(found: Iterable[Place]) -> list[Place]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from services.audit import layout, tables
+from services.audit import archive_reader, layout, tables
 from services.audit.chain import Chain
 from services.audit.kafka_source import kafka_offsets, log_partitions, log_portions
 from services.audit.layout import ROOT, Log, decode_manifest, places
@@ -66,14 +66,8 @@ def _lane(log: Log, at: TopicPartition, found: tuple[Manifest, str] | None, begi
     last, digest = found
     if begin > last.next:
         logs.get().error("records expired before they were archived", log=str(log), first=last.next, last=begin - 1)
-    highest = {_where(key): offset for key, offset in last.marks.items()}
     head, first = bytes.fromhex(last.head), max(begin, last.next)
-    return Lane(log, at.partition, Segment(first, first), Chain(head), head, digest, highest)
-
-
-def _where(key: str) -> tuple[str, int]:
-    topic, _, partition = key.rpartition("/")
-    return topic, int(partition)
+    return Lane(log, at.partition, Segment(first, first), Chain(head), head, digest, archive_reader.marks_of(last))
 
 
 async def _last_life(store: ArchiveStore, cluster: str, topic: str) -> int:

@@ -143,3 +143,17 @@ def public_keys(given: str) -> frozenset[str]:
         if len(key_hex) != 64 or set(key_hex) - set("0123456789abcdef"):  # noqa: PLR2004 - 32 bytes
             raise InvalidInput(f"{key_hex[:80]!r} is not an Ed25519 public key in hex")
     return keys
+
+
+def decode_checkpoint(content: bytes) -> Checkpoint:
+    """A stored checkpoint, whose statement can be read.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    try:
+        checkpoint = msgspec.json.decode(content, type=Checkpoint)
+    except msgspec.MsgspecError as err:
+        raise InvalidInput(f"not a checkpoint: {err}") from err
+    checkpoint.read()
+    return checkpoint

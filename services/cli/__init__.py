@@ -3,11 +3,12 @@
     __main__.py     the commands, put together; errors become one sentence and an exit code
     stack.py        up, down, status                  the local stack (`services.cli.local`)
     doctor.py       doctor                            what to change; checks.py judges
-    run.py          gateway, worker, optimizer, monitor
+    run.py          gateway, worker, optimizer, monitor, archiver
     models.py       models upload, list, show, promote, rollback, traffic, retire
     inference.py    infer
     requests.py     requests get, follow, cancel      by id
     log.py          topics, dead-letters list
+    audit.py        audit verify, explain, export, erase, restore
     demo/           demo
 
     where.py        which platform a command talks to

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from services.cli import inference, log, models, requests, run, stack
+from services.cli import audit, inference, log, models, report, requests, run, stack
 from services.cli.demo import demo
 from services.cli.doctor import doctor
 from services.cli.errors import CommandError
@@ -39,8 +39,10 @@ def application() -> typer.Typer:
     app.add_typer(models.app, name="models", rich_help_panel=_MODELS)
     app.command(rich_help_panel=_MODELS)(inference.infer)
     app.add_typer(requests.app, name="requests", rich_help_panel=_MODELS)
+    app.add_typer(audit.app, name="audit", rich_help_panel=_LOG)
     app.add_typer(log.dead_letters, name="dead-letters", rich_help_panel=_LOG)
     app.command(rich_help_panel=_LOG)(log.topics)
+    app.command(rich_help_panel=_LOG)(report.report)
     return app
 
 

@@ -85,13 +85,12 @@ class Gateway:
         optimization: str | None = None,
         config: str | None = None,
     ) -> dict[str, Any]:
-        """Stream an ONNX file of `byte_size` bytes to the gateway; returns when it is in the log.
+        """Stream a model file of `byte_size` bytes to the gateway; returns when it is in the log.
 
         `processing` is the digest of a stored declaration, `optimization` that of stored options, `config` that of a
         stored runtime configuration.
         """
-        asked = {"format": "onnx", "version": version, "processing": processing, "optimization": optimization}
-        asked |= {"config": config}
+        asked = {"version": version, "processing": processing, "optimization": optimization, "config": config}
         return self._map(
             "POST",
             f"{_model(model)}/versions",

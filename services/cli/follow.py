@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _POLL_S = 0.3
 _SETTLED = frozenset({"ready", "rejected", "retired"})
 _QUALITY = ("accuracy", "rmse", "agreement", "cosine")
+_ERRORS = frozenset({"rmse", "mae"})
+"""Metrics of which less is better."""
 """What is shown of what was measured, the first that is there."""
 
 
@@ -40,7 +42,7 @@ def follow(gateway: Gateway, model: str, number: int, tell: Tell, *, timeout_s: 
                 f"`aiaas models show {model}` tells how it goes on; does an optimizer run?"
             )
         progress = version.get("progress") or {}
-        words = f"{model} version {number}: {version['state']}"
+        words = version.get("waits_for") or f"{model} version {number}: {version['state']}"
         tell(f"{words}, {_where(progress)}" if progress else words, progress.get("fraction"))
         time.sleep(_POLL_S)
     return version
@@ -97,11 +99,33 @@ def comparison(version: dict[str, Any]) -> str | None:
     if not found:
         return None
     own, parents = (f"{found[who]['value']:.4f}" for who in ("own", "parents"))
-    verdict = "worse than" if found["worse"] else "no worse than"
     rows = found["own"]["rows"]
-    return (
-        f"{found['metric']} {own}, version {found['parent']} {parents}, on the same {rows} rows: {verdict} its parent"
-    )
+    return f"{found['metric']} {own}, version {found['parent']} {parents}, on the same {rows} rows: {_verdict(found)}"
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """What the gate made of a comparison: a loss may be within what the policy allows."""
+    if found["worse"]:
+        return "worse than its parent, by more than the policy allows"
+    lost = found["parents"]["value"] - found["own"]["value"]
+    if (-lost if found["metric"] in _ERRORS else lost) > 0:
+        return "worse than its parent, within what the policy allows"
+    return "no worse than its parent"
+
+
+def conversion(version: dict[str, Any]) -> str | None:
+    """What a version was made of that is no ONNX file by birth, and how close it is; or what it waits for."""
+    if version.get("waits_for"):
+        return str(version["waits_for"])
+    found = version.get("conversion")
+    if not found:
+        return None
+    made = f"converted from {found['format']} ({found['how']}) to ONNX opset {found['opset']}"
+    if not found["shapes"]:
+        return f"{made}: no number was changed"
+    shapes = "; ".join(found["shapes"])
+    within = f"within {found['atol']:g} and {found['rtol']:g} of it"
+    return f"{made}; run beside the original at {shapes}: at most {found['max_abs_error']:.2g} apart ({within})"
 
 
 def _number(value: float | None, form: str) -> str:

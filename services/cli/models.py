@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from services.cli import exports, provenance, updates
+from services.cli import audit, exports, provenance, replays, updates
 from services.cli.client import Gateway, Url
+from services.cli.convert.command import convert
 from services.cli.errors import CommandError, NotTried
-from services.cli.follow import comparison, follow, variants_table
+from services.cli.follow import comparison, conversion, follow, variants_table
 from services.cli.printing import Json, as_json, bar, console, size, table
 from services.cli.processing import stored
 
@@ -24,6 +25,7 @@ Model = Annotated[str, typer.Argument(help="The model's name.")]
 app.command("update")(updates.update)
 app.command("cancel")(updates.cancel)
 app.command("policy")(updates.policy)
+app.command("convert")(convert)
 app.command("export")(exports.export)
 app.command("configure")(exports.configure)
 Number = Annotated[int, typer.Argument(min=1, help="The version's number.")]
@@ -32,7 +34,10 @@ _CHUNK_BYTES = 1024 * 1024
 
 @app.command("upload")
 def upload(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="An ONNX file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, readable=True, help="A model; docs/formats.md lists formats."),
+    ],
     *,
     name: Annotated[str, typer.Option("--name", "-n", help="The model's name.")],
     version: Annotated[int | None, typer.Option(min=1, help="Ask for this number; else the next one.")] = None,
@@ -76,10 +81,20 @@ def upload(
 
 
 @app.command("list")
-def list_models(*, url: Url = None, json: Json = False) -> None:
+def list_models(
+    *,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", help="As they were at this time (RFC 3339), from the log itself.")
+    ] = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
     """All models, and which of their versions answer."""
-    with Gateway(url) as gateway:
-        models = gateway.models()
+    if as_of is None:
+        with Gateway(url) as gateway:
+            models = gateway.models()
+    else:
+        models = audit.models_as_of(as_of)
     if json:
         as_json(models)
         return
@@ -113,8 +128,26 @@ def show(
 
 
 @app.command("promote")
-def promote(model: Model, version: Number, *, url: Url = None, json: Json = False) -> None:
-    """From now on this version answers requests that name none."""
+def promote(
+    model: Model,
+    version: Number,
+    *,
+    gate: Annotated[
+        Literal["backtest"] | None,
+        typer.Option(help="Only if recorded requests show it to be no worse than the version that answers now."),
+    ] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="With --gate: requests from this moment on.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="With --gate: requests before this moment.")] = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """From now on this version answers requests that name none. With --gate: exit code 1 if it is refused."""
+    if gate is not None:
+        with Gateway(url) as gateway:
+            active = gateway.versions(model)["active"]
+        if active is None:
+            raise NotTried(f"No version of {model} answers now, so there is nothing to hold version {version} against.")
+        replays.pass_backtest(model, version, active, from_, to)
     _change(model, f"versions/{version}/promote", url=url, json=json)
 
 
@@ -240,6 +273,8 @@ def _show_version(version: dict[str, Any]) -> None:
     if version["state"] == "rejected":
         what += f" ({version['code']}): {version['reason']}"
     out.print(f"{what}, {size(version['byte_size'])} uploaded {version['uploaded_at']}", markup=False, soft_wrap=True)
+    if (converted := conversion(version)) is not None:
+        out.print(converted, markup=False, soft_wrap=True)
     if version.get("runtime"):
         out.print(f"configured: {version['runtime']}", markup=False, soft_wrap=True)
     if version["variants"] or version["rejected"]:

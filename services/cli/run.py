@@ -1,4 +1,4 @@
-"""`aiaas gateway | worker | optimizer | monitor`: one service in this process, configured by its variables."""
+"""`aiaas gateway | worker | optimizer | monitor | archiver`: one service in this process, by its variables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
     import typer
 
-_EXTRAS = {"gateway": "gateway", "worker": "worker,cpu", "optimizer": "optimizer,cpu", "monitor": "monitor"}
+_EXTRAS = {
+    "gateway": "gateway",
+    "worker": "worker,cpu",
+    "optimizer": "optimizer,cpu",
+    "monitor": "monitor",
+    "archiver": "audit",
+}
+_PACKAGES = {"archiver": "audit"}
+"""Where a service does not lie in the package of its name."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,7 +32,7 @@ def add_to(app: typer.Typer) -> None:
 def _runs(name: str) -> Callable[[], None]:
     def run() -> None:
         try:
-            service = importlib.import_module(f"services.{name}.__main__")
+            service = importlib.import_module(f"services.{_PACKAGES.get(name, name)}.__main__")
         except ModuleNotFoundError as err:
             raise NotTried(f"The {name} needs the package {err.name!r}: pip install 'aiaas[{_EXTRAS[name]}]'.") from err
         service.main()

@@ -92,7 +92,7 @@ def update(
     ] = None,
     max_rows: Annotated[int, typer.Option(min=1, help="Of logged requests.")] = 10_000,
     learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
-    epochs: Annotated[int, typer.Option(min=1)] = 10,
+    epochs: Annotated[int | None, typer.Option(min=1, help="10 by default, and more of few rows.")] = None,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "adamw",
     train: Annotated[list[str] | None, typer.Option(help="Train only weights whose names match; repeatable.")] = None,
     freeze: Annotated[list[str] | None, typer.Option(help="Leave weights whose names match; repeatable.")] = None,
@@ -117,7 +117,8 @@ def update(
     """
     if (data is None) == (log_labels is None):
         raise NotTried("An update is trained on data: give --data FILE or --from-log feedback, one of both.")
-    training: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "optimizer": optimizer}
+    training: dict[str, Any] = {"learning_rate": learning_rate, "optimizer": optimizer}
+    training |= {} if epochs is None else {"epochs": epochs}
     training |= {name: given for name, given in (("train", train), ("freeze", freeze), ("classes", classes)) if given}
     if trials:
         training["search"] = {"trials": trials}

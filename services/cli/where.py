@@ -8,6 +8,7 @@ from services.cli.local import LocalStackSettings, RunningStack
 from shared.settings import PlatformSettings, read
 
 _USUAL_GATEWAY = "http://127.0.0.1:8080"
+_USUAL_MONITOR = "http://127.0.0.1:8090"
 _PREFIX = "AIAAS_"
 
 
@@ -20,6 +21,12 @@ def gateway_url(given: str | None) -> str:
     """The gateway's base URL, without a slash at its end."""
     stack = None if given else running_stack()
     return (given or (stack and stack.urls.get("gateway")) or _USUAL_GATEWAY).rstrip("/")
+
+
+def monitor_url(given: str | None) -> str:
+    """The monitor's base URL, without a slash at its end."""
+    stack = None if given else running_stack()
+    return (given or (stack and stack.urls.get("monitor")) or _USUAL_MONITOR).rstrip("/")
 
 
 def platform_settings() -> PlatformSettings:

@@ -44,7 +44,7 @@ async def upload(
     request: Request,
     gateway: TheGateway,
     tenant: TheTenant,
-    format: Annotated[str, Query(description="onnx")] = "onnx",  # noqa: A002 - the parameter's public name
+    format: Annotated[str, Query(description="auto (told by the bytes) or onnx")] = "auto",  # noqa: A002 - the parameter's public name
     version: Annotated[int | None, Query(ge=1, le=MAX_VERSION, description="a number of one's own")] = None,
     processing: Annotated[
         str | None, Query(pattern="^[0-9a-f]{64}$", description="SHA-256 of a stored declaration")
@@ -81,8 +81,10 @@ async def upload(
 async def _upload(gateway: Gateway, request: Request, asked: repository.Upload, file_format: str) -> Version:
     if not _NAME.fullmatch(asked.model):
         raise InvalidInput("a model's name is 1 to 100 letters, digits and hyphens, and begins with no hyphen")
-    if file_format != "onnx":
-        raise InvalidInput(f"format {file_format[:40]!r} is not supported: only onnx is")
+    if file_format not in ("auto", "onnx"):
+        raise InvalidInput(
+            f"format {file_format[:40]!r} is not supported: files are told by their bytes, so leave it out"
+        )
     async with uploads.arriving(gateway, request) as chunks:
         return await repository.upload(gateway.backbone, asked, chunks, gateway.settings.max_upload_bytes)
 
@@ -111,7 +113,9 @@ async def show_version(model: str, version: str, backbone: TheBackbone, _tenant:
     registry = backbone.log.registry
     found = registry.version(model, _number(version, model))
     told = backbone.progress.of(model, found.number), backbone.progress.points(model, found.number)
-    return JsonResponse(views.version_state(registry.model(model), found, *told))
+    tools = [beat.tools for beat in backbone.heartbeats.alive() if beat.service == "optimizer"]
+    waits = views.waits_for(found, tools)
+    return JsonResponse(views.version_state(registry.model(model), found, *told, waits_for=waits))
 
 
 @router.post("/versions/{version}/promote", summary="Let a version answer")

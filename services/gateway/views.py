@@ -8,10 +8,11 @@ from msgspec import to_builtins
 
 from shared.codec import rfc3339
 from shared.processed_signature import public_signature
+from shared.registry import CANONICAL
 from shared.runtime_config import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from shared.events import JobProgressed, Measurements
     from shared.registry import Model, Rejection, Step, Variant, Version
@@ -63,6 +64,7 @@ def version_state(
     version: Version,
     progress: JobProgressed | None = None,
     points: Mapping[str, tuple[int, float]] | None = None,
+    waits_for: str | None = None,
 ) -> dict[str, Any]:
     """A version: how far it is, what was measured, which variant was chosen and why others were not."""
     return {
@@ -75,6 +77,10 @@ def version_state(
         "sha256": version.artifact.sha256,
         "byte_size": version.artifact.byte_size,
         "format": version.format,
+        "recognised": version.recognised,
+        "needs": list(version.needs),
+        "waits_for": waits_for,
+        "conversion": _conversion(version),
         "processing": None if version.processing is None else to_builtins(version.processing),
         "upload_id": version.upload_id,
         "uploaded_at": rfc3339(version.uploaded_ms * 1_000_000),
@@ -90,6 +96,22 @@ def version_state(
         "variants": [_variant(variant, version.chosen) for variant in version.variants.values()],
         "rejected": [_rejection(rejection) for rejection in version.rejections],
     }
+
+
+def waits_for(version: Version, tools: Sequence[Collection[str]]) -> str | None:
+    """In a sentence, what a version waits for that no optimizer of those that are up has; `tools` are theirs."""
+    if version.state != "uploaded" or not version.needs or any(set(version.needs) <= set(held) for held in tools):
+        return None
+    libraries = " and ".join(version.needs)
+    return (
+        f"the upload is {version.recognised}, which an optimizer converts that has {libraries}; of the {len(tools)} "
+        "that are up none has: start one with the extra that brings them (docs/formats.md), or upload ONNX"
+    )
+
+
+def _conversion(version: Version) -> dict[str, Any] | None:
+    step = version.steps.get(CANONICAL)
+    return None if step is None or step.conversion is None else to_builtins(step.conversion)
 
 
 def _variant(variant: Variant, chosen: str | None) -> dict[str, Any]:

@@ -10,6 +10,10 @@ Three sources, read in three ways:
 3. `workers` (`shared.heartbeats`): who is alive, what it has loaded, what waits for it.
 
 What it counted goes back to the log (`totals` → `publisher`): statistics by version, for gateways to show.
-`state` holds the three together; `exposition` shows them to Prometheus, `views` as JSON, `routes` by HTTP; `app` wires.
-Not here: history, reports, alerts and the dashboard.
+`state` holds all of it together; `exposition` shows it to Prometheus, `views` as JSON, `routes` by HTTP; `app` wires.
+
+Over time: outcomes and samples become rows by window (`recorder`, `metering`), which are stored with the snapshot
+(`storing`, `history`) and asked for in SQL (`queries` → `tally`). From those: `series`, `overview`, `timeline` and
+`story`, the conclusions (`analysis`, `examination`), `drift`, the alert rules (`findings` → `alerts`, judged by
+`watching`), and the `report`. `docs/monitor.md` says what each of them means.
 """

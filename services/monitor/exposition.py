@@ -1,8 +1,10 @@
 """What the monitor knows, for Prometheus: a collector over the state, which renders on each scrape.
 
-Names and units follow https://prometheus.io/docs/practices/naming/; counters never go down while the state lives, and
-the state outlives the process. `version` is empty where no version was chosen. `aiaas_batch_size` counts requests by
-the size of the batch they ran in (see `services.monitor.fold`).
+Names and units follow https://prometheus.io/docs/practices/naming/ (base units, ratios from 0 to 1, `_total`); Triton's
+stand beside them (`exposition_triton`). Histograms have fixed bounds, so they aggregate. Counters never go down while
+the state lives, and the state outlives the process. `version` is empty where no version was chosen. `aiaas_batch_size`
+counts requests by the size of the batch they ran in (see `services.monitor.fold`). `instance` is the instance that a
+number is of, not the monitor: scrape with `honor_labels`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from services.monitor import exposition_triton
+from services.monitor.findings import RULES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
 
     from services.monitor.fold import Series
     from services.monitor.state import Instance, State
-    from shared.events import HostSampled
+    from shared.events import GpuSample, HostSampled
 
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -29,10 +34,10 @@ _SERIES: tuple[tuple[str, str, Callable[[Series], int]], ...] = (
     ("executions", "Runs of a model that succeeded.", lambda series: series.totals.executions),
 )
 _HOST: tuple[tuple[str, str, Callable[[HostSampled], float]], ...] = (
-    ("process_cpu_percent", "CPU of the process; 100 is one core.", lambda host: host.cpu_percent),
+    ("process_cpu_ratio", "CPU of the process; 1 is one core.", lambda host: host.cpu_percent / 100),
     ("process_resident_memory_bytes", "Resident memory of the process.", lambda host: host.rss_bytes),
     ("process_event_loop_delay_seconds", "Largest delay in the last interval.", lambda host: host.loop_delay_s),
-    ("host_cpu_percent", "CPU of the host, all cores together 100.", lambda host: host.host_cpu_percent),
+    ("host_cpu_ratio", "CPU of the host, all cores together 1.", lambda host: host.host_cpu_percent / 100),
     ("host_memory_used_bytes", "Memory in use on the host.", lambda host: host.host_memory_used_bytes),
     ("host_memory_total_bytes", "Memory of the host.", lambda host: host.host_memory_total_bytes),
     ("host_disk_used_bytes", "Disk in use where the data lies.", lambda host: host.disk_used_bytes),
@@ -41,13 +46,15 @@ _HOST: tuple[tuple[str, str, Callable[[HostSampled], float]], ...] = (
 _HOST_COUNTERS: tuple[tuple[str, str, Callable[[HostSampled], float]], ...] = (
     ("host_disk_read_bytes", "Bytes the host read from disks.", lambda host: host.disk_read_bytes),
     ("host_disk_written_bytes", "Bytes the host wrote to disks.", lambda host: host.disk_written_bytes),
+    ("host_network_received_bytes", "Bytes the host received.", lambda host: host.network_received_bytes),
+    ("host_network_sent_bytes", "Bytes the host sent.", lambda host: host.network_sent_bytes),
 )
-_GPU = (
-    ("gpu_utilization_percent", "Utilization of the GPU.", "utilisation_percent"),
-    ("gpu_memory_used_bytes", "GPU memory in use.", "memory_used_bytes"),
-    ("gpu_memory_total_bytes", "GPU memory.", "memory_total_bytes"),
-    ("gpu_power_watts", "Power drawn by the GPU.", "power_w"),
-    ("gpu_temperature_celsius", "Temperature of the GPU.", "temperature_c"),
+_GPU: tuple[tuple[str, str, Callable[[GpuSample], float | None]], ...] = (
+    ("gpu_utilization_ratio", "Utilization of the GPU, 0 to 1.", lambda gpu: gpu.utilisation_percent / 100),
+    ("gpu_memory_used_bytes", "GPU memory in use.", lambda gpu: gpu.memory_used_bytes),
+    ("gpu_memory_total_bytes", "GPU memory.", lambda gpu: gpu.memory_total_bytes),
+    ("gpu_power_watts", "Power drawn by the GPU.", lambda gpu: gpu.power_w),
+    ("gpu_temperature_celsius", "Temperature of the GPU.", lambda gpu: gpu.temperature_c),
 )
 
 Row = tuple[Any, ...]
@@ -67,6 +74,8 @@ class Exposition(Collector):
         instances = self._state.instances()
         yield from _hosts(instances)
         yield from _workers(instances)
+        yield _alerts(self._state)
+        yield from exposition_triton.families(self._state)
 
 
 def _family(kind: type[Any], name: str, text: str, labels: Iterable[str], rows: Iterable[Row]) -> Metric:
@@ -87,6 +96,8 @@ def _requests(state: State) -> Iterator[Metric]:
     yield _family(CounterMetricFamily, "request_errors", "Requests without a result, by code.", (*of, "code"), rows)
     for name, text, value in _SERIES:
         yield _family(CounterMetricFamily, name, text, of, [(s.model, s.version, value(s)) for s in every])
+    rows = [(s.model, s.version, s.totals.last_success_ms / 1000) for s in every if s.totals.last_success_ms]
+    yield _family(GaugeMetricFamily, "last_success_timestamp_seconds", "When a request last succeeded.", of, rows)
     yield _durations(every)
     yield _batch_sizes(every)
     rows = list(state.outcomes.ignored.items())
@@ -116,6 +127,16 @@ def _batch_sizes(every: list[Series]) -> Metric:
     return family
 
 
+def _alerts(state: State) -> Metric:
+    rows: list[Row] = []
+    for held in state.alerts.active.values():
+        found, rule = held.finding, RULES.get(held.rule)
+        if rule is not None:  # one of an older monitor's rules may still stand in a snapshot
+            rows.append((rule.name, rule.severity, found.model, found.version, found.instance, found.part, 1))
+    of = ("rule", "severity", "model", "version", "instance", "part")
+    return _family(GaugeMetricFamily, "alert_active", "Alerts of the monitor that are raised.", of, rows)
+
+
 def _services(state: State) -> Iterator[Metric]:
     measured = state.measurements
     rows: list[Row] = sorted(measured.http_statuses.items())
@@ -141,8 +162,8 @@ def _hosts(instances: list[Instance]) -> Iterator[Metric]:
     for name, text, value in _HOST_COUNTERS:
         rows = [(instance, service, value(host)) for instance, service, host in sampled]
         yield _family(CounterMetricFamily, name, text, of, rows)
-    for name, text, attribute in _GPU:
-        readings = [(i, s, gpu.index, gpu.name, getattr(gpu, attribute)) for i, s, host in sampled for gpu in host.gpus]
+    for name, text, reading in _GPU:
+        readings = [(i, s, gpu.index, gpu.name, reading(gpu)) for i, s, host in sampled for gpu in host.gpus]
         rows = [row for row in readings if row[-1] is not None]
         yield _family(GaugeMetricFamily, name, text, (*of, "gpu", "name"), rows)
 

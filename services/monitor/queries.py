@@ -23,7 +23,6 @@ _SAMPLES: Final = """
 _COUNTS: Final = """
     SELECT {at} AS at_s, model, {version} AS number, what, bucket, sum(n)::BIGINT
     FROM rows WHERE ($model IS NULL OR model = $model) AND ($version IS NULL OR version = $version)
-        AND (model <> '' OR $model = '')
     GROUP BY at_s, model, number, what, bucket"""
 
 

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from services.monitor import routes_v1, views
+from services.monitor import routes_report, routes_v1, views
 from services.monitor.exposition import Exposition
 from shared.errors import AiaasError, InvalidInput, UnknownModel, UnknownRequest
 
@@ -23,6 +23,7 @@ def application(state: State, settings: MonitorSettings, asyncapi: dict[str, Any
     """The ASGI application. `asyncapi` is the document of the log (`shared.asyncapi`)."""
     app = FastAPI(title="aiaas monitor", docs_url=None, redoc_url=None)
     app.include_router(routes_v1.router(state, settings))
+    app.include_router(routes_report.router(state, settings))
     app.add_exception_handler(AiaasError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     metrics_of = CollectorRegistry()

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct
 
 from services.optimizer.recipes.configs import DynamicInt8, Fp16, StaticQdq, WeightOnly
+from shared.events import MachineClass
 from shared.optimization import LoggedRequests, Training
 
 STEP_NAME: Final = r"\A[a-z0-9][a-z0-9.-]{0,79}\Z"
@@ -19,6 +20,8 @@ UPLOAD: Final = "upload"
 """The base of what starts from the version's own file."""
 REFERENCE: Final = "fp32"
 COMPARE: Final = "compare"
+INPUTS: Final = "inputs"
+ELSEWHERE: Final = "elsewhere"
 
 
 class Refer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="reference"):
@@ -79,8 +82,22 @@ class Compare(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     """Hold an update against its parent on the rows that are held out."""
 
 
+class Sample(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="sample"):
+    """Make the inputs that workers of other classes are to measure with."""
+
+
+class Elsewhere(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="elsewhere"):
+    """Have workers of other classes measure what passed on quality. Asked for by the service, over Kafka."""
+
+    machines: tuple[MachineClass, ...]
+    here: bool = False
+    """Workers of the optimizer's own class are up as well: what was measured here counts, too."""
+
+
 Quantize = WeightOnly | StaticQdq | DynamicInt8 | Fp16
-Action = Draw | Convert | Refer | Quantize | Sensitive | Prune | Sparsify | Distil | Train | Compare
+Action = (
+    Draw | Convert | Refer | Quantize | Sensitive | Prune | Sparsify | Distil | Train | Compare | Sample | Elsewhere
+)
 TRAINING: Final = (Prune, Distil, Train)
 """What needs torch."""
 

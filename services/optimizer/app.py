@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from services.optimizer import elsewhere, sweeping
 from services.optimizer.claims import Listening
 from services.optimizer.confined import open_sandbox
 from services.optimizer.curves import Curves
@@ -67,9 +68,13 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
         def means() -> Means:
             gpu = any("CUDAExecutionProvider" in beat.machine.providers for beat in others.alive())
             about = f"{machine.isa}, {machine.threads} threads"
-            return Means(training="torch" in probed.tools, gpu=gpu, machine=about, tools=probed.tools)
+            classes, here = elsewhere.classes(others.alive(), machine)
+            return Means(
+                training="torch" in probed.tools, gpu=gpu, others=classes, here=here, machine=about, tools=probed.tools
+            )
 
-        jobs = Jobs(settings, store, sandbox, means, Drawer(settings))
+        workers = await stack.enter_async_context(elsewhere.open_workers(settings, producer, others))
+        jobs = Jobs(settings, store, sandbox, means, Drawer(settings), workers)
         curves = Curves(settings.curves_dir)
         stack.callback(curves.close)
         reactor = Reactor(settings, log, listening, jobs, telemetry, curves)
@@ -93,6 +98,7 @@ async def serve(settings: OptimizerSettings, stop: asyncio.Event) -> None:
                 tasks.create_task(heartbeats.publish(settings, producer, beat), name="heartbeats"),
                 tasks.create_task(telemetry.run(), name="telemetry"),
                 tasks.create_task(_listen(listening), name="listening"),
+                tasks.create_task(sweeping.run(settings, store, lambda: log.registry), name="sweeping"),
                 tasks.create_task(reactor.run(), name="reactor"),
                 tasks.create_task(exporter.run(), name="exporter"),
             ]

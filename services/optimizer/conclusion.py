@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from services.optimizer import gate
-from services.optimizer.actions import COMPARE, REFERENCE, Compare, Convert, Draw, Train
-from shared.events import Comparison, Estimate, ModelReady, VariantReady, VariantRejected
+from services.optimizer.actions import COMPARE, ELSEWHERE, REFERENCE, Compare, Convert, Draw, Elsewhere, Sample, Train
+from services.optimizer.messages import Served
+from shared.events import Comparison, Estimate, ModelReady, OnWorker, VariantReady, VariantRejected
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from services.optimizer.documents import Document
     from services.optimizer.plan import Plan
-    from services.optimizer.quality import estimates as quality
     from shared.artifacts import Artifact
     from shared.events import AttemptEvent
     from shared.optimization import Policy
+    from shared.quality import estimates as quality
     from shared.registry import Version
 
-_NO_CANDIDATES = (Draw, Convert, Train, Compare)
+_NO_CANDIDATES = (Draw, Convert, Train, Compare, Sample, Elsewhere)
 
 
 def policy_of(upload: Policy | None, model: Policy | None, settings: Policy) -> Policy:
@@ -53,7 +54,10 @@ def events(
         else:
             measured[name] = document
     found = [document.found for name, document in measured.items() if name != REFERENCE]
-    decision = gate.decide(measured[REFERENCE].found, found, failed, policy)
+    asked = documents.get(ELSEWHERE)
+    served = (None if asked is None else asked.found.served) or Served()
+    decision = gate.decide(measured[REFERENCE].found, found, failed, policy, served)
+    measured = {name: _with_workers(document, served) for name, document in measured.items()}
     common: dict[str, Any] = {
         "model": version.model,
         "version": version.number,
@@ -74,6 +78,25 @@ def events(
         *rejected,
         ModelReady(**common, variant=decision.chosen, reason=decision.reason, comparison=comparison),
     )
+
+
+def _with_workers(document: Document, served: Served) -> Document:
+    """A candidate's figures, with those of workers of other classes."""
+    found = document.found
+    assert found.measurements is not None  # noqa: S101 - for the type checker: it is one that was measured
+    there = tuple(
+        OnWorker(
+            machine=each.machine,
+            worker=each.worker,
+            latencies=each.latencies.get(found.step, ()),
+            problem=each.problems.get(found.step, "")[:4000],
+        )
+        for each in served.classes
+        if found.step in each.latencies or found.step in each.problems
+    )
+    if not there:
+        return document
+    return replace(document, found=replace(found, measurements=replace(found.measurements, on_workers=there)))
 
 
 def _ready(common: dict[str, Any], document: Document, file: Artifact, why: str) -> VariantReady:

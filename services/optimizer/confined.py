@@ -2,7 +2,7 @@
 
 The child gets its own session, a private working directory, an environment of its own, and, where the system allows
 it, no network (`unshare --net` in a user namespace; `open_sandbox` tries it and says what it found). It limits itself
-before it opens the file and dies with this process (`services.optimizer.sandbox.confine`). Here are the wall clock,
+before it opens the file and dies with this process (`shared.confine`). Here are the wall clock,
 the bounds on what it says, and the end of its whole process group whatever happens.
 
 `Ending` says how it ended, as a code of `rejections` if that condemns the model. What is nobody's fault but the
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from services.optimizer.messages import MAX_LINE_BYTES, MAX_LINES, MESSAGE, UNUSABLE_EXIT, Found, Job, Limits, Probed
+from services.optimizer.messages import MAX_LINE_BYTES, MAX_LINES, MESSAGE, UNUSABLE_EXIT, Found, Job, Probed
 from shared import logs
+from shared.confine import Limits
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process

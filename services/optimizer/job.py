@@ -14,9 +14,9 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from services.optimizer import conclusion, documents, formats
+from services.optimizer import conclusion, documents, formats, gate
 from services.optimizer import plan as plans
-from services.optimizer.actions import COMPARE, REFERENCE, UPLOAD, Draw, Refer, Train
+from services.optimizer.actions import COMPARE, ELSEWHERE, INPUTS, REFERENCE, UPLOAD, Draw, Elsewhere, Refer, Train
 from services.optimizer.confined import TIMED_OUT, Ending
 from services.optimizer.documents import Document
 from services.optimizer.messages import (
@@ -24,9 +24,11 @@ from services.optimizer.messages import (
     UPLOAD_FILE,
     WARM_START_FILE,
     Found,
+    OnClass,
     Progress,
     Recognised,
     Rejected,
+    Served,
     data_file,
     step_file,
     tokenizer_file,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from services.optimizer.actions import Spec
     from services.optimizer.confined import Sandbox
     from services.optimizer.drawing import Drawer
+    from services.optimizer.elsewhere import Workers
     from services.optimizer.messages import Message
     from services.optimizer.plan import Means, Plan
     from services.optimizer.settings import OptimizerSettings
@@ -61,7 +64,7 @@ _ESSENTIAL = frozenset({REFERENCE, TRAIN, CANONICAL})
 """Steps without which there is nothing to serve."""
 _TRAINING_SHARE = 0.5
 """Of the time that is left, for the training within one candidate."""
-_UNBUDGETED = frozenset({REFERENCE, COMPARE, CANONICAL})
+_UNBUDGETED = frozenset({REFERENCE, COMPARE, CANONICAL, INPUTS, ELSEWHERE})
 """What is done whatever the budget."""
 
 
@@ -75,12 +78,14 @@ class Jobs:
         sandbox: Sandbox,
         means: Callable[[], Means],
         drawer: Drawer | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
         self.sandbox = sandbox
         self.means = means
         self.drawer = drawer
+        self.workers = workers
 
     def can_do(self, version: Version) -> bool:
         """Whether this optimizer has what the version's plan cannot do without."""
@@ -152,6 +157,7 @@ class _Attempt:
                 continue
             if self._left() and not await self._goes_on_after(ending):
                 break
+        await self._ask_workers()
         await self._check_processing()
         await self._meter.say("store", 0.0)
         return conclusion.events(
@@ -174,7 +180,7 @@ class _Attempt:
     async def _reuse(self) -> None:
         """Take over what is finished of other versions."""
         keys = self._keys()
-        for spec in self._left():
+        for spec in [spec for spec in self._plan.steps if spec.name not in self._documents]:
             place, step = self._task.elsewhere.get(keys[spec.name], (None, None))
             if place is None or step is None or (document := await self._document(step)) is None:
                 continue
@@ -260,6 +266,41 @@ class _Attempt:
             if file is not None:
                 found[role] = file
         return found
+
+    # ------------------------------------------------------------------ other classes of worker
+
+    async def _ask_workers(self) -> None:
+        """Have the classes of worker that are up, and are not this one's, measure what passed on quality."""
+        spec = next((spec for spec in self._plan.steps if isinstance(spec.action, Elsewhere)), None)
+        if spec is None or spec.name in self._documents or not isinstance(spec.action, Elsewhere):
+            return
+        self._lap_s()
+        found = [self._documents[name].found for name in self._measured()]
+        names = gate.worth_measuring(self._documents[REFERENCE].found, found, self._policy)
+        asked = {name: file for name in names if (file := self._steps[name].file) is not None}
+        signature, inputs = self._documents[REFERENCE].found.signature, self._steps.get(INPUTS)
+        reference = self._steps[REFERENCE].file
+        answers: list[OnClass] = []
+        if asked and signature is not None and reference is not None:
+            for machine in spec.action.machines:
+                await self._meter.say(spec.name, len(answers) / len(spec.action.machines), str(machine))
+                if self._jobs.workers is None or inputs is None or inputs.file is None:
+                    answers.append(OnClass(machine=machine, failed="there was nothing to measure with"))
+                    continue
+                files = (reference, inputs.file)
+                answers.append(await self._jobs.workers.measure(self._version, machine, signature, files, asked))
+        served = Served(here=spec.action.here, classes=tuple(answers))
+        document = Document(found=Found(step=spec.name, served=served))
+        key = self._keys()[spec.name]
+        if any(each.failed for each in answers):  # no result: who asks for the same again is to try again
+            key = plans.part_of(key, f"{self._version.model}/{self._version.number}")
+        result = await self._put(document.encode())
+        await self._tell(Step(spec.name, key, result, None, self._lap_s()), document)
+
+    def _measured(self) -> list[str]:
+        """Candidates that were built and measured here."""
+        found = {name: each.found for name, each in self._documents.items()}
+        return [name for name, each in found.items() if each.measurements is not None and name != REFERENCE]
 
     # ------------------------------------------------------------------ the child
 
@@ -432,7 +473,9 @@ class _Attempt:
     # ------------------------------------------------------------------ small questions
 
     def _left(self) -> list[Spec]:
-        return [spec for spec in self._plan.steps if spec.name not in self._documents]
+        """What a child has to do, and what is drawn for it."""
+        steps = (spec for spec in self._plan.steps if not isinstance(spec.action, Elsewhere))
+        return [spec for spec in steps if spec.name not in self._documents]
 
     def _keys(self) -> dict[str, str]:
         finished = {name: step.key for name, step in self._steps.items()}

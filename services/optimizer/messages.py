@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from msgspec import Meta, Struct, json
 
 from services.optimizer.actions import Spec, StepName
-from services.optimizer.quality.estimates import Comparison
 from services.optimizer.rejections import ADVICE
-from shared.events import Conversion, Measurements, Parity
+from shared.confine import Limits
+from shared.events import Conversion, Latency, MachineClass, Measurements, Parity
+from shared.quality.estimates import Comparison
 from shared.signature import Signature
 
 if TYPE_CHECKING:
@@ -52,16 +53,6 @@ def data_file(role: str) -> str:
 def tokenizer_file(index: int) -> str:
     """The name of a tokenizer's file there."""
     return f"tokenizer-{index}.json"
-
-
-class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the child sets for itself before it opens the file; see setrlimit(2)."""
-
-    address_space_bytes: int
-    cpu_s: int
-    file_bytes: int
-    open_files: int = 256
-    niceness: int = 5
 
 
 class Batched(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,6 +100,25 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """JSON that is to lie in the export."""
     holdout: float = 0.25
     """The share of the data set `data` that is judged by, if there is no `evaluation`."""
+
+
+class OnClass(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a worker of another class measured; or why none did."""
+
+    machine: MachineClass
+    worker: Annotated[str, Meta(max_length=200)] = ""
+    latencies: Annotated[dict[str, tuple[Latency, ...]], Meta(max_length=100)] = {}
+    problems: Annotated[dict[str, str], Meta(max_length=100)] = {}
+    """Of candidates that do not run there."""
+    failed: Annotated[str, Meta(max_length=4000)] = ""
+
+
+class Served(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """On which classes of worker the candidates are judged by their speed."""
+
+    here: bool = True
+    """The optimizer's own."""
+    classes: Annotated[tuple[OnClass, ...], Meta(max_length=20)] = ()
 
 
 class _Message(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -177,6 +187,8 @@ class Found(_Message, frozen=True, kw_only=True, tag="found"):
     """What was done, as JSON, as far as the step itself chose it."""
     rows: Annotated[dict[str, int], Meta(max_length=10)] = {}
     """How many of each data set were used."""
+    served: Served | None = None
+    """Of the step that asks workers."""
     file: bool = False
     """The step made a file that is no candidate, such as trained weights."""
     conversion: Conversion | None = None

@@ -17,6 +17,8 @@ import msgspec
 
 from services.optimizer.actions import (
     COMPARE,
+    ELSEWHERE,
+    INPUTS,
     REFERENCE,
     TRAINING,
     UPLOAD,
@@ -24,9 +26,11 @@ from services.optimizer.actions import (
     Convert,
     Distil,
     Draw,
+    Elsewhere,
     Prune,
     Quantize,
     Refer,
+    Sample,
     Sensitive,
     Sparsify,
     Spec,
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from services.optimizer.actions import Action
+    from shared.events import MachineClass
     from shared.registry import Version
 
 _ALWAYS: Final = ("int8-weight-only", "int4-weight-only", "int8-static", "int8-static-products", "int8-dynamic")
@@ -66,6 +71,10 @@ class Means:
     """Its children have torch."""
     gpu: bool = False
     """A worker with a GPU was heard of."""
+    others: tuple[MachineClass, ...] = ()
+    """The classes of live workers that are not its own: they measure there."""
+    here: bool = False
+    """A worker of its own class is up."""
     machine: str = ""
     """Its class: what is measured here holds there."""
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -108,6 +117,12 @@ def plan(version: Version, means: Means) -> Plan:
             steps += [spec for spec in candidate(name) if spec not in steps]
         except UnknownCandidate:
             unknown.append(name)
+    if means.others and any(spec.base not in (UPLOAD, start) and spec.name != COMPARE for spec in steps):
+        steps.insert(
+            1 + [spec.name for spec in steps].index(REFERENCE), Spec(name=INPUTS, action=Sample(), base=REFERENCE)
+        )
+        asked = Elsewhere(machines=means.others, here=means.here)
+        steps.append(Spec(name=ELSEWHERE, action=asked, base=REFERENCE))
     return Plan(tuple(steps), tuple(unknown))
 
 
@@ -191,6 +206,8 @@ def keys(
             own["drawn_for"] = [version.model, version.number]  # the log goes on
         found[spec.name] = finished.get(spec.name) or _digest(own)
         reference = found[spec.name] if spec.name == REFERENCE else reference
+        if spec.name == ELSEWHERE:
+            found[spec.name] = finished.get(spec.name) or _digest([own, sorted(found.values())])
     del found[UPLOAD]
     return found
 

@@ -21,7 +21,7 @@ ADVICE: Final[dict[str, str]] = {
     # What is in it.
     "unsupported_format": (
         f"docs/formats.md lists what is taken; one ONNX file always is. {_EXPORT}. Pickles, joblib files and whole "
-        "models (.pt) are converted at home: `aiaas models convert FILE`"
+        "models (.pt) are converted at home: `aiaas models convert FILE --trust`"
     ),
     "format_not_allowed": (
         "Loading it can run what is in the file, so the operator has to allow it, by that variable; or export the "

@@ -36,6 +36,11 @@ class OptimizerSettings(PlatformSettings):
     """The most that a policy may ask for."""
     step_timeout_s: float = Field(default=600.0, gt=0)
     """How long one candidate may take. Training may take all of the budget."""
+    sweep_after_s: float = Field(default=7 * 24 * 3600.0, ge=0)
+    """How long files of rejected candidates stay in the store, for the same upload or another policy to find."""
+    measure_timeout_s: float = Field(default=60.0, gt=0, le=3600)
+    """How long a worker of another class may take to measure the candidates there, below its traffic. Without an answer
+    they are judged by what was measured here."""
     checkpoint_s: float = Field(default=30.0, ge=0)
     """How often the state of a training is kept, so that another optimizer can go on there."""
     run_timeout_s: float = Field(default=20.0, gt=0)

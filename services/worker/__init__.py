@@ -11,5 +11,6 @@ A request goes through the files in this order:
     ledger.py     outcomes of one request partition, in request order
     intake.py     appends them to `outcomes`, sends copies (reply_copies.py), then commits
 
-Beside that, shelf.py keeps variants in memory (engine.py runs them), and app.py wires all of it.
+Beside that, shelf.py keeps variants in memory (engine.py runs them), measuring tells optimizers how fast candidates are
+on this class of machine, and app.py wires all of it.
 """

@@ -13,10 +13,13 @@ from services.worker.engine import environment
 from services.worker.intake import HeldBytes, Intake
 from services.worker.job_spans import JobSpans
 from services.worker.lane import Lane
+from services.worker.measuring.reaction import Measuring
 from services.worker.model_server import ModelServer
 from services.worker.partaking import Partaking, lacking
 from services.worker.processing.step import Preprocessing
 from services.worker.receipts import Receipts
+from services.worker.replay.intake import ReplayIntake
+from services.worker.replay.pinned import Pinned
 from services.worker.reply_copies import ReplyCopies
 from services.worker.settle import Settlement, persistently
 from services.worker.shelf import Shelf
@@ -30,12 +33,15 @@ from shared.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from services.worker.job import Job
     from services.worker.settings import WorkerSettings
     from shared.events import MetricEvent
     from shared.tracing import Tracing
 
+_PATIENCE_S = 0.5
+"""How long a measurement for the optimizer waits for a moment without requests before it takes its turn."""
 _READOPT_S = 10.0
 """How often models that could not be loaded are tried again, although nothing changed."""
 
@@ -70,12 +76,14 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
         worker.trace(await stack.enter_async_context(tracing.started(settings, "worker")))
         telemetry = Telemetry(settings, "worker", producer)
         telemetry.sources += [lambda: worker.batches(telemetry), lambda: worker.observed(telemetry)]
+        measuring = Measuring(settings, ArtifactStore(settings.artifact_store_url), worker.aside, producer)
         async with asyncio.TaskGroup() as background:
             tasks = [
                 background.create_task(job)
                 for job in (
                     worker.run(),
                     telemetry.run(),
+                    measuring.run(),
                     heartbeats.publish(settings, producer, worker.heartbeat, worker.changed),
                 )
             ]
@@ -116,6 +124,8 @@ class Worker:
         self._shelf = Shelf(settings, store, executor, self._adopt)
         self._fetching = FetchClaims(store, settings, self._held.fetched)
         self._preprocessing = Preprocessing(settings, self._shelf, self._held, redis)
+        pinned = Pinned(settings, store, self._shelf)
+        self._replays = ReplayIntake(settings, log, self._lane, pinned, store, dead_letters, executor)
         self.changed = asyncio.Event()
         """What the heartbeat says is news."""
         self._servers: dict[str, ModelServer] = {}
@@ -138,11 +148,16 @@ class Worker:
             self._tasks.create_task(self._shelf.run())
             self._tasks.create_task(self._lane.run())
             self._tasks.create_task(self._readopt())
+            self._intake_tasks.append(self._tasks.create_task(self._replays.run()))
             async for registry in self._log.changes():
                 for name in registry.models:
                     if name not in self._servers and not self._draining:
                         self._serve(name, registry)
                 self._adopt()
+
+    def aside(self) -> AbstractAsyncContextManager[bool]:
+        """The device between two batches; see `Lane.aside`."""
+        return self._lane.aside(_PATIENCE_S)
 
     async def drain(self) -> None:
         """Finish what runs, append and commit it, and leave the groups."""

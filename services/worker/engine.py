@@ -75,6 +75,8 @@ class Engine(ABC):
 
     runtime: Runtime
     """What receipts say of it."""
+    deterministic: bool = False
+    """Whether equal inputs give equal bits each time: on a CPU they do, on a GPU where it can be asked for and was."""
 
     def __init__(self, signature: Signature, config: RuntimeConfig) -> None:
         self._axes = {spec.name: spec.batch_axis for spec in signature.inputs}
@@ -166,8 +168,10 @@ def _version(module: str, distributions: tuple[str, ...]) -> str | None:
     return "unknown"
 
 
-def load(content: bytes, variant: Variant, settings: WorkerSettings) -> Engine:
+def load(content: bytes, variant: Variant, settings: WorkerSettings, *, deterministic: bool = False) -> Engine:
     """Build the engine of a variant from its bytes.
+
+    `deterministic` is for replays: on a GPU, kernels that give the same bits each time, and no TF32.
 
     Raises:
         ModelNotReady: this worker lacks the engine or the device, or the bytes do not load here.
@@ -183,7 +187,7 @@ def load(content: bytes, variant: Variant, settings: WorkerSettings) -> Engine:
         return TorchEngine.load(content, variant.signature, settings, config)
     from services.worker.onnx_engine import OnnxEngine  # noqa: PLC0415 - as above
 
-    return OnnxEngine.load(content, variant.signature, settings, config)
+    return OnnxEngine.load(content, variant.signature, settings, config, deterministic=deterministic)
 
 
 def environment(settings: WorkerSettings) -> MachineClass:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from services.worker.batching import answer as asked_outputs
@@ -30,7 +31,7 @@ from shared.replies import Ran
 from shared.tensors import output_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
     from concurrent.futures import Executor
 
     from services.worker.claims import OutputStore
@@ -52,6 +53,8 @@ _BATCHES_BEHIND = 4
 """Batches whose answers may be in the making while another runs."""
 _FINISH_HERE_BYTES = 64 * 1024
 """Outputs of a batch on which the steps behind a model take less than a change of threads."""
+_LOOK_S = 0.002
+"""How often what is nobody's request looks whether the lane has nothing to do."""
 _TICK_S = 0.1
 """How often queued jobs are looked at although nothing happened: failed loads are retried."""
 
@@ -108,6 +111,28 @@ class Lane:
         """There may be something to run, or to wait for."""
         self._work.set()
         self._expiry.look()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a batch is under way, or there may be another: what only waits for its model to load is no work."""
+        return self._under_way > 0 or self._work.is_set()
+
+    @property
+    def runs(self) -> int:
+        """Batches that were begun."""
+        return self._runs
+
+    @asynccontextmanager
+    async def aside(self, patience_s: float) -> AsyncIterator[bool]:
+        """The device, for what is nobody's request: once there is nothing else to do, or, later, between two batches.
+
+        Yields whether there is; who gets the device then, after `patience_s`, keeps it for a moment only.
+        """
+        give_up_s = time.monotonic() + patience_s
+        while self.is_busy and time.monotonic() < give_up_s:  # noqa: ASYNC110 - a hook in the way of live work costs more
+            await asyncio.sleep(_LOOK_S)
+        async with self._device:
+            yield self.is_busy
 
     async def run(self) -> None:
         """Run batches until cancelled."""

@@ -60,9 +60,11 @@ class OnnxEngine(Engine):
         config: RuntimeConfig = RuntimeConfig(),  # noqa: B008 - frozen
         *,
         bound_to: str | None = None,
+        deterministic: bool = False,
     ) -> None:
         """`bound_to`: the device of IO binding; None for plain runs."""
         super().__init__(signature, config)
+        self.deterministic = deterministic or session.get_providers()[0] == _CPU
         self.session = session
         self.inputs = {spec.name: spec.datatype for spec in signature.inputs}
         self.outputs = {spec.name: spec.datatype for spec in signature.outputs}
@@ -84,6 +86,8 @@ class OnnxEngine(Engine):
         signature: Signature,
         settings: WorkerSettings,
         config: RuntimeConfig = RuntimeConfig(),  # noqa: B008 - frozen
+        *,
+        deterministic: bool = False,
     ) -> OnnxEngine:
         """Build a session from bytes: never from a path, which ONNX Runtime would follow to external data.
 
@@ -96,16 +100,20 @@ class OnnxEngine(Engine):
         if _CUDA in wanted:
             ort.preload_dlls()  # CUDA's libraries, where they came as Python packages
         limit = config.parameters.gpu_mem_limit
-        asked = [(_CUDA, {"gpu_mem_limit": str(limit)}) if name == _CUDA and limit else name for name in wanted]
+        cuda = ({"gpu_mem_limit": str(limit)} if limit else {}) | ({"use_tf32": "0"} if deterministic else {})
+        asked = [(_CUDA, cuda) if name == _CUDA and cuda else name for name in wanted]
+        options = _options(threads, config)
+        options.use_deterministic_compute = deterministic
         try:
-            session = ort.InferenceSession(content, _options(threads, config), providers=asked)
+            session = ort.InferenceSession(content, options, providers=asked)
         except Exception as err:  # ONNX Runtime raises its own types, all plain Exceptions
             raise ModelNotReady(f"ONNX Runtime does not load this variant: {err}") from err
         on_cuda = session.get_providers()[0] == _CUDA
         if not on_cuda and (settings.device == "cuda" or kind == "KIND_GPU"):
             who = "AIAAS_DEVICE=cuda" if settings.device == "cuda" else "the model is configured for KIND_GPU"
             raise ModelNotReady(f"{who}, but ONNX Runtime did not get the CUDA provider on this host")
-        return cls(session, signature, threads, config, bound_to="cuda" if on_cuda else None)
+        bound_to = "cuda" if on_cuda else None
+        return cls(session, signature, threads, config, bound_to=bound_to, deterministic=deterministic)
 
     def begin(self) -> _OnnxRun:
         """A run to be."""

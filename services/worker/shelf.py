@@ -64,6 +64,8 @@ class Shelf:
         self._failures: dict[Key, tuple[float, ModelNotReady]] = {}
         self._wanted: OrderedDict[Key, Variant] = OrderedDict()
         self._released: AbstractSet[str] = frozenset()
+        self._lent_bytes = 0
+        """Of the budget, used by what is not on the shelf."""
         self._asked = asyncio.Event()
         self._settled = asyncio.Condition()
         """Notified when something was loaded, or was not."""
@@ -112,6 +114,11 @@ class Shelf:
     def held(self) -> dict[Key, int]:
         """Bytes of all that is in memory, by `Variant.key`."""
         return {key: loaded.byte_size for key, loaded in self._loaded.items()}
+
+    def lend(self, size_bytes: int) -> None:
+        """So much of the budget is used, now and until the next call, by what is not on the shelf."""
+        self._lent_bytes = size_bytes
+        self._make_room(0)
 
     def runtimes(self) -> dict[Key, tuple[int, Runtime]]:
         """Bytes of all that is in memory and what runs it, by `Variant.key`."""
@@ -183,7 +190,7 @@ class Shelf:
             logs.get().info("variant evicted", artifact_sha256=key[0][:12])
 
     def _held_bytes(self) -> int:
-        return sum(self.held().values())
+        return sum(self.held().values()) + self._lent_bytes
 
     async def _warm(self, engine: Engine, variant: Variant) -> None:
         """One run of zeros, so that the first request does not pay for lazy set-up. The gate has run it before."""

@@ -52,6 +52,7 @@ class TorchEngine(Engine):
         self.outputs = [spec.datatype for spec in signature.outputs]
         self.threads = threads
         self.device = device
+        self.deterministic = device == "cpu"
         compiled = bool(config.parameters.torch_compile)
         unusual = {"instances": self.instances} if self.instances > 1 else {}
         self.runtime = Runtime(

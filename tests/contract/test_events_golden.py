@@ -17,6 +17,7 @@ from shared import codec
 from shared import events as ev
 from shared.codec import decode_event, encode_event
 from shared.optimization import DataFile, LoggedRequests, Optimization, Policy, Search, Training, WarmStart
+from shared.replay_events import ReplayedOutput, ReplayedRow, ReplayMember, ReplayRan, ReplayRequested
 from shared.requests import RequestHeaders
 from shared.results import Result
 from shared.runtime_config import Graph, InstanceGroup, OptimizationOptions, Parameters, RuntimeConfig
@@ -61,6 +62,13 @@ MEASUREMENTS = ev.Measurements(
     throughput_rows_s=730.5,
     memory_bytes=4096,
     judged_on="data",
+    on_workers=(
+        ev.OnWorker(
+            machine=ev.MachineClass(isa="avx2", providers=("CPUExecutionProvider",), threads=4),
+            worker="worker-1/abc",
+            latencies=(ev.Latency(batch_size=1, p50_s=0.001, reference_s=0.0015),),
+        ),
+    ),
 )
 OLDER_MEASUREMENTS = replace(
     MEASUREMENTS,
@@ -69,6 +77,7 @@ OLDER_MEASUREMENTS = replace(
     throughput_rows_s=None,
     memory_bytes=None,
     judged_on="",
+    on_workers=(),
 )
 PROVENANCE = ev.Provenance(
     parent_sha256="ab" * 32,
@@ -154,6 +163,24 @@ EXAMPLES: dict[str, ev.Event] = {
             rtol=0.001,
             atol=0.0001,
         ),
+    ),
+    "MeasurementRequested": ev.MeasurementRequested(
+        id="q-1",
+        model="my-model",
+        version=3,
+        asked_by=OWNER,
+        worker="worker-1/abc",
+        reference=artifact(),
+        candidates={"int8-static": artifact("int8")},
+        signature=SIGNATURE,
+        inputs=artifact("inputs"),
+        timeout_s=60.0,
+    ),
+    "MeasurementTaken": ev.MeasurementTaken(
+        id="q-1",
+        worker="worker-1/abc",
+        latencies={"int8-static": (ev.Latency(batch_size=1, p50_s=0.001, reference_s=0.0015),)},
+        problems={"fp16": "it does not load"},
     ),
     "FeedbackGiven": ev.FeedbackGiven(
         model="my-model", request_id="r-1", label=(3, 4), outputs={"y": (0.5, 0.25)}, source="crm"
@@ -294,7 +321,7 @@ EXAMPLES: dict[str, ev.Event] = {
     ),
     "AlertRaised": ev.AlertRaised(**ALERT),
     "AlertCleared": ev.AlertCleared(**ALERT),
-    "HttpAnswered": ev.HttpAnswered(**METRIC, statuses={200: 10, 503: 1}, in_flight=4),
+    "HttpAnswered": ev.HttpAnswered(**METRIC, statuses={200: 10, 503: 1}, in_flight=4, unready=1),
     "JobProgressed": ev.JobProgressed(
         **METRIC,
         model="my-model",
@@ -305,6 +332,56 @@ EXAMPLES: dict[str, ev.Event] = {
         remaining_s=12.5,
         points={"loss": (3, 0.25)},
     ),
+    "ReplayRequested": ReplayRequested(
+        replay_id="r",
+        batch_id="b-1",
+        attempt=2,
+        model="my-model",
+        version=3,
+        variant="fp32",
+        artifact_sha256="ab" * 32,
+        processing_sha256="12" * 32,
+        members=(
+            ReplayMember(
+                request=ev.Coordinates(cluster_id="c", topic="t.requests.m", partition=1, offset=2),
+                input_sha256="cd" * 32,
+                content_type="application/octet-stream",
+                header_length=9,
+                rows=2,
+                value=b"\x00\xff",
+                recorded_sha256="ef" * 32,
+            ),
+            ReplayMember(
+                request=ev.Coordinates(topic="t.requests.m", partition=1, offset=3),
+                input_sha256="cd" * 32,
+                artifact=artifact(),
+            ),
+        ),
+        members_sha256="ef" * 32,
+        runtime_config=RuntimeConfig(max_batch_size=8),
+        digest_check=False,
+    ),
+    "ReplayRan": ReplayRan(
+        replay_id="r",
+        batch_id="b-1",
+        attempt=2,
+        status="ran",
+        worker="worker-1",
+        runtime=RECEIPT.runtime,
+        artifact_sha256="ab" * 32,
+        deterministic=True,
+        rows=(
+            ReplayedRow(
+                output_sha256="ef" * 32,
+                infer_ns=5,
+                outputs=(
+                    ReplayedOutput(name="y", datatype="FP32", shape=(1, 1), data=b"\x00\x00\x80\x3f"),
+                    ReplayedOutput(name="z", datatype="FP32", shape=(1, 1), artifact=artifact()),
+                ),
+            ),
+            ReplayedRow(error_code="execution_failed", error="no"),
+        ),
+    ),
 }
 OLDER_HEARTBEAT = replace(
     EXAMPLES["Heartbeat"],
@@ -313,6 +390,12 @@ OLDER_HEARTBEAT = replace(
     tools=(),
 )
 OLDER: dict[str, list[ev.Event]] = {
+    "UpdateRequested": [
+        replace(
+            EXAMPLES["UpdateRequested"],
+            training=replace(EXAMPLES["UpdateRequested"].training, epochs=10, held_out=0.2),
+        )
+    ],
     "ModelUploaded": [
         replace(EXAMPLES["ModelUploaded"], processing=None, optimization=None, runtime=None),
         replace(EXAMPLES["ModelUploaded"], optimization=None, runtime=None),
@@ -326,9 +409,13 @@ OLDER: dict[str, list[ev.Event]] = {
             reason="",
             engine="onnxruntime",
         ),
-        replace(EXAMPLES["VariantReady"], engine="onnxruntime"),
+        replace(EXAMPLES["VariantReady"], measurements=replace(MEASUREMENTS, on_workers=()), engine="onnxruntime"),
+        replace(EXAMPLES["VariantReady"], measurements=replace(MEASUREMENTS, on_workers=())),
     ],
-    "VariantRejected": [replace(EXAMPLES["VariantRejected"], measurements=OLDER_MEASUREMENTS, provenance=None)],
+    "VariantRejected": [
+        replace(EXAMPLES["VariantRejected"], measurements=OLDER_MEASUREMENTS, provenance=None),
+        replace(EXAMPLES["VariantRejected"], measurements=replace(MEASUREMENTS, on_workers=())),
+    ],
     "ModelReady": [replace(EXAMPLES["ModelReady"], comparison=None)],
     "JobProgressed": [replace(EXAMPLES["JobProgressed"], remaining_s=None, points={})],
     "Receipt": [
@@ -338,6 +425,7 @@ OLDER: dict[str, list[ev.Event]] = {
         replace(OLDER_HEARTBEAT, answered={}, positions={}),
         OLDER_HEARTBEAT,
     ],
+    "HttpAnswered": [replace(EXAMPLES["HttpAnswered"], unready=0)],
     "HostSampled": [replace(EXAMPLES["HostSampled"], network_received_bytes=0, network_sent_bytes=0)],
     "StepFinished": [replace(EXAMPLES["StepFinished"], conversion=None)],
 }

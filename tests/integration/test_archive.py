@@ -6,18 +6,24 @@ import asyncio
 
 import msgspec
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
 from services.audit import archive_reader, archive_source, kafka_source, signing
 from services.audit.chain import Chain
+from services.audit.commands import explained, restored
 from services.audit.records import RecordedRequest, Selection
 from services.audit.settings import AuditSettings
 from services.audit.store import ArchiveStore
+from services.audit.verify.run import verify
 from services.worker.settings import WorkerSettings
-from shared import topics
+from shared import kafka, topics
+from shared.errors import Conflict
 from shared.results import Result
 from support.archive import archived_up_to
 from support.processes import service
-from support.served import serving
+from support.served import body, serving
+from support.waiting import eventually
+from support.worker_rig import rig, worker_running
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("apache_kafka")]
 
@@ -69,8 +75,8 @@ async def test_the_archive_is_what_was_recorded_through_kills(settings, audit_se
         assert isinstance(mine.result, Result)
     await check_chain(audit_settings, raw)
 
-    async with kafka_source.open_source(settings) as kafka, archive_source.open_source(settings) as archive:
-        entries = [entry async for entry in kafka.registry()]
+    async with kafka_source.open_source(settings) as log, archive_source.open_source(settings) as archive:
+        entries = [entry async for entry in log.registry()]
         assert [entry async for entry in archive.registry()] == entries
     assert len(entries) == 4
 
@@ -97,3 +103,70 @@ async def check_chain(settings, raw):
             assert checkpoint.signed_by(frozenset([key]))
             assert (checkpoint.read().head, checkpoint.read().offset) == (manifest.head, manifest.next)
         assert position == max((record.offset + 1 for record in records), default=0)
+
+
+async def wipe(settings):
+    """The broker's data of this test is lost."""
+    admin = AIOKafkaAdminClient(**kafka.client_options(settings))
+    await admin.start()
+    try:
+        ours = [name for name in await admin.list_topics() if name.startswith(settings.topic_prefix)]
+        await admin.delete_topics(ours)
+
+        async def gone():
+            return not [name for name in await admin.list_topics() if name.startswith(settings.topic_prefix)]
+
+        await eventually(gone, within_s=30, what="the topics gone")
+    finally:
+        await admin.close()
+
+
+async def test_the_brokers_data_is_lost_and_the_platform_goes_on_from_the_archive(settings, audit_settings, backbone):
+    model = backbone.model()
+    async with serving(settings, model) as served:
+        await served.ask(24)
+        with service("audit", audit_settings, None):
+            await archived_up_to(audit_settings, await served.ends())
+            await registry_archived(audit_settings, 4)
+    before = await everything(archive_source.open_source(settings), model=model)
+    async with kafka_source.open_source(settings) as source:
+        registry = [entry async for entry in source.registry()]
+    await wipe(settings)
+
+    assert (await verify(audit_settings, kafka=False)).as_map()["ok"]
+    assert await everything(archive_source.open_source(settings), model=model) == before
+    assert len(before) == 24
+
+    assert await restored(settings) == 4
+    with pytest.raises(Conflict):
+        await restored(settings)
+    async with kafka_source.open_source(settings) as source:
+        assert [entry async for entry in source.registry()] == registry
+    async with rig(settings) as there:
+        await there.ensure(model)
+        async with worker_running(settings):
+            with service("audit", audit_settings, None):
+                for number in range(100, 108):
+                    await there.send(model, body(number), partition=0, ce_id=f"r{number}")
+                await there.outcomes(model, 8, within_s=60)
+                ends = {record.partition: record.offset + 1 for record in await there.read(outcomes_topic(settings))}
+                await archived_up_to(audit_settings, ends, life=1)
+    report = (await verify(audit_settings)).as_map()
+    assert report["ok"], report
+    found = await everything(archive_source.open_source(settings), model=model)
+    assert found[: len(before)] == before
+    assert [outcome.receipt.request_id for outcome in found[24:]] == [f"r{number}" for number in range(100, 108)]
+    [why] = await explained(settings, "both", "r103", model)
+    assert (why["agrees"], why["decided_by"]["event"], why["registry_offset"]) == (True, "ModelReady", 3)
+
+
+def outcomes_topic(settings):
+    return settings.topics.name(topics.OUTCOMES)
+
+
+async def registry_archived(settings, count):
+    async def look():
+        async with archive_source.open_source(settings) as source:
+            return len([entry async for entry in source.registry()]) == count
+
+    await eventually(look, within_s=40, what="the registry's log in the archive")

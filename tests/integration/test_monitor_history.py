@@ -6,14 +6,18 @@ import random
 import time
 from collections import Counter
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sklearn.datasets import load_digits
 
 from services.monitor.settings import MonitorSettings
+from services.worker.observing import Observer
 from shared import kafka, registry_log, topics
 from shared.codec import decode_event, rfc3339
-from shared.events import AlertRaised, BatchMembership, HttpAnswered, Timings
+from shared.events import AlertRaised, BatchMembership, HttpAnswered, RowsObserved, Timings
 from shared.outcomes import OutcomeWriter
+from shared.signature import Signature, TensorSpec
 from shared.telemetry import Telemetry
 from support.facts import receipt, uploaded
 from support.monitor_process import Monitor
@@ -88,15 +92,15 @@ async def test_every_surface_agrees_with_the_log_and_a_gap_is_filled(settings, m
     written = [outcome(settings, n, now_s - 3 * (REQUESTS - n)) for n in range(REQUESTS)]
     monitor.start()
     await append(settings, written[:20])
-    await eventually(lambda: _counted(monitor, 20), within_s=40)
+    await eventually(lambda: _counted(monitor, 20), within_s=90)
     monitor.kill()
     await append(settings, written[15:220])  # with a zombie's repeats
     monitor.start()
-    await eventually(lambda: _counted(monitor, 220), within_s=40)
+    await eventually(lambda: _counted(monitor, 220), within_s=90)
     monitor.kill()
     await append(settings, written[200:])
     monitor.start()
-    await eventually(lambda: _counted(monitor, REQUESTS), within_s=40)
+    await eventually(lambda: _counted(monitor, REQUESTS), within_s=90)
 
     expected = Counter((str(each.model_version), each.status) for each in written)
     stats = await monitor.stats()
@@ -131,7 +135,23 @@ async def _counted(monitor: Monitor, requests: int) -> bool:
     return bool(stats) and sum(sum(series["outcomes"].values()) for series in stats["models"]) == requests
 
 
-async def test_deploys_overload_and_alerts_are_told(settings, monitor, producer):
+def rows_of_digits(telemetry: Telemetry):
+    """What a worker sends of real digits, and of the same when they lie a pixel lower."""
+    images = (load_digits().images / 16).astype(np.float32)[:, None]
+    signature = Signature(
+        inputs=(TensorSpec(name="image", datatype="FP32", shape=("n", 1, 8, 8), batch_axis=0),), outputs=()
+    )
+    observer, dice = Observer(), np.random.default_rng(3)
+    for number in range(8):
+        rows = images[dice.integers(0, len(images), 250)]
+        feeds = {"image": rows if number < 5 else np.roll(rows, 1, axis=2)}
+        observer.saw(("digits", 1, "fp32"), signature, feeds, [], by_row=True)
+        for (model, version, variant), count, features in observer.take():
+            about = {"model": model, "version": version, "variant": variant}
+            yield telemetry.event(RowsObserved, **about, rows=count, features=features)
+
+
+async def test_deploys_overload_drift_and_alerts_are_told(settings, monitor, producer):
     async with registry_log.follow(settings, producer) as log:
         await log.publish(uploaded("m"))
     for _ in range(100):
@@ -139,15 +159,17 @@ async def test_deploys_overload_and_alerts_are_told(settings, monitor, producer)
     await producer.flush()
     gateway = Telemetry(settings.model_copy(update={"instance": "gateway-1"}), "gateway", producer)
     await gateway.publish([gateway.event(HttpAnswered, statuses={200: 60, 503: 40}, in_flight=3)])
+    worker = Telemetry(settings.model_copy(update={"instance": "worker-1"}), "worker", producer)
+    await worker.publish(rows_of_digits(worker))
     monitor.start()
     await append(settings, [outcome(settings, n, time.time()) for n in range(100)])
 
     async def raised() -> set[str]:
         response = await monitor.get("/v1/alerts")
         names = {alert["rule"] for alert in response.json()["active"]} if response and response.is_success else set()
-        return names if {"errors", "rejections"} <= names else set()
+        return names if {"errors", "rejections", "drift"} <= names else set()
 
-    await eventually(raised, within_s=40)
+    await eventually(raised, within_s=90)
     overview = (await monitor.get("/v1/overview")).json()
     assert overview["totals"]["requests"] == 100
     assert overview["totals"]["rejected"] == 40
@@ -161,4 +183,9 @@ async def test_deploys_overload_and_alerts_are_told(settings, monitor, producer)
     topic = settings.topics.name(topics.ALERTS)
     async with kafka.started(lambda: kafka.consumer(settings, topic), "test") as consumer:
         record = await consumer.getone()
-    assert decode_event(AlertRaised, record.value).model in {"m", None}
+    assert decode_event(AlertRaised, record.value).rule in {"errors", "rejections", "drift"}
+    [drifted] = (await monitor.get("/v1/drift")).json()["models"]
+    assert (drifted["model"], drifted["alarm"], drifted["windows_compared"]) == ("digits", True, 4)
+    report = await monitor.get("/v1/report?from=-10m")
+    assert "was uploaded" in report.text
+    assert "overload: 40 requests were refused" in report.text

@@ -3,123 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
-from contextlib import asynccontextmanager, contextmanager
 
 import numpy as np
-import psutil
+import onnx
 import pytest
-from aiokafka import TopicPartition
+from onnx import numpy_helper
 
+from services.optimizer import documents
 from services.optimizer.rejections import ADVICE
-from services.optimizer.rows import packed
 from services.optimizer.settings import OptimizerSettings
 from shared import events as ev
-from shared import kafka, registry_log, topics
-from shared.artifacts import ArtifactStore
+from shared import kafka, topics
 from shared.codec import decode_event, encode_event
 from shared.oip import InferenceRequest, encode_request_msgpack
-from shared.optimization import DataFile, LoggedRequests, Optimization, Training
+from shared.optimization import DataFile, LoggedRequests, Optimization, Search, Training, WarmStart
 from shared.registry import MAX_ATTEMPTS
 from shared.requests import RequestHeaders
 from shared.tensors import from_numpy
 from support import uploads
-from support.processes import service
+from support.optimizer_rig import WITHIN_S, Starter, children, optimizer_rig, records_of, runs, type_of
 from support.waiting import eventually
 
 pytestmark = pytest.mark.stack
-WITHIN_S = 180.0
-"""For a job on a machine that is busy with other tests."""
-
-
-class Rig:
-    """The registry's log and the store, as an uploader has them."""
-
-    def __init__(self, settings, log):
-        self.settings = settings
-        self.log = log
-        self.store = ArtifactStore(settings.artifact_store_url)
-
-    async def upload(self, model, made, upload_id="u", candidates=("int8-weight-only",)):
-        content = made if isinstance(made, bytes) else made.SerializeToString()
-
-        async def chunks():
-            yield content
-
-        artifact = await self.store.put_stream(chunks(), limit_bytes=10**9)
-        options = None if candidates is None else Optimization(candidates=candidates)
-        event = ev.ModelUploaded(model=model, upload_id=upload_id, artifact=artifact, optimization=options)
-        registry = await self.log.publish(event)
-        return registry.version(model, registry.model(model).uploads[upload_id])
-
-    async def becomes(self, model, *states, number=1):
-        """The version, once it is in one of the states."""
-        return await eventually(
-            lambda: version if (version := self.log.registry.version(model, number)).state in states else None,
-            within_s=WITHIN_S,
-            what=f"{model} {states}",
-        )
-
-    async def ended(self, model, number=1):
-        return await self.becomes(model, "ready", "rejected", number=number)
-
-    async def store_data(self, **arrays):
-        async def chunks():
-            yield packed(arrays)
-
-        return await self.store.put_stream(chunks(), limit_bytes=10**8)
-
-    async def finished(self, model, step, number=1):
-        """The version, once a step of it is finished."""
-        return await eventually(
-            lambda: version if step in (version := self.log.registry.version(model, number)).steps else None,
-            within_s=WITHIN_S,
-            what=f"step {step} of {model}",
-        )
-
-    async def facts(self, event_type):
-        """All events of a type in the log."""
-        records = [record for record in await _records(self, topics.MODELS) if _type(record) == event_type.__name__]
-        return [decode_event(event_type, record.value) for record in records]
 
 
 @pytest.fixture
 async def rig(backbone, tmp_path):
     settings = backbone.settings(OptimizerSettings, run_timeout_s=3, job_timeout_s=60, scratch_dir=tmp_path)
-    async with _rig(settings) as rig:
+    async with optimizer_rig(settings) as rig:
         yield rig
-
-
-@asynccontextmanager
-async def _rig(settings):
-    await kafka.ensure_topics(settings)
-    async with (
-        kafka.started(lambda: kafka.producer(settings), "test") as producer,
-        registry_log.follow(settings, producer) as log,
-    ):
-        yield Rig(settings, log)
 
 
 @pytest.fixture
 def start(rig, tmp_path):
     """Start an optimizer of some name, as a context that ends with it."""
-
-    @contextmanager
-    def start(name="o1", **changed):
-        changed |= {"instance": f"{rig.settings.instance}-{name}"}
-        settings = rig.settings.model_copy(update=changed)
-        with (tmp_path / f"{name}.log").open("ab") as log, service("optimizer", settings, log) as process:
-            yield process
-
-    return start
-
-
-def children(process):
-    return psutil.Process(process.pid).children(recursive=True)
-
-
-def _runs(process):
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return Starter(rig, tmp_path)
 
 
 async def test_uploads_become_ready(rig, start):
@@ -184,7 +104,7 @@ async def test_the_work_of_a_killed_optimizer_is_finished_by_another(rig, start)
         await eventually(lambda: children(owner), within_s=20)
         job = children(owner)
         owner.kill()
-        await eventually(lambda: not [child for child in job if _runs(child)], what="the death of the child")
+        await eventually(lambda: not [child for child in job if runs(child)], what="the death of the child")
         finished = await rig.ended("slow")
     assert finished.owner != claimed.owner
     assert (finished.state, finished.attempt) == ("ready", 2)
@@ -198,7 +118,7 @@ async def test_a_restarted_optimizer_takes_its_own_work_up_again(rig, start):
         job = children(first)
         first.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(first.wait, 20) == 0
-        assert not [child for child in job if _runs(child)]
+        assert not [child for child in job if runs(child)]
     assert rig.log.registry.version("slow", 1).state == "optimizing"
     with start():
         finished = await rig.ended("slow")
@@ -228,20 +148,78 @@ async def test_an_upload_that_kills_optimizers_is_given_up(rig, start):
 MANY = ("int8-weight-only", "int4-weight-only", "int8-dynamic", "int8-static")
 
 
-@pytest.mark.parametrize("killed_behind", ["fp32", "int8-weight-only", "int8-dynamic"])
-async def test_finished_steps_outlive_their_optimizer_and_are_not_done_again(rig, start, killed_behind):
-    await rig.upload("m", uploads.mlp((8, 64, 4)), candidates=MANY)
-    with start("o1") as first:
-        await rig.finished("m", killed_behind)
-        first.kill()
-    before = rig.log.registry.version("m", 1).steps
-    with start("o2"):
-        version = await rig.ended("m")
-    told = [(fact.step, fact.key) for fact in await rig.facts(ev.StepFinished)]
-    assert len(told) == len(set(told)) == len(version.steps) == 1 + len(MANY)
-    assert {name: version.steps[name] for name in before} == dict(before)
-    assert version.state == "ready"
-    assert {*version.variants, *(rejection.variant for rejection in version.rejections)} == {"fp32", *MANY}
+def followed_steps(facts, number):
+    return [fact.step for fact in facts if fact.version == number]
+
+
+async def killed_at_every_step(rig, start, model, number, *, middles=True):
+    """Optimizers, each killed as soon as it has finished a step, until the version is done.
+
+    With `middles` another one dies after each of them, as soon as it has a child, so within the next step. All have one
+    name, so that each takes up the work of the last at once. Returns what was finished at each death.
+    """
+    deaths = []
+    while (version := rig.log.registry.version(model, number)).is_open:
+        known = len(version.steps)
+        with start("o1") as optimizer:
+            if middles and len(deaths) % 2:
+                await eventually(lambda: children(optimizer), within_s=WITHIN_S, what="a child")
+            else:
+                await eventually(
+                    lambda: len((now := rig.log.registry.version(model, number)).steps) > known or not now.is_open,  # noqa: B023
+                    within_s=WITHIN_S,
+                    what="the next step",
+                )
+            optimizer.kill()
+        deaths.append(dict(rig.log.registry.version(model, number).steps))
+    return deaths
+
+
+def assert_nothing_was_done_twice(deaths, version, told):
+    """What was finished at a death is the same at the end, and no step was told of twice."""
+    assert len(told) == len({*told}) == len(version.steps)
+    for before in deaths:
+        assert {name: version.steps[name] for name in before} == before
+    assert version.attempt > 1
+
+
+async def test_an_upload_is_finished_though_its_optimizers_are_killed_at_every_step(rig, start):
+    """Reference, quantization, pruning with its healing, and what is made of it."""
+    x, label = blobs(120)
+    data = DataFile(artifact=await rig.store_data(x=x, label=label))
+    candidates = ("int8-weight-only", "pruned-50", "pruned-50-int8-dynamic")
+    await rig.upload("m", uploads.mlp((8, 64, 4)), options=Optimization(data=data, candidates=candidates))
+    deaths = await killed_at_every_step(rig, start, "m", 1)
+    version = rig.log.registry.version("m", 1)
+    assert version.state == "ready", version.reason
+    assert_nothing_was_done_twice(deaths, version, followed_steps(await rig.facts(ev.StepFinished), 1))
+    assert {*version.variants, *(each.variant for each in version.rejections)} == {"fp32", *candidates}
+    assert {"fp32", *candidates} == {*version.steps}
+
+
+async def test_an_update_is_finished_though_its_optimizers_are_killed_at_every_step(rig, start):
+    """Its data from the log, each trial of its search, its training, the comparison."""
+    await rig.upload("m", uploads.mlp(), candidates=())
+    await kafka.ensure_topics(rig.settings, "m")
+    with start("o1"):
+        await rig.ended("m")
+    await feed(rig, "m", 120)
+    training = Training(epochs=4, search=Search(trials=2))
+    number = await ask(rig, "m", training, data=LoggedRequests(labels="feedback"), candidates=())
+    deaths = await killed_at_every_step(rig, start, "m", number, middles=False)
+    version = rig.log.registry.version("m", number)
+    assert version.state == "ready", version.reason
+    assert_nothing_was_done_twice(deaths, version, followed_steps(await rig.facts(ev.StepFinished), number))
+    assert {"data", "train.trial.0", "train.trial.1", "train", "fp32", "compare"} == {*version.steps}
+    assert version.comparison is not None
+    assert {"train.trial.0"} in [{*before} - {"data"} for before in deaths]
+    assert (await chosen(rig, version))["trials"] == 2
+
+
+async def chosen(rig, version):
+    """What an update's training chose by itself."""
+    document = documents.decode(await rig.store.get_bytes(version.steps["train"].result))
+    return json.loads(document.found.parameters)
 
 
 async def test_the_same_upload_twice_is_worked_on_once(rig, start):
@@ -265,7 +243,7 @@ async def test_a_cancel_ends_the_child(rig, start):
         await eventually(lambda: children(optimizer), within_s=20)
         job = children(optimizer)
         await rig.log.publish(ev.OptimizationCancelled(model="slow", version=1, reason="a mistake"))
-        await eventually(lambda: not [child for child in job if _runs(child)], what="the death of the child")
+        await eventually(lambda: not [child for child in job if runs(child)], what="the death of the child")
         await rig.upload("next", uploads.mlp())
         assert (await rig.ended("next")).state == "ready"
     version = rig.log.registry.version("slow", 1)
@@ -298,13 +276,13 @@ async def feed(rig, model, rows, told=lambda label: label):
         await producer.flush()
 
 
-async def ask(rig, model, training, **options):
+async def ask(rig, model, training, upload_id="update", **options):
     options = {"candidates": ("int8-weight-only",), "seed": 5, **options}
     event = ev.UpdateRequested(
-        model=model, upload_id="update", parent=1, training=training, optimization=Optimization(**options)
+        model=model, upload_id=upload_id, parent=1, training=training, optimization=Optimization(**options)
     )
     registry = await rig.log.publish(event)
-    return registry.model(model).uploads["update"]
+    return registry.model(model).uploads[upload_id]
 
 
 async def test_an_update_learns_from_feedback_in_the_log_and_may_be_promoted(rig, start):
@@ -332,6 +310,40 @@ async def test_an_update_learns_from_feedback_in_the_log_and_may_be_promoted(rig
     assert drawn.rows == 200
     assert sum(end - begin for begin, end in drawn.offsets.values()) == 201  # the garbage, too
     assert {"data", "train: train", "compare"} <= steps
+
+
+def weights_of(content):
+    return {each.name: numpy_helper.to_array(each) for each in onnx.load_from_string(content).graph.initializer}
+
+
+async def test_an_update_begins_with_the_weights_of_another_model(rig, start):
+    """Where name and shape match; and one that does not exist ends it."""
+    own, other = uploads.mlp((8, 16, 4)), uploads.mlp((8, 16, 6))
+    for tensor in other.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 3, tensor.name))
+    await rig.upload("m", own, candidates=())
+    await rig.upload("other", other, candidates=())
+    x, label = blobs(64)
+    options = {"data": DataFile(artifact=await rig.store_data(x=x, label=label)), "candidates": ()}
+    hardly = Training(learning_rate=1e-7, epochs=1, held_out=0.0, warm_start=WarmStart(model="other", version=1))
+    nowhere = Training(warm_start=WarmStart(model="other", version=9))
+    with start():
+        for model in ("m", "other"):
+            await rig.ended(model)
+        version = await rig.ended("m", await ask(rig, "m", hardly, **options))
+        lost = await rig.ended("m", await ask(rig, "m", nowhere, upload_id="lost", **options))
+    assert version.state == "ready", version.reason
+    assert (await chosen(rig, version))["copied"] == 2
+    begun, theirs, made = (
+        weights_of(each)
+        for each in (own.SerializeToString(), other.SerializeToString(), await rig.store.get_bytes(version.artifact))
+    )
+    for name in ("w0", "b0"):
+        np.testing.assert_allclose(made[name], theirs[name], atol=1e-4)
+    for name in ("w1", "b1"):
+        np.testing.assert_allclose(made[name], begun[name], atol=1e-4)
+    assert (lost.state, lost.code) == ("rejected", "not_trained")
+    assert "no such version to start from" in lost.reason
 
 
 async def test_a_worse_update_can_not_be_promoted(rig, start):
@@ -383,30 +395,12 @@ async def test_training_goes_on_from_its_last_checkpoint(rig, start):
 
 async def _heartbeat(rig, name):
     """The last heartbeat of an optimizer."""
-    beats = [decode_event(ev.Heartbeat, record.value) for record in await _records(rig, topics.WORKERS)]
+    beats = [decode_event(ev.Heartbeat, record.value) for record in await records_of(rig, topics.WORKERS)]
     return next((beat for beat in reversed(beats) if beat.instance.endswith(f"-{name}")), None)
 
 
-def _type(record):
-    return dict(record.headers)["ce_type"].decode()
-
-
 async def _steps(rig, model):
-    records = await _records(rig, topics.METRICS)
-    ours = [record for record in records if _type(record) == "JobProgressed"]
+    records = await records_of(rig, topics.METRICS)
+    ours = [record for record in records if type_of(record) == "JobProgressed"]
     progress = [decode_event(ev.JobProgressed, record.value) for record in ours]
     return {event.step for event in progress if event.model == model}
-
-
-async def _records(rig, topic):
-    """All records of a fixed topic."""
-    async with kafka.started(lambda: kafka.consumer(rig.settings), "test") as consumer:
-        partition = TopicPartition(rig.settings.topics.name(topic), 0)
-        consumer.assign([partition])
-        await consumer.seek_to_beginning(partition)
-        end = (await consumer.end_offsets([partition]))[partition]
-        records = []
-        while await consumer.position(partition) < end:
-            for batch in (await consumer.getmany(timeout_ms=500)).values():
-                records += batch
-        return records

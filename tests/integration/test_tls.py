@@ -352,7 +352,7 @@ async def test_doctor_finds_every_link_encrypted(platform, servers):
 
 
 def test_no_log_has_a_password(platform):
-    for name in ("gateway", "worker-1", "optimizer", "monitor"):
+    for name in ("gateway", "worker-1", "optimizer", "monitor", "archiver"):
         printed = platform.child(name).log
         assert PASSWORD not in printed
         assert "change-me-redis" not in printed

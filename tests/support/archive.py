@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     from services.audit.settings import AuditSettings
 
 
-async def archived_up_to(settings: AuditSettings, ends: dict[int, int], within_s: float = 60.0) -> None:
-    """Wait until the outcome log is archived up to these offsets, by partition."""
+async def archived_up_to(
+    settings: AuditSettings, ends: dict[int, int], *, life: int = 0, within_s: float = 60.0
+) -> None:
+    """Wait until a life of the outcome log is archived up to these offsets, by partition."""
     store = ArchiveStore(settings.artifact_store_url)
 
     async def look() -> bool:
         logs = await archive_reader.logs_of(store, settings.topics.name(topics.OUTCOMES))
         assert logs, "nothing is archived"
+        assert logs[-1].life == life
         for partition, end in ends.items():
             places = await archive_reader.segments(store, logs[-1], partition)
             reached = (await archive_reader.manifest_at(store, places[-1])).next if places else 0

@@ -24,7 +24,7 @@ _ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-PATIENCE_MS = 45_000
+PATIENCE_MS = 30_000
 """The machine is slow, and busy with other tests."""
 
 

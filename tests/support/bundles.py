@@ -9,7 +9,6 @@ import warnings
 import zipfile
 from functools import cache
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,31 +16,14 @@ import pytest
 import torch
 from torch import nn
 
+from support import network as the_network
 from support import uploads
+from support.network import CONFIG, SIZES, archive, bundle, members, weights
 
-SIZES = (8, 16, 4)
-CONFIG = {"architecture": "mlp", "sizes": SIZES, "input": "x", "output": "y"}
+answers, rows = the_network.answers, the_network.rows
+
 TAKES = {"inputs": [{"name": "x", "datatype": "FP32", "shape": ["batch", 8]}], "outputs": ["y"]}
 """What the TorchScript file can't say of itself."""
-
-
-def bundle(compression=zipfile.ZIP_STORED, /, **members):
-    """A zip; a `__` in a name stands for a dot, and what is neither bytes nor text becomes JSON."""
-    return archive({name.replace("__", "."): content for name, content in members.items()}, compression)
-
-
-def archive(members, compression=zipfile.ZIP_STORED):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as made:
-        for name, content in members.items():
-            made.writestr(name, content if isinstance(content, bytes | str) else json.dumps(content))
-    return buffer.getvalue()
-
-
-def members(content):
-    """The files of a zip, by name."""
-    with zipfile.ZipFile(io.BytesIO(content)) as made:
-        return {name: made.read(name) for name in made.namelist()}
 
 
 def changed(content, **new):
@@ -66,26 +48,6 @@ def safetensors(arrays):
         body += raw
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + body
-
-
-def weights():
-    """Of the network, under the names of `torch.nn.Sequential`."""
-    random = np.random.default_rng(3)
-    found = {}
-    for index, (given, made) in enumerate(pairwise(SIZES)):
-        found[f"{2 * index}.weight"] = random.standard_normal((made, given)).astype(np.float32)
-        found[f"{2 * index}.bias"] = random.standard_normal(made).astype(np.float32)
-    return found
-
-
-def rows(count=5):
-    return np.random.default_rng(4).standard_normal((count, SIZES[0])).astype(np.float32)
-
-
-def answers(x):
-    """What the network answers, by numpy."""
-    held = weights()
-    return np.maximum(x @ held["0.weight"].T + held["0.bias"], 0) @ held["2.weight"].T + held["2.bias"]
 
 
 @cache

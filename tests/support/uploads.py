@@ -125,7 +125,7 @@ def dynamically_quantized():
     return model(nodes, {"x": shape}, {"y": shape})
 
 
-def endless():
+def endless(shape=("n",)):
     """A Loop that goes on for ever."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["c"], ["c_out"]), helper.make_node("Add", ["s", "s"], ["s_out"])],
@@ -133,12 +133,12 @@ def endless():
         [
             helper.make_tensor_value_info("i", INT64, []),
             helper.make_tensor_value_info("c", BOOL, []),
-            helper.make_tensor_value_info("s", FP32, ["n"]),
+            helper.make_tensor_value_info("s", FP32, shape),
         ],
-        [helper.make_tensor_value_info("c_out", BOOL, []), helper.make_tensor_value_info("s_out", FP32, ["n"])],
+        [helper.make_tensor_value_info("c_out", BOOL, []), helper.make_tensor_value_info("s_out", FP32, shape)],
     )
     node = helper.make_node("Loop", ["", "on", "x"], ["y"], body=body)
-    return model([node], {"x": (FP32, ("n",))}, {"y": (FP32, ("n",))}, {"on": np.array(True)})
+    return model([node], {"x": (FP32, shape)}, {"y": (FP32, shape)}, {"on": np.array(True)})
 
 
 def slow(trips=250_000):

@@ -11,6 +11,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from services.cli import follow
 from services.cli.__main__ import main
 from shared import oip, tensors
 from shared.topics import FIXED
@@ -100,10 +101,22 @@ def aiaas(capsys):
 def test_help_lists_what_exists_and_nothing_else(aiaas):
     code, out, _ = aiaas("--help")
     assert code == 0
-    for command in ("up", "down", "status", "doctor", "gateway", "worker", "optimizer", "monitor", "demo", "models"):
+    for command in (
+        "up",
+        "down",
+        "status",
+        "doctor",
+        "gateway",
+        "worker",
+        "optimizer",
+        "monitor",
+        "archiver",
+        "demo",
+        "audit",
+        "report",
+    ):
         assert f" {command} " in out
-    for later in ("audit", "report", "redrive"):
-        assert f" {later} " not in out
+    assert " redrive " not in out
 
 
 def test_wrong_usage_is_2(aiaas):
@@ -160,7 +173,7 @@ def test_an_upload_is_streamed_and_followed_to_ready(aiaas, gateway, tmp_path):
     file = tmp_path / "digits.onnx"
     file.write_bytes(b"onnx" * 700_000)
     path = "/v2/repository/models/digits/versions"
-    gateway.script[f"POST {path}?format=onnx&version=1"] = (202, {**VERSION, "state": "uploaded"})
+    gateway.script[f"POST {path}?version=1"] = (202, {**VERSION, "state": "uploaded"})
     gateway.script[f"GET {path}/1"] = [
         (200, {**VERSION, "state": "uploaded"}),
         (200, {**VERSION, "state": "optimizing"}),
@@ -179,7 +192,7 @@ def test_a_rejected_upload_is_1_with_its_reason(aiaas, gateway, tmp_path):
     file = tmp_path / "broken.onnx"
     file.write_bytes(b"?")
     path = "/v2/repository/models/digits/versions"
-    gateway.script[f"POST {path}?format=onnx"] = (202, {**VERSION, "state": "uploaded"})
+    gateway.script[f"POST {path}"] = (202, {**VERSION, "state": "uploaded"})
     gateway.script[f"GET {path}/1"] = (200, {**VERSION, "state": "rejected", "reason": "it does not parse"})
     code, _, err = aiaas("models", "upload", str(file), "-n", "digits", "--wait")
     assert code == 1
@@ -451,7 +464,7 @@ def test_a_declarations_files_go_to_the_store_before_it(aiaas, gateway, tmp_path
     claims = [{"uri": f"file:///{n}", "sha256": f"{n}" * 64, "byte_size": n} for n in range(1, 4)]
     gateway.script["POST /v2/repository/assets"] = [(201, claim) for claim in claims]
     uploaded = {"name": "m", "version": 1, "state": "uploaded"}
-    path = f"/v2/repository/models/m/versions?format=onnx&processing={'3' * 64}"
+    path = f"/v2/repository/models/m/versions?processing={'3' * 64}"
     gateway.script[f"POST {path}"] = (202, uploaded)
     command = ("models", "upload", str(tmp_path / "model.onnx"), "--name", "m")
     assert aiaas(*command, "--processing", str(tmp_path / "processing.json"))[0] == 0
@@ -504,7 +517,7 @@ def test_an_upload_with_data_stores_them_and_its_options_first(aiaas, gateway, t
     model.write_bytes(b"onnx")
     data.write_bytes(b"rows")
     gateway.script["POST /v2/repository/assets"] = [(201, ARTIFACT), (201, {**ARTIFACT, "sha256": "bb" * 32})]
-    gateway.script[f"POST {PATH}/versions?format=onnx&optimization={'bb' * 32}"] = (202, VERSION)
+    gateway.script[f"POST {PATH}/versions?optimization={'bb' * 32}"] = (202, VERSION)
     asked = ("--data", str(data), "--objective", "size", "--candidates", "int8-static, student", "--seed", "3")
     assert aiaas("models", "upload", str(model), "-n", "digits", *asked)[0] == 0
     stored, options, _ = [body for _, _, body in gateway.asked]
@@ -534,6 +547,23 @@ def test_an_update_is_followed_with_its_curves_compared_and_promoted(aiaas, gate
     assert err == "  digits version 2: optimizing, train: train (20%), about 10 s left, loss/train 0.25\n"
     assert "accuracy 0.9900, version 1 0.9800, on the same 150 rows: no worse than its parent" in out
     assert any(path.endswith("/versions/2/promote") for path, _, _ in gateway.asked)
+
+
+@pytest.mark.parametrize(
+    ("metric", "own", "parents", "worse", "verdict"),
+    [
+        ("accuracy", 0.99, 0.98, False, "no worse than its parent"),
+        ("accuracy", 0.98, 0.98, False, "no worse than its parent"),
+        ("accuracy", 0.9733, 0.98, False, "worse than its parent, within what the policy allows"),
+        ("accuracy", 0.9, 0.98, True, "worse than its parent, by more than the policy allows"),
+        ("rmse", 0.9, 0.98, False, "no worse than its parent"),
+        ("rmse", 0.985, 0.98, False, "worse than its parent, within what the policy allows"),
+    ],
+)
+def test_what_is_said_of_a_comparison_is_true(metric, own, parents, worse, verdict):
+    estimates = {who: {"value": value, "rows": 150} for who, value in (("own", own), ("parents", parents))}
+    said = follow.comparison({"comparison": {"metric": metric, "parent": 1, "worse": worse, **estimates}})
+    assert said.endswith(f"on the same 150 rows: {verdict}")
 
 
 POINT = {"step": 3, "value": 0.25}

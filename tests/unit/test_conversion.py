@@ -12,51 +12,17 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from services.optimizer.confined import Sandbox, open_sandbox
-from services.optimizer.job import Jobs
-from services.optimizer.plan import Means
+from services.optimizer.confined import open_sandbox
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.task import Hooks, Task
 from shared import events as ev
-from shared.artifacts import ArtifactStore
-from shared.optimization import Optimization
 from shared.registry import Version
 from support import bundles
-
-TOOLS = dict.fromkeys(("numpy", "onnx", "onnxruntime", "onnxscript", "torch"), "1")
-NOTHING = Optimization(candidates=())
+from support.attempts import Attempt
 
 
 @pytest.fixture
 def settings(tmp_path):
     return OptimizerSettings(instance="o", scratch_dir=tmp_path, pt2_tenants='["acme"]', torchscript_tenants='["*"]')
-
-
-class Attempt:
-    """One attempt at one upload, with the facts that it told."""
-
-    def __init__(self, settings, tools=TOOLS):
-        self.store = ArtifactStore("memory://")
-        self.told = []
-        self.jobs = Jobs(settings, self.store, Sandbox(settings), lambda: Means(tools=tools))
-
-    async def run(self, content, tenant="acme", **about):
-        async def chunks():
-            yield content
-
-        async def record(event):
-            self.told.append(event)
-
-        async def on_progress(_):
-            pass
-
-        artifact = await self.store.put_stream(chunks(), limit_bytes=10**9)
-        about = {"state": "optimizing", "attempt": 1, "owner": "o/1", "optimization": NOTHING, **about}
-        version = Version("m", 1, "u", artifact, "onnx", tenant, 0, **about)
-        return await self.jobs.run(Task(version), Hooks(on_progress, record))
-
-    async def model(self, variant):
-        return await self.store.get_bytes(variant.artifact)
 
 
 def run(content, **feeds):

@@ -67,7 +67,7 @@ def state(tmp_path):
         ),
         RowsObserved(**about, seq=3, model="m", version=1, variant="v", rows=2000, features={"input/x/0": CONSTANT}),
         RowsObserved(**about, seq=4, model="m", version=1, variant="v", rows=300, features={"input/x/0": CONSTANT}),
-        HttpAnswered(**about, seq=5, statuses={200: 90, 503: 10}, in_flight=1),
+        HttpAnswered(**about, seq=5, statuses={200: 90, 503: 15}, in_flight=1, unready=5),
     ]
     for event in events:
         assert metering.take(state, event, now_ns, SETTINGS.sensitivity)
@@ -174,6 +174,11 @@ async def test_the_numbers_of_an_analysis(get):
     assert found["cost_per_1000"] > 0
     assert found["slo"]["availability"] == pytest.approx(0.9)
     assert found["slo"]["error_budget_spent"] == pytest.approx(100)
+
+
+async def test_what_gateways_refused_is_of_no_model(get):
+    totals = (await get("/v1/overview"))["totals"]
+    assert (totals["rejected"], totals["requests"]) == (10, 100)
 
 
 async def test_hosts_and_gpus(get):

@@ -9,12 +9,14 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from services.optimizer import plan as plans
 from services.optimizer.actions import UPLOAD, Draw, Train
-from services.optimizer.curves import Curves, crc32c, record
+from services.optimizer.curves import Curves
 from services.optimizer.plan import Means, UnknownCandidate, candidate, keys, plan, work
 from services.optimizer.progress import Meter
 from shared.artifacts import Artifact
+from shared.events import MachineClass
 from shared.optimization import DataFile, LoggedRequests, Optimization, Policy, Training
 from shared.registry import Version
+from shared.tensorboard import crc32c, record
 
 FILE = Artifact(uri="memory://sha256/00/00", sha256="0" * 64, byte_size=1)
 OTHER_FILE = Artifact(uri="memory://sha256/11/11", sha256="1" * 64, byte_size=1)
@@ -45,6 +47,31 @@ def test_with_data_what_changes_a_model_more():
 
 def test_fp16_where_a_gpu_waits_for_it():
     assert "fp16" in names(version(), Means(gpu=True))
+
+
+ELSEWHERE = replace(LEARNS, others=(MachineClass(isa="avx2", threads=8),))
+
+
+def test_where_workers_of_other_classes_are_up_they_are_asked_last():
+    asked = Optimization(candidates=("int8-static", "int8-dynamic"))
+    assert names(version(optimization=asked), ELSEWHERE) == [
+        "fp32",
+        "inputs",
+        "int8-static",
+        "int8-dynamic",
+        "elsewhere",
+    ]  # fmt: skip - one line
+    assert names(version(optimization=Optimization(candidates=())), ELSEWHERE) == ["fp32"]
+
+
+def test_what_workers_found_is_known_by_their_classes_and_the_candidates():
+    one, other = (Optimization(candidates=each) for each in (("int8-static",), ("int8-dynamic",)))
+    found = [
+        keys(plan(version(optimization=options), means), version(optimization=options), means, {}, {})["elsewhere"]
+        for options in (one, other)
+        for means in (ELSEWHERE, replace(ELSEWHERE, others=(MachineClass(isa="avx2", threads=4),)))
+    ]
+    assert len({*found}) == 4
 
 
 def test_what_is_asked_for_and_nothing_else():

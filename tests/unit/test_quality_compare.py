@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from services.optimizer.quality import scores
-from services.optimizer.quality.compare import labelled, unlabelled
-from services.optimizer.quality.estimates import NotComparable
+from shared.quality import scores
+from shared.quality.compare import labelled, unlabelled
+from shared.quality.estimates import NotComparable
 
 RANDOM = np.random.default_rng(0)
 

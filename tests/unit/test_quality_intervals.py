@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.optimizer.quality import intervals
-from services.optimizer.quality.estimates import Estimate
+from shared.quality import intervals
+from shared.quality.estimates import Estimate
 
 FLAGS = st.lists(st.booleans(), min_size=1, max_size=200).map(np.array)
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200).map(np.array)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from services.optimizer.quality.compare import labelled, unlabelled
-from services.optimizer.quality.estimates import Comparison, Estimate
-from services.optimizer.quality.policy import Figures, Policy, choose, gain, largest_loss, pareto, problem, verdict
+from shared.quality.compare import labelled, unlabelled
+from shared.quality.estimates import Comparison, Estimate
+from shared.quality.policy import Figures, Policy, choose, gain, largest_loss, pareto, problem, verdict
 
 FP32 = Figures(variant="fp32", loss=0.0, latency_s=1.0, rows_per_s=10.0, size_bytes=1000, memory_bytes=5000)
 OBJECTIVES = ("latency", "throughput", "size", "memory")

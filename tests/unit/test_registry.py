@@ -11,6 +11,7 @@ from msgspec import structs
 
 from shared import events as ev
 from shared.errors import ModelNotLoaded, ModelNotReady, ModelRejected, ModelRetired, UnknownModel, UnknownVersion
+from shared.optimization import Optimization, Training
 from shared.registry import Entry, Registry, as_of, fold, only_unloaded
 from support.facts import OWNER, SIGNATURE, artifact, folded, log_of, made_ready, uploaded
 
@@ -50,6 +51,9 @@ EVENTS = st.one_of(
     st.builds(ev.VariantRejected, **ATTEMPT, variant=VARIANT, reason=st.just("slow")),
     st.builds(ev.ModelReady, **ATTEMPT, variant=VARIANT, reason=st.just("fast")),
     st.builds(ev.ModelRejected, **ATTEMPT, code=st.just("invalid"), reason=st.just("not a model")),
+    st.builds(
+        ev.FormatRecognised, **ATTEMPT, format=st.just("pt2"), needs=st.just(("torch",)), handed_on=st.booleans()
+    ),
     st.builds(ev.ModelPromoted, model=MODELS, version=VERSIONS),
     st.builds(ev.TrafficSplit, model=MODELS, weights=st.dictionaries(VERSIONS, st.integers(0, 3), max_size=3)),
     st.builds(ev.ModelRolledBack, model=MODELS),
@@ -227,6 +231,35 @@ def test_the_first_claim_of_an_attempt_wins_and_the_next_attempt_starts_afresh()
     late = folded(uploaded(), first[0], first[1], second[0], *first[1:])
     assert late.version("m", 1).state == "optimizing"
     assert folded(uploaded(), first[0], *second).version("m", 1).state == "ready"
+
+
+def test_an_upload_that_is_handed_on_waits_for_one_who_has_what_it_needs():
+    claimed, *results = made_ready(owner="one/1")
+    about = {"model": "m", "version": 1, "attempt": 1, "owner": "one/1"}
+    recognised = ev.FormatRecognised(**about, format="keras", needs=("tensorflow",))
+    handed_on = structs.replace(recognised, handed_on=True)
+    version = folded(uploaded(), claimed, handed_on).version("m", 1)
+    assert (version.state, version.owner, version.attempt, version.stalled) == ("uploaded", None, 1, 0)
+    assert (version.recognised, version.needs) == ("keras", ("tensorflow",))
+    assert folded(uploaded(), claimed, handed_on, *results).version("m", 1).state == "uploaded"
+    assert folded(uploaded(), claimed, handed_on, *made_ready(attempt=2)).version("m", 1).state == "ready"
+    forged = structs.replace(handed_on, owner="two/1")
+    assert folded(uploaded(), claimed, forged).version("m", 1).needs == ()
+    assert folded(uploaded(), claimed, recognised).version("m", 1).state == "optimizing"
+
+
+def test_what_is_trained_from_a_converted_version_begins_with_its_onnx():
+    claimed, variant, ready = made_ready(owner="one/1")
+    about = {"model": "m", "version": 1, "attempt": 1, "owner": "one/1"}
+    how = ev.Conversion(format="pt2", sha256="ab" * 32)
+    made = ev.StepFinished(
+        **about, step="canonical", key="ab" * 32, result=artifact("r"), file=artifact("onnx"), conversion=how
+    )
+    asked = ev.UpdateRequested(model="m", upload_id="u2", parent=1, training=Training(), optimization=Optimization())
+    registry = folded(uploaded(), claimed, made, variant, ready, asked)
+    assert registry.version("m", 1).artifact == artifact("u1")
+    assert registry.version("m", 1).model_file == registry.version("m", 2).artifact == artifact("onnx")
+    assert registry.version("m", 1).steps["canonical"].conversion == how
 
 
 def test_only_the_owner_of_the_attempt_is_heard():

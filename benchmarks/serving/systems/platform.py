@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from benchmarks.serving.models import Model
 
-SERVICES_FIRST = ("gateway", "worker-1", "worker-2", "optimizer", "monitor", "kafka", "redis")
+SERVICES_FIRST = ("gateway", "worker-1", "worker-2", "optimizer", "monitor", "archiver", "kafka", "redis")
 _GATE_TIMEOUT_S = 600.0
 _ANSWER_TIMEOUT_S = 90.0
 _SETTLE_TIMEOUT_S = 5.0

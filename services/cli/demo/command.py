@@ -45,7 +45,8 @@ def demo() -> None:
 
 async def _run(out: Console, settings: LocalStackSettings) -> None:
     """Start the stack, tell the story in a thread, stop the stack."""
-    from services.cli.demo.story import Place, tell  # noqa: PLC0415 - what it imports is heavy and optional
+    from services.cli.demo.place import Place  # noqa: PLC0415 - as below
+    from services.cli.demo.story import tell  # noqa: PLC0415 - what it imports is heavy and optional
 
     cache_dir, root = settings.root / "cache", settings.root / "demo"
     _wipe(root)
@@ -61,6 +62,8 @@ async def _run(out: Console, settings: LocalStackSettings) -> None:
             bootstrap_servers=stack.environment()["AIAAS_KAFKA_BOOTSTRAP_SERVERS"],
             topics=mine.topics,
             cache_dir=cache_dir,
+            environment={**stack.environment(), "AIAAS_TOPIC_PREFIX": prefix},
+            report_path=root / "report.html",
         )
         try:
             await asyncio.to_thread(tell, out, place)

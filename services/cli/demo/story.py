@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,12 @@ import numpy as np
 import onnxruntime
 
 from services.cli.client import Gateway
-from services.cli.demo import digits, files, upstream
+from services.cli.demo import digits, files, proof, upstream
 from services.cli.demo.update import update
 from services.cli.errors import CommandError
 from services.cli.follow import follow, variants_table
 from services.cli.printing import activity, bar, size, table
+from services.cli.report import fetch
 from services.cli.trust import trust
 from services.cli.updates import stored_options
 from shared.topics import OUTCOMES
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from rich.console import Console
 
-    from shared.topics import Topics
+    from services.cli.demo.place import Place
 
     Scores = npt.NDArray[np.float32]
 
@@ -44,17 +44,6 @@ _LEAST_AGREEMENT = 0.99
 _MS_PER_S = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the stack is, and where trained models are kept between demos."""
-
-    gateway_url: str
-    monitor_url: str
-    bootstrap_servers: str
-    topics: Topics
-    cache_dir: Path
-
-
 def tell(out: Console, place: Place) -> None:
     """All steps.
 
@@ -68,8 +57,10 @@ def tell(out: Console, place: Place) -> None:
         identified = _identify_files(out, place, magika)
         ids, labels = _classify_digits(out, place, digits_path)
         out.print("\n[bold]6. An update: the digits model learns from feedback on those requests[/]")
-        update(out, place.gateway_url, DIGITS, ids, labels.tolist())
+        update(out, place, DIGITS, ids, labels.tolist())
         _count_outcomes(out, place, {FILES: identified, DIGITS: len(ids)})
+        proof.replay(out, place, {FILES: identified, DIGITS: len(ids)})
+        _report(out, place)
     except (httpx.HTTPError, upstream.Failed) as err:
         raise CommandError(f"The demo stopped: {err}.") from err
     _where_next(out, digits_path)
@@ -215,6 +206,14 @@ def _stats(place: Place, requests: dict[str, int]) -> dict[str, dict[str, Any]]:
             if complete or time.monotonic() > deadline_s:
                 return found
             time.sleep(_POLL_S)
+
+
+def _report(out: Console, place: Place) -> None:
+    """What happened in this demo, as one page."""
+    out.print("\n[bold]8. The monitor's report of all this[/]")
+    content = fetch(place.monitor_url, "30m", None, None, "html")
+    place.report_path.write_bytes(content)
+    out.print(f"  {_from_here(place.report_path)} ({size(len(content))}): open it in a browser", soft_wrap=True)
 
 
 def _where_next(out: Console, digits_path: Path) -> None:

@@ -69,7 +69,7 @@ class Service:
 
 
 def standard_services(workers: int = 1, gateways: int = 1) -> list[Service]:
-    """Gateways (on one port), workers, optimizer and monitor."""
+    """Gateways (on one port), workers, optimizer, monitor and archiver."""
     return [
         *(
             Service(
@@ -104,6 +104,7 @@ def standard_services(workers: int = 1, gateways: int = 1) -> list[Service]:
             host_variable="AIAAS_MONITOR_HOST",
             tls_variable="AIAAS_MONITOR_TLS_CERTFILE",
         ),
+        Service("archiver", _module("audit"), _USUAL_HEALTH_PORT, "AIAAS_HEALTH_PORT"),
     ]
 
 

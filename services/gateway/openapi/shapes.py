@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from services.gateway.answers import STATUS_OF_CODE
-from shared.events import Comparison, LoadedModel, MachineClass, Measurements, Parity, Provenance, Status, StepPlace
+from shared.events import (
+    Comparison,
+    Conversion,
+    LoadedModel,
+    MachineClass,
+    Measurements,
+    Parity,
+    Provenance,
+    Status,
+    StepPlace,
+)
 from shared.oip_shapes import InferenceResponse
 from shared.optimization import Optimization, Policy, Training
 from shared.processing import Processing
@@ -213,6 +223,10 @@ class VersionState(Struct):
     sha256: str
     byte_size: Size
     format: str
+    recognised: str | None
+    needs: list[str]
+    waits_for: str | None
+    conversion: Conversion | None
     processing: Processing | None
     upload_id: str
     uploaded_at: str

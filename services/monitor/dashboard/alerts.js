@@ -15,11 +15,11 @@ export function render({ active, history, rules }, { range }) {
     h("div", { class: "head" }, h("h1", {}, "Alerts"), rangePicker(range)),
     card("Active", active.length ? h("ul", { class: "actives" }, active.map(one)) : nothing("Nothing is wrong", "No rule below is broken at the moment.")),
     card("History", history.length ? table("What was raised and cleared", [
-      ["When", ({ at }) => moment(at)], ["Change", ({ change }) => badge(change)], ["Severity", ({ severity }) => badge(severity)], ["Of", subject], ["What", ({ message }) => message],
+      ["When", ({ at }) => moment(at)], ["Change", ({ change }) => badge(change)], ["Severity", ({ severity }) => badge(severity)], ["Of", subject], ["What", ({ message }) => message, "wide"],
     ], history.toSorted((a, b) => b.at - a.at), ({ at, id, change }) => `${at}-${id}-${change}`) : h("p", { class: "quiet-text" }, "Nothing was raised in this time.")),
     card("Rules", rules.length ? table("Rules", [
       ["Rule", ({ rule }) => rule], ["Severity", ({ severity }) => badge(severity)], ["Raised above", ({ raises_above: above }) => number(above), "n"],
-      ["Cleared below", ({ clears_below: below }) => number(below), "n"], ["For", ({ for_s: long }) => (long ? age(long) : "at once"), "n"], ["Means", ({ text }) => text],
+      ["Cleared below", ({ clears_below: below }) => number(below), "n"], ["For", ({ for_s: long }) => (long ? age(long) : "at once"), "n"], ["Means", ({ text }) => text, "wide"],
     ], rules, ({ rule, severity }) => `${rule}-${severity}`) : h("p", { class: "quiet-text" }, "This monitor has no rules.")),
   ];
 }

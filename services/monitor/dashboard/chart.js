@@ -6,14 +6,15 @@
 
 import { h, own, svg } from "./dom.js";
 import { bytes, clock, count, hourMinute, NONE } from "./format.js";
-import { byteUnit, largest, last, runs, timeTicks, valueTicks } from "./scale.js";
+import { byteUnit, largest, last, runs, timeTicks, valueTicks, whole } from "./scale.js";
 
 const HEIGHT = 172;
 const EDGE = { top: 10, right: 8, bottom: 22, left: 56 };
 const MOST_ROWS = 60;
 const pointed = new WeakMap();
 
-export function chart(spec) {
+export function chart(asked) {
+  const spec = asked.clock ? asked : settled(asked);
   const tableKey = `table-${spec.id}`;
   const open = document.querySelector(`[data-key="${CSS.escape(tableKey)}"]`)?.open;
   const empty = spec.series.every(({ values }) => last(values) === null);
@@ -23,6 +24,12 @@ export function chart(spec) {
     h("ul", { class: "legend" }, spec.series.map(({ name, values }, index) =>
       h("li", {}, h("span", { class: `key c${index % 6}`, "aria-hidden": "true" }), name, " ", h("b", {}, spec.format(last(values)))))),
     h("details", { "data-key": tableKey }, h("summary", {}, "Numbers", h("span", { class: "sr" }, ` of ${spec.title}`)), open && table(spec)));
+}
+
+function settled(spec) {
+  const step = spec.at.length > 1 ? spec.at[1] - spec.at[0] : 0;
+  const count = whole(spec.at, step, Date.now() / 1000);
+  return { ...spec, at: spec.at.slice(0, count), series: spec.series.map(({ name, values }) => ({ name, values: values.slice(0, count) })) };
 }
 
 function summary(spec, empty) {

@@ -1,7 +1,7 @@
 /* Elements, and bringing what is on the page in line with what it should be.
  *
  * `h` and `svg` make elements. Whatever comes from the log goes in as a text node or through setAttribute, never as
- * markup: there is no innerHTML in this dashboard. `morph` changes a tree into another in place, so that focus, the
+ * markup: nothing in this dashboard parses markup. `morph` changes a tree into another in place, so that focus, the
  * selection, scroll positions and open details outlive a refresh. Elements have no listeners of their own: the page
  * listens once, and `data-action` says what an element does.
  *

@@ -92,17 +92,19 @@ const speed = ({ measurements }) => measurements?.speedup;
 const quality = ({ measurements }) => { const [name, value] = Object.entries(measurements?.quality ?? {})[0] ?? []; return name ? `${name} ${number(value.value)}` : measurements?.top1_agreement != null ? `top-1 same ${percent(measurements.top1_agreement)}` : "–"; };
 const alone = ({ measurements }) => { const first = [...(measurements?.latencies ?? [])].sort((a, b) => a.batch_size - b.batch_size)[0]; return first ? `${seconds(first.p50_s)} at ${first.batch_size}` : "–"; };
 
+const error = (value) => (value && value < 0.01 ? value.toExponential(1) : number(value));
+
 const variants = (version) => table(`Variants of version ${version.version}`, [
   ["Variant", ({ variant }) => [variant, " ", version.chosen === variant && badge("serves", "good")]],
   ["Gate", ({ state }) => badge(state)],
   ["Speed", (each) => (speed(each) ? `${number(speed(each))}×` : "–"), "n"],
   ["Median run", alone, "n"],
   ["Rows/s", ({ measurements }) => count(measurements?.throughput_rows_s), "n"],
-  ["Largest error", ({ measurements }) => (measurements?.max_abs_error != null ? measurements.max_abs_error.toExponential(1) : "–"), "n"],
+  ["Largest error", ({ measurements }) => (measurements?.max_abs_error != null ? error(measurements.max_abs_error) : "–"), "n"],
   ["Quality", quality],
   ["Size", ({ byte_size: size, measurements }) => bytes(size ?? measurements?.byte_size), "n"],
   ["Batch cap", ({ batch_cap: cap }) => count(cap), "n"],
-  ["Why", ({ reason }) => h("span", { class: "why" }, reason || "–")],
+  ["Why", ({ reason }) => h("span", { class: "why" }, reason || "–"), "wide"],
 ], version.variants, ({ variant, state }) => `${variant}-${state}`);
 
 function charts(series, timeline) {

@@ -107,7 +107,7 @@ function aligned(at, own, values) {
 }
 
 const modelTable = (models) => table("Models of the last minute", [
-  ["Model", ({ model, version }) => [h("a", { href: `#/models/${part(model)}` }, model), version === null ? "" : ` v${version}`]],
+  ["Model", ({ model, version }) => [h("a", { href: `#/models/${part(model)}` }, model), version === null ? h("span", { class: "quiet-text" }, " no version") : ` v${version}`]],
   ["Traffic", ({ per_s: perS }) => rate(perS), "n"],
   ["p50", ({ p50_s: p50 }) => seconds(p50), "n"],
   ["p95", ({ p95_s: p95 }) => seconds(p95), "n"],
@@ -128,6 +128,6 @@ const serviceTable = (services) => table("Services", [
   ["Memory", ({ rss_bytes: size }) => bytes(size), "n"],
   ["Loop delay", ({ loop_delay_s: delay }) => seconds(delay), "n"],
   ["Waiting", ({ lag, queued }) => count(total(lag) + total(queued)), "n"],
-  ["Loaded", ({ loaded }) => (loaded?.length ? loaded.map(({ model, version, variant }) => `${model} v${version} ${variant}`).join(", ") : "–")],
+  ["Loaded", ({ loaded }) => (loaded?.length ? loaded.map(({ model, version, variant }) => `${model} v${version} ${variant}`).join(", ") : "–"), "wide"],
   ["Heard of", ({ sample_age_s: old }) => (old === null ? "–" : `${age(old)} ago`), "n"],
 ], services, ({ instance }) => instance);

@@ -19,7 +19,7 @@ export const card = (title, ...content) => h("section", { class: "card", "data-k
 export const nothing = (title, text, command) =>
   h("div", { class: "nothing-here" }, h("p", { class: "lead" }, title), h("p", {}, text), command && h("pre", {}, h("code", {}, command)));
 
-/** A table. `columns` are [heading, row → content, "n" for numbers]; on a phone each row becomes a card of its own. */
+/** A table. `columns` are [heading, row → content, "n" for numbers, "wide" for prose]; on a phone each row becomes a card of its own. */
 export function table(caption, columns, rows, keyOf) {
   return h("div", { class: "scroll" },
     h("table", { class: "stack" }, h("caption", { class: "sr" }, caption),

@@ -43,5 +43,13 @@ export function runs(at, values, x, y) {
   return found;
 }
 
+const SETTLED_S = 4;
+
+/** How many windows are over, and told of by everyone: the newest one would look like a fall. */
+export function whole(at, step, now) {
+  const open = at.findIndex((begin) => begin + step > now - SETTLED_S);
+  return open < 0 ? at.length : open;
+}
+
 export const last = (values) => (values ?? []).findLast((value) => typeof value === "number") ?? null;
 export const largest = (values) => (values ?? []).reduce((most, value) => (typeof value === "number" && value > most ? value : most), 0);

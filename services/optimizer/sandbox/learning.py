@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 _HEALING: Final = configs.Training(
     optimizer=configs.AdamW(learning_rate=2e-3, weight_decay=0.0), clip_norm=1.0, patience=None, held_out=0.1
 )
+_EPOCHS: Final = 10
+_STEPS: Final = 200
+"""An update's training has at least so many, however few its rows are."""
+_HELD_OUT: Final = 0.2
+_MANY_ROWS: Final = 200
 _LEAST_STEPS: Final[dict[type, int]] = {Prune: 800, Distil: 2500}
 """Few rows are gone through more often: it is steps that teach, not epochs."""
 
@@ -95,7 +100,7 @@ def updated(action: Train, model: ModelProto, learnt: DataSet, lessons: Lessons)
     if asked.classes is not None:
         model = transfer.new_head(model, asked.classes).model
     rows = Rows(dict(learnt.inputs), _targets(learnt, model))
-    training = _config(asked, seed)
+    training = config(asked, seed, len(rows))
     if asked.search is not None:
         found = search(
             model,
@@ -136,7 +141,12 @@ def _targets(learnt: DataSet, model: ModelProto) -> Array:
     return learnt.targets[output]
 
 
-def _config(asked: Training, seed: int) -> configs.Training:
+def config(asked: Training, seed: int, rows: int) -> configs.Training:
+    """The training that is asked for, of so many rows; what it leaves open is decided by how many there are."""
+    held_out = asked.held_out
+    if held_out is None:
+        held_out = _HELD_OUT if rows >= _MANY_ROWS or asked.search is not None else 0.0
+    steps_an_epoch = max(1, -(-round(rows * (1 - held_out)) // asked.batch_rows))
     rate, decay = asked.learning_rate, asked.weight_decay
     optimizers: dict[str, configs.Optimizer] = {
         "sgd": configs.Sgd(learning_rate=rate, momentum=asked.momentum, nesterov=asked.nesterov, weight_decay=decay),
@@ -152,11 +162,11 @@ def _config(asked: Training, seed: int) -> configs.Training:
         optimizer=optimizers[asked.optimizer],
         schedule=schedules[asked.schedule],
         warmup=asked.warmup,
-        epochs=asked.epochs,
+        epochs=asked.epochs or max(_EPOCHS, -(-_STEPS // steps_an_epoch)),
         batch_rows=asked.batch_rows,
         clip_norm=asked.clip_norm,
         loss=asked.loss,
-        held_out=asked.held_out,
+        held_out=held_out,
         patience=asked.patience,
         train=asked.train,
         freeze=asked.freeze,

@@ -16,22 +16,22 @@ import numpy as np
 import psutil
 
 from services.optimizer.messages import PARENT_FILE
-from services.optimizer.quality.compare import labelled, unlabelled
-from services.optimizer.quality.estimates import NotComparable
 from services.optimizer.sandbox import signature, vet
 from services.optimizer.sandbox.batching import holds
 from services.optimizer.sandbox.probes import Rows, stack
 from services.optimizer.sandbox.reference import engine as engine_of
 from shared.events import Estimate, Latency, Measurements
 from shared.machine import isa
+from shared.quality.compare import labelled, unlabelled
+from shared.quality.estimates import NotComparable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from services.optimizer.quality.estimates import Comparison
     from services.optimizer.sandbox.batching import Batching
     from services.optimizer.sandbox.engine import Engine, Feeds
     from services.optimizer.sandbox.reference import Reference
+    from shared.quality.estimates import Comparison
     from shared.tensors import Array
 
 BATCH_SIZES: Final = (1, 8, 32)
@@ -200,12 +200,17 @@ def runs(rows: Sequence[Feeds], size: int) -> Iterator[list[int]]:
 
 
 def latencies_s(engines: Sequence[Engine], reference: Reference) -> dict[int, list[float]]:
-    """Median seconds of a run of each engine, by batch size, for the sizes of `BATCH_SIZES` that the cap allows."""
+    """Median seconds of a run of each engine, by batch size."""
+    return {size: _medians(engines, batch) for size, batch in feeds(reference).items()}
+
+
+def feeds(reference: Reference) -> dict[int, Feeds]:
+    """What runs are measured with, by batch size: those of `BATCH_SIZES` that the cap allows."""
     batching = reference.batching
     rows = Rows(reference.signature, batching.setting, batching.inputs, reference.job.seed)
     pool = rows.plain(min(max(BATCH_SIZES), batching.cap))
     sizes = [size for size in BATCH_SIZES if size <= batching.cap]
-    return {size: _medians(engines, stack(pool[:size], batching.inputs)) for size in sizes}
+    return {size: stack(pool[:size], batching.inputs) for size in sizes}
 
 
 def _latencies(times: Mapping[int, Sequence[float]], index: int) -> tuple[Latency, ...]:
@@ -222,16 +227,16 @@ def _resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _medians(engines: Sequence[Engine], feeds: Feeds) -> list[float]:
+def _medians(engines: Sequence[Engine], batch: Feeds) -> list[float]:
     for engine in engines:
-        engine.run(feeds)  # the first run of a shape allocates
+        engine.run(batch)  # the first run of a shape allocates
     times: list[list[float]] = [[] for _ in engines]
     until_s = time.monotonic() + _BUDGET_S
     for turn in range(_MAX_RUNS):
         if turn >= _MIN_RUNS and time.monotonic() > until_s:
             break
         for engine, taken in zip(engines, times, strict=True):
-            taken.append(engine.duration_s(feeds))
+            taken.append(engine.duration_s(batch))
     return [float(np.median(taken)) for taken in times]
 
 

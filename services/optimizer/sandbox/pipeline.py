@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
 import msgspec
+import numpy as np
 import onnxruntime as ort
 
-from services.optimizer.actions import REFERENCE, UPLOAD, Compare, Convert, Refer, Train
+from services.optimizer.actions import REFERENCE, UPLOAD, Compare, Convert, Refer, Sample, Train
 from services.optimizer.conversion.convert import convert
 from services.optimizer.conversion.recognise import recognise
 from services.optimizer.formats import ONNX
 from services.optimizer.messages import UPLOAD_FILE, Found, Message, Probed, Progress, Recognised, Rejected, step_file
-from services.optimizer.quality.estimates import NotComparable
 from services.optimizer.recipes.errors import NotBuilt
 from services.optimizer.rejections import Rejection
 from services.optimizer.sandbox import measure
@@ -24,6 +24,7 @@ from services.optimizer.sandbox.engine import PROVIDERS
 from services.optimizer.sandbox.lessons import Lessons
 from services.optimizer.sandbox.reference import Reference, examined, resumed, to_train
 from shared.machine import isa
+from shared.quality.estimates import NotComparable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from services.optimizer.actions import Spec
     from services.optimizer.messages import Job
     from services.optimizer.sandbox.building import Built
+    from shared.tensors import Array
 
 _MAX_REASON_CHARS: Final = 1000
 _TOOLS: Final = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch", "tensorflow", "tf2onnx")
@@ -104,6 +106,8 @@ class Pipeline:
                 found = self._train(spec, spec.action)
             case Compare():
                 found = self._compare(spec)
+            case Sample():
+                found = self._sample(spec)
             case _:
                 found = self._candidate(spec)
         report(self._out, found)
@@ -162,6 +166,17 @@ class Pipeline:
             return Found(step=spec.name, comparisons=measure.beside_parent(self._reference))
         except (Rejection, NotComparable) as err:
             return Found(step=spec.name, failed=f"it could not be compared with its parent: {err}"[:_MAX_REASON_CHARS])
+
+    def _sample(self, spec: Spec) -> Found:
+        """What workers of other classes are to measure with: the inputs of the measurements here."""
+        arrays: dict[str, Array] = {}
+        for size, feeds in measure.feeds(self._reference).items():
+            for place, each in enumerate(self._reference.signature.inputs):
+                array = feeds[each.name]
+                arrays[f"{size}.{place}"] = array.astype(np.str_) if array.dtype.kind == "O" else array
+        with Path(step_file(spec.name)).open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        return Found(step=spec.name, file=True)
 
     @property
     def _reference(self) -> Reference:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from services.optimizer.quality.estimates import LEVEL, Estimate
+from shared.quality.estimates import LEVEL, Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from services.optimizer.quality.estimates import NotComparable
+from shared.quality.estimates import NotComparable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from services.optimizer.quality.intervals import Floats
+    from shared.quality.intervals import Floats
     from shared.tensors import Array
 
     Flags = npt.NDArray[np.bool_]

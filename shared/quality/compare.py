@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from services.optimizer.quality import intervals, scores
-from services.optimizer.quality.estimates import Comparison, Estimate, NotComparable
+from shared.quality import intervals, scores
+from shared.quality.estimates import Comparison, Estimate, NotComparable
 
 if TYPE_CHECKING:
-    from services.optimizer.quality.estimates import Metric
-    from services.optimizer.quality.intervals import Floats
-    from services.optimizer.quality.scores import Flags
+    from shared.quality.estimates import Metric
+    from shared.quality.intervals import Floats
+    from shared.quality.scores import Flags
     from shared.tensors import Array
 
 _MAX_COUNTS: Final = 2_000_000

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.optimizer.quality.estimates import Comparison, Estimate
+    from shared.quality.estimates import Comparison, Estimate
 
 Objective = Literal["latency", "throughput", "size", "memory"]
 Verdict = Literal["within", "beyond", "open"]

@@ -1,0 +1,72 @@
+"""The demo's proofs, by the commands that anyone has: a promotion behind a back-test, and a replay at the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from services.cli.errors import CommandError
+from services.cli.printing import activity, table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+    from services.cli.demo.place import Place
+
+_TIMEOUT_S: Final = 120.0
+
+
+def promote(out: Console, place: Place, model: str, version: int) -> None:
+    """Promote a version if it is no worse on the requests of before.
+
+    Raises:
+        CommandError: it was refused.
+    """
+    words = ("models", "promote", model, str(version), "--gate", "backtest")
+    out.print(f"  [bold]aiaas {' '.join(words)}[/]", soft_wrap=True)
+    with activity(out) as say:
+        say("running the recorded requests on both versions")
+        done = _aiaas(place, *words, "--url", place.gateway_url)
+    out.print("".join(f"    {line}\n" for line in done.stderr.splitlines()), markup=False, soft_wrap=True, end="")
+    if done.returncode:
+        raise CommandError(f"Version {version} of {model} was refused.")
+
+
+def replay(out: Console, place: Place, requests: Mapping[str, int]) -> None:
+    """Run everything again that was answered, and compare every bit.
+
+    Raises:
+        CommandError: an answer was not given again.
+    """
+    out.print("\n[bold]8. The proof: every request again, in its batch, on the recorded bytes: aiaas audit replay[/]")
+    shown = table("model", "replayed", "identical", "changed", "not reproducible", "s")
+    for model, asked in requests.items():
+        with activity(out) as say:
+            say(f"replaying {asked} requests of {model}")
+            done = _aiaas(place, "audit", "replay", "--model", model, "--json")
+        if not done.stdout:
+            raise CommandError(f"The replay of {model} could not run: {done.stderr.strip()}")
+        found: dict[str, Any] = orjson.loads(done.stdout)
+        counts = [str(found[name]) for name in ("replayed", "identical", "changed", "not_reproducible")]
+        shown.add_row(model, *counts, f"{found['seconds']:.1f}")
+        if done.returncode or found["identical"] != asked:
+            raise CommandError(f"The replay of {model} found {found}.")
+    out.print(shown)
+    out.print("  [bold green]every answer was given again, bit for bit[/]")
+
+
+def _aiaas(place: Place, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-m", "services.cli", *words],
+        env=os.environ | place.environment,
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )

@@ -1,0 +1,121 @@
+"""SavedModel, Keras and TFLite, where TensorFlow is installed: `make test-tensorflow` makes a place where it is."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from services.optimizer.confined import open_sandbox
+from services.optimizer.settings import OptimizerSettings
+from shared import events as ev
+from support import network
+from support.attempts import Attempt
+
+tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make test-tensorflow")
+pytest.importorskip("tf2onnx", reason="tf2onnx is not installed: make test-tensorflow")
+
+
+@pytest.fixture
+def settings(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    return OptimizerSettings(instance="o", scratch_dir=tmp_path / "jobs")
+
+
+@pytest.fixture
+async def attempt(settings):
+    _, probed = await open_sandbox(settings)
+    return Attempt(settings, probed.tools)
+
+
+def keras_model():
+    held = network.weights()
+    model = tf.keras.Sequential(
+        [
+            tf.keras.Input((network.SIZES[0],), name="x"),
+            tf.keras.layers.Dense(network.SIZES[1], activation="relu"),
+            tf.keras.layers.Dense(network.SIZES[2]),
+        ]
+    )
+    model.set_weights([held["0.weight"].T, held["0.bias"], held["2.weight"].T, held["2.bias"]])
+    return model
+
+
+def keras_file(model, path):
+    model.save(path / "model.keras")
+    return (path / "model.keras").read_bytes()
+
+
+def saved(model, path):
+    model.export(path / "saved", verbose=False)
+    return zipped(path / "saved")
+
+
+def zipped(directory):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as made:
+        for path in sorted(directory.rglob("*")):
+            if path.is_file():
+                made.write(path, path.relative_to(directory.parent))
+    return buffer.getvalue()
+
+
+def lite(model, path):
+    del path
+    return tf.lite.TFLiteConverter.from_keras_model(model).convert()
+
+
+@pytest.mark.parametrize(("name", "make"), [("keras", keras_file), ("savedmodel", saved), ("tflite", lite)])
+async def test_the_network_answers_as_in_every_other_format(attempt, tmp_path, name, make):
+    fp32, ready = await attempt.run(make(keras_model(), tmp_path))
+    assert isinstance(ready, ev.ModelReady), ready
+    recognised, canonical, _ = attempt.told
+    assert (recognised.format, recognised.handed_on) == (name, False)
+    assert canonical.conversion.opset == 20
+    assert len(canonical.conversion.shapes) == 4
+    session = ort.InferenceSession(await attempt.model(fp32))
+    (found,) = session.run(None, {session.get_inputs()[0].name: network.rows()})
+    np.testing.assert_allclose(found, network.answers(network.rows()), rtol=1e-5, atol=1e-5)
+    assert fp32.batch_cap > 1
+
+
+class Calls(tf.Module):
+    """A call back into Python."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8], tf.float32)])
+    def __call__(self, x):
+        return tf.py_function(lambda each: each, [x], tf.float32)
+
+
+class Writes(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None, 8], tf.float32)])
+    def __call__(self, x):
+        tf.io.write_file("MARKER-of-a-payload", "x")
+        return x
+
+
+class Reads(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None, 8], tf.float32)])
+    def __call__(self, x):
+        return x + tf.cast(tf.strings.length(tf.io.read_file("/etc/passwd")), tf.float32)
+
+
+@pytest.mark.parametrize("kind", [Calls, Writes, Reads])
+async def test_a_saved_model_that_does_more_than_compute(attempt, tmp_path, kind):
+    module = kind()
+    tf.saved_model.save(module, str(tmp_path / "bad"), signatures=module.__call__)
+    (event,) = await attempt.run(zipped(tmp_path / "bad"))
+    assert event.code == "unsafe_model", event.reason
+    assert not list(tmp_path.rglob("MARKER*"))
+
+
+async def test_damaged_ones(attempt, tmp_path):
+    (event,) = await attempt.run(network.archive({"saved_model.pb": b"\xff" * 50}))
+    assert event.code == "invalid_model"
+    (event,) = await attempt.run(lite(keras_model(), tmp_path)[:-200] + bytes(100))
+    assert event.code in {"not_convertible", "invalid_model", "not_equivalent", "vet_crashed"}
+    (event,) = await attempt.run(keras_file(keras_model(), tmp_path)[:-200])
+    assert event.code == "unsafe_archive"
