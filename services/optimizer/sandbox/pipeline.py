@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _MAX_REASON_CHARS: Final = 1000
 _TOOLS: Final = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch", "tensorflow", "tf2onnx")
+_ALSO_CALLED: Final = {"tensorflow": ("tensorflow-cpu",)}
 
 
 def report(out: TextIO, message: Message) -> None:
@@ -59,11 +60,14 @@ def probe(out: TextIO, landlock: int) -> None:
     report(out, found)
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
+def _version(library: str) -> str | None:
+    """Of the first of its distributions that is installed."""
+    for distribution in (library, *_ALSO_CALLED.get(library, ())):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 class Pipeline:
