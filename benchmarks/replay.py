@@ -55,7 +55,7 @@ def settings_of(stack: Any) -> PlatformSettings:
     """Of a client of the stack."""
     names = {name.removeprefix("AIAAS_").lower(): value for name, value in stack.environment.items()}
     known = {name: value for name, value in names.items() if name in PlatformSettings.model_fields}
-    return PlatformSettings(**known, result_ttl_s=86_400)
+    return PlatformSettings(**known)
 
 
 async def replayed(stack: Any, model: str | None = None, source_of: Any = kafka_source, **how: Any) -> Any:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 MODEL = f"story-{time.time_ns()}"
 """Another in each run: a data directory may be used again."""
-STEADY_CALLERS, CROWD = 4, 300
+STEADY_CALLERS, CROWD = 4, 200
 PAUSE_S = 0.05
 UNAVAILABLE = 503
 
@@ -155,7 +155,7 @@ def main() -> int:
         own = local_stack(
             asked.data_dir or Path(scratch),
             standard_services(2),
-            service_env={"AIAAS_TIME_BUDGET_S": "5", "AIAAS_MAX_IN_FLIGHT_PER_MODEL": "64"},
+            service_env={"AIAAS_TIME_BUDGET_S": "5", "AIAAS_MAX_IN_FLIGHT_PER_MODEL": "16"},
         )
         with own as stack:
             seen = Seen()

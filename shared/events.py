@@ -666,6 +666,8 @@ class HttpAnswered(MetricEvent):
 
     statuses: dict[int, int]
     in_flight: int
+    unready: int = 0
+    """Of the 503: answers to who only looked (GET, HEAD), as readiness is asked for. Nobody was refused."""
 
 
 class JobProgressed(MetricEvent):

@@ -65,6 +65,7 @@ def stack(backbone, tmp_path_factory):
             "AIAAS_MIN_GAIN": "1000",
             "AIAAS_PT2_TENANTS": '["*"]',
             "AIAAS_TORCHSCRIPT_TENANTS": '["*"]',
+            "AIAAS_AUDIT_INTERVAL_S": "2",
             "AIAAS_REPLY_TOPIC_PREFIXES": json.dumps([f"{backbone.model()}-copies."]),
         },
         kafka_bootstrap_servers=settings.kafka_bootstrap_servers,

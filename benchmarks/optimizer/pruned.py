@@ -102,6 +102,11 @@ def _medians_s(engines: Sequence[Engine], size: int) -> list[float]:
 def rendered(found: dict[str, Any]) -> str:
     """The figures as a table."""
     lines = [
+        "# A CNN on digits, pruned by half, healed and quantized",
+        "",
+        "Made by `python -m benchmarks.optimizer.pruned`, which says what is measured. On the machine's two cores",
+        "other work went on: ratios hold, single figures are rough.",
+        "",
         f"Measured on {found['machine']}, 1 thread, medians of {found['turns']} runs by turns.",
         "",
         "| channels | size of fp32, pruned, and int8 | accuracy of 600 | int8 over fp32 at 1 / 8 / 32 rows | mean |",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
 
 from services.audit import archive_reader, erase, restore, signing
 from services.audit.export import bundle
@@ -10,6 +11,7 @@ from services.audit.records import Selection
 from services.audit.sources import explained, milliseconds, models_as_of
 from services.audit.store import ArchiveStore
 from shared import topics
+from shared.errors import LogUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from shared.settings import PlatformSettings
 
+_RESTORED_S: Final = 300.0
 __all__ = ["checkpoints", "erased", "explained", "exported", "models_as_of", "restored"]
 
 
@@ -40,8 +43,16 @@ async def erased(settings: PlatformSettings, model: str, request_ids: Sequence[s
 
 
 async def restored(settings: PlatformSettings) -> int:
-    """Put the registry's log back; see `restore.restore`."""
-    return await restore.restore(settings)
+    """Put the registry's log back; see `restore.restore`.
+
+    Raises:
+        LogUnavailable: it took too long.
+    """
+    try:
+        async with asyncio.timeout(_RESTORED_S):
+            return await restore.restore(settings)
+    except TimeoutError as err:
+        raise LogUnavailable(f"Kafka at {settings.kafka_bootstrap_servers} does not answer") from err
 
 
 async def checkpoints(settings: PlatformSettings) -> list[dict[str, str]]:

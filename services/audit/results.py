@@ -54,6 +54,8 @@ def _checked(receipt: Receipt, result: Result | None) -> Result | Gone:
         return "expired"
     if result.status != receipt.status or digest_is(result, receipt) is False:
         return "changed"
+    if receipt.error_code is not None and (result.error or {}).get("code") != receipt.error_code:
+        return "changed"  # an id that belongs to another request, which failed as well
     return structs.replace(result, receipt=None)
 
 

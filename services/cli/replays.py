@@ -5,7 +5,6 @@ Exit codes: 0 clean, 1 differences (back-test: refused), 2 something could not r
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import contextmanager
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -20,7 +19,7 @@ from services.cli.where import platform_settings
 from shared.errors import AiaasError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Iterator
 
     from services.cli.printing import Tell
 
@@ -66,7 +65,7 @@ def replay(
         )
         how = {"tolerance": tolerance, "digest_check": digest_check, "out": out}
         with _progress() as tell:
-            summary = _done(use.replay(settings, use.Where(source, rate), selection, tell, **how))
+            summary = audit.done(use.replay(settings, use.Where(source, rate), selection, tell, **how))
     if json:
         as_json(summary.as_map())
     else:
@@ -127,11 +126,7 @@ def _judged(
     with _could_not_run(), _progress() as tell:
         times_ms = use.span(from_, to)
         where = use.Where(source, rate)
-        return _done(use.backtest(platform_settings(), where, candidate, against, times_ms, tell, **how))
-
-
-def _done(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(work)
+        return audit.done(use.backtest(platform_settings(), where, candidate, against, times_ms, tell, **how))
 
 
 @contextmanager

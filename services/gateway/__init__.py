@@ -15,6 +15,9 @@ A model: `routes_repository` → `repository` (stream the file to the store, pub
 back, split, retire) → `views` (what the registry knows, as JSON). `routes_models` says what is served and ready;
 `request_topics` creates the topic of each model that appears in the log.
 
+How workers run it is `routes_runtime` → `runtime`; a version in another format is `routes_exports` → `exports`: asked
+for on the log, built by an optimizer, streamed from the store.
+
 What Triton's clients ask for besides is in `routes_triton`: `model_config`, `repository_index`, `loading` (a fact on
 the log, then the workers' heartbeats) and `statistics` (the monitor's, by Kafka). `routes_absent` answers for the rest.
 

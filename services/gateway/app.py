@@ -98,4 +98,5 @@ def _answered(gateway: Gateway, telemetry: Telemetry) -> Iterable[MetricEvent]:
     """What was answered since the last time this was asked."""
     statuses = dict(gateway.answered)
     gateway.answered.clear()
-    yield telemetry.event(HttpAnswered, statuses=statuses, in_flight=gateway.in_flight)
+    unready, gateway.unready = gateway.unready, 0
+    yield telemetry.event(HttpAnswered, statuses=statuses, in_flight=gateway.in_flight, unready=unready)

@@ -12,6 +12,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from services.gateway import connection
+from services.gateway.answers import UNAVAILABLE
 from shared import logs
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class _Exchange:
         self._send = send
         self._connection = connection.of(scope)
         self._large = _is_large(scope["headers"])
+        self._looks = scope["method"] in ("GET", "HEAD")
         self._unread = True
         self.stalled = False
 
@@ -71,6 +73,7 @@ class _Exchange:
         lingers = self._unread and self._large
         if message["type"] == "http.response.start":
             self._gateway.answered[message["status"]] += 1
+            self._gateway.unready += self._looks and message["status"] == UNAVAILABLE
             if lingers:
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             await self._within_bound(message)

@@ -71,6 +71,8 @@ class Gateway:
         self.admission = Admission(settings)
         self.quotas = Quotas(settings.tenant_quotas)
         self.answered: Counter[int] = Counter()
+        self.unready = 0
+        """Of these, answers 503 to GET and HEAD."""
         """Answers by status since the last metric event."""
         self.door = AtTheDoor(self.admission, self.answered)
         self.in_flight = 0

@@ -15,5 +15,6 @@ What it counted goes back to the log (`totals` → `publisher`): statistics by v
 Over time: outcomes and samples become rows by window (`recorder`, `metering`), which are stored with the snapshot
 (`storing`, `history`) and asked for in SQL (`queries` → `tally`). From those: `series`, `overview`, `timeline` and
 `story`, the conclusions (`analysis`, `examination`), `drift`, the alert rules (`findings` → `alerts`, judged by
-`watching`), and the `report`. `docs/monitor.md` says what each of them means.
+`watching`), and the `report`. `docs/monitor.md` says what each of them means. `routes_dashboard` serves the page that
+shows it all (`dashboard/`), and does what can be done from it (`docs/dashboard.md`).
 """

@@ -85,6 +85,7 @@ def _record(recorder: Recorder, event: MetricEvent, at_s: float) -> None:
         for status, count in event.statuses.items():
             known = 100 <= status <= 599  # noqa: PLR2004 - HTTP's range
             recorder.count(at_s, f"http/{status}" if known else "http/other", count)
+        recorder.count(at_s, "unready", event.unready)
 
 
 def _record_gpu(recorder: Recorder, event: HostSampled, gpu: GpuSample, at_s: float) -> None:

@@ -2,7 +2,8 @@
 
 - `counts`: `n` by `(window_s, model, version, what, bucket)`. `what` is one of `outcome/{status}`, `error/{code}`,
   `duplicates`, `reexecuted`, `executions`, `rows`; `batch` (bucket: requests in the batch); a phase (bucket: of its
-  sketch, see `sketch`) and `{phase}_ns`, the sum; `run` and `run_ns` (bucket: rows of the run); `http/{status}`.
+  sketch, see `sketch`) and `{phase}_ns`, the sum; `run` and `run_ns` (bucket: rows of the run); `http/{status}`, and
+  `unready`, the 503 that answered a look.
 - `samples`: `n`, `total` and `most` by `(window_s, instance, service, model, gauge, gpu)`.
 - `requests`: one row an outcome that counts. `events`: one row each.
 """

@@ -71,8 +71,8 @@ class Tally:
 
     @property
     def rejected(self) -> int:
-        """Requests refused at the door."""
-        return self.sum("http/429") + self.sum("http/503")
+        """Requests refused at the door; who only looked whether it is open was not."""
+        return max(self.sum("http/429") + self.sum("http/503") - self.sum("unready"), 0)
 
     def latency(self, phase: str = "total") -> dict[str, float | None]:
         """Quantiles and mean of a phase, in seconds."""

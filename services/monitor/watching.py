@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 from services.monitor import findings, queries
 from services.monitor.findings import RULES
 from services.monitor.span import WINDOW_S, Span
+from services.monitor.state import UP_INTERVALS
 from shared import logs, topics
 from shared.codec import cloud_event_headers, encode_event
 from shared.errors import Unfinished
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 _ANOMALY_EVERY: Final = 6
 """Rounds between two looks at the last hour."""
 _MINUTE_S, _HOUR_S = 60, 3600
+_STOOD_STILL_S: Final = 10
+"""A round that comes so late is the first, or this process stood still (a suspended machine): signs of life are then
+still on their way, and nobody counts as lost before they had time to arrive."""
 
 
 class Watching:
@@ -47,6 +51,8 @@ class Watching:
         self._producer = producer
         self._topic = settings.topics.name(topics.ALERTS)
         self._rounds = 0
+        self._looked_s = 0.0
+        self._settled_s = 0.0
 
     async def run(self) -> None:
         """Look each interval until cancelled."""
@@ -56,9 +62,13 @@ class Watching:
 
     async def look(self, now_s: float) -> None:
         """One round."""
+        if now_s - self._looked_s > self._settings.monitor_watch_interval_s + _STOOD_STILL_S:
+            self._settled_s = now_s + _STOOD_STILL_S + UP_INTERVALS * self._settings.metrics_interval_s
+        self._looked_s = now_s
         instances = self._state.instances(int(now_s * 1e9))
         self._sample(instances, now_s)
-        self._note_lost(instances)
+        if now_s >= self._settled_s:
+            self._note_lost(instances)
         try:
             tallies, minutes = await self._counted(now_s)
         except (Unfinished, OSError) as err:
@@ -119,13 +129,14 @@ class Watching:
             "latency_slo": list(findings.latency_slo(tallies, slos)),
             "rejections": list(findings.rejections(nowhere)) if nowhere else [],
             "lag": list(findings.lag(instances)),
-            "instance_lost": list(findings.instance_lost(instances)),
             "drift": list(findings.drift(self._state.drift.watched)),
             "host_memory": [],
             "disk": [],
             "event_loop": [],
             "gpu_temperature": [],
         }
+        if now_s >= self._settled_s:
+            found["instance_lost"] = list(findings.instance_lost(instances))
         if minutes is not None:
             found["latency_anomaly"] = list(findings.latency_anomaly(minutes))
         for rule, finding in findings.host(instances):

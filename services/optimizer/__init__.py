@@ -17,6 +17,9 @@ Its story, in the order of the files:
    it, `reactor` publishes them: `VariantReady` and `VariantRejected`, then `ModelReady` or `ModelRejected`, whose codes
    and sentences are all in `rejections`.
 
+Beside it, `exporter` gives served versions back in other formats: claimed in the log like versions, copied or zipped
+(`bundle`) where the bytes are enough, else built by a child (`sandbox.exports`).
+
 `sweeping` deletes files of candidates that came to nothing.
 
 Everything can be done again: results of a superseded attempt are ignored by the fold, artifacts are content-addressed.

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from aiokafka.errors import KafkaError
 
-from services.optimizer.messages import OnClass
+from services.optimizer.actions import INPUTS, REFERENCE
+from services.optimizer.messages import OnClass, Served
 from shared import logs, measurements
 from shared.codec import encode_event
 from shared.errors import LogUnavailable
@@ -23,10 +24,11 @@ from shared.events import MAX_MEASURED, Heartbeat, MachineClass, MeasurementRequ
 from shared.topics import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from aiokafka import AIOKafkaProducer
 
+    from services.optimizer.actions import Elsewhere
     from services.optimizer.settings import OptimizerSettings
     from shared.artifacts import Artifact
     from shared.heartbeats import Heartbeats
@@ -146,6 +148,26 @@ class Workers:
 
     async def _death(self, owner: str) -> None:
         await self._heard.until(lambda alive: owner not in {f"{beat.instance}/{beat.incarnation}" for beat in alive})
+
+
+async def asked(
+    workers: Workers | None,
+    version: Version,
+    action: Elsewhere,
+    signature: Signature | None,
+    files: Mapping[str, Artifact],
+    names: Sequence[str],
+) -> Served:
+    """What workers say of the candidates `names`; `files` are those that steps made, by step."""
+    candidates = {name: files[name] for name in names if name in files}
+    answers: list[OnClass] = []
+    for machine in action.machines if candidates else ():
+        if workers is None or signature is None or not {REFERENCE, INPUTS} <= files.keys():
+            answers.append(OnClass(machine=machine, failed="there was nothing to measure with"))
+            continue
+        beside = (files[REFERENCE], files[INPUTS])
+        answers.append(await workers.measure(version, machine, signature, beside, candidates))
+    return Served(here=action.here, classes=tuple(answers))
 
 
 def _found(machine: MachineClass, answer: MeasurementTaken) -> OnClass:

@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from services.optimizer import conclusion, documents, formats, gate
+from services.optimizer import conclusion, declared, documents, elsewhere, formats, gate
 from services.optimizer import plan as plans
 from services.optimizer.actions import COMPARE, ELSEWHERE, INPUTS, REFERENCE, UPLOAD, Draw, Elsewhere, Refer, Train
 from services.optimizer.confined import TIMED_OUT, Ending
@@ -24,24 +24,18 @@ from services.optimizer.messages import (
     UPLOAD_FILE,
     WARM_START_FILE,
     Found,
-    OnClass,
     Progress,
     Recognised,
     Rejected,
-    Served,
     data_file,
     step_file,
-    tokenizer_file,
 )
 from services.optimizer.progress import Meter
 from services.optimizer.rejections import Rejection, reason
 from services.optimizer.workspace import workspace
-from shared import processed_signature
-from shared.artifacts import Artifact
 from shared.errors import ArtifactNotFound, CallerError, DigestMismatch
 from shared.events import DataUsed, FormatRecognised, ModelRejected, StepFinished
 from shared.optimization import DataFile, Optimization
-from shared.processing import MAX_TOKENIZER_BYTES, Labels, Tokenize, parse_labels
 from shared.registry import CANONICAL, TRAIN, Step
 
 if TYPE_CHECKING:
@@ -56,7 +50,7 @@ if TYPE_CHECKING:
     from services.optimizer.settings import OptimizerSettings
     from services.optimizer.task import Hooks, Task
     from services.optimizer.workspace import Workspace
-    from shared.artifacts import ArtifactStore
+    from shared.artifacts import Artifact, ArtifactStore
     from shared.events import AttemptEvent
     from shared.registry import Version
 
@@ -158,7 +152,8 @@ class _Attempt:
             if self._left() and not await self._goes_on_after(ending):
                 break
         await self._ask_workers()
-        await self._check_processing()
+        signature = self._documents[REFERENCE].found.signature
+        await declared.check(self._jobs.store, self._version, signature)
         await self._meter.say("store", 0.0)
         return conclusion.events(
             self._version,
@@ -275,24 +270,15 @@ class _Attempt:
         if spec is None or spec.name in self._documents or not isinstance(spec.action, Elsewhere):
             return
         self._lap_s()
+        await self._meter.say(spec.name, 0.0)
         found = [self._documents[name].found for name in self._measured()]
         names = gate.worth_measuring(self._documents[REFERENCE].found, found, self._policy)
-        asked = {name: file for name in names if (file := self._steps[name].file) is not None}
-        signature, inputs = self._documents[REFERENCE].found.signature, self._steps.get(INPUTS)
-        reference = self._steps[REFERENCE].file
-        answers: list[OnClass] = []
-        if asked and signature is not None and reference is not None:
-            for machine in spec.action.machines:
-                await self._meter.say(spec.name, len(answers) / len(spec.action.machines), str(machine))
-                if self._jobs.workers is None or inputs is None or inputs.file is None:
-                    answers.append(OnClass(machine=machine, failed="there was nothing to measure with"))
-                    continue
-                files = (reference, inputs.file)
-                answers.append(await self._jobs.workers.measure(self._version, machine, signature, files, asked))
-        served = Served(here=spec.action.here, classes=tuple(answers))
+        files = {name: step.file for name, step in self._steps.items() if step.file is not None}
+        signature = self._documents[REFERENCE].found.signature
+        served = await elsewhere.asked(self._jobs.workers, self._version, spec.action, signature, files, names)
         document = Document(found=Found(step=spec.name, served=served))
         key = self._keys()[spec.name]
-        if any(each.failed for each in answers):  # no result: who asks for the same again is to try again
+        if any(each.failed for each in served.classes):  # no result: who asks for the same again is to try again
             key = plans.part_of(key, f"{self._version.model}/{self._version.number}")
         result = await self._put(document.encode())
         await self._tell(Step(spec.name, key, result, None, self._lap_s()), document)
@@ -307,7 +293,8 @@ class _Attempt:
     async def _child(self, left: list[Spec]) -> Ending:
         """Have a fresh child do what is left, for as long as it goes well."""
         await self._fetch(left)
-        tokenizers = await self._fetch_tokenizers() if any(isinstance(s.action, Refer) for s in left) else 0
+        refers = any(isinstance(spec.action, Refer) for spec in left)
+        tokenizers = await declared.fetch_tokenizers(self._space, self._version) if refers else 0
         reference = self._documents.get(REFERENCE)
         job = self._jobs.sandbox.job(
             self._jobs.settings.job_timeout_s + max(0.0, self._budget_left_s()),
@@ -370,21 +357,6 @@ class _Attempt:
             await self._space.fetch(self._task.warm_start, WARM_START_FILE)
         for role, artifact in self._data.items():
             await self._space.fetch(artifact, data_file(role), self._jobs.settings.max_data_bytes)
-
-    async def _fetch_tokenizers(self) -> int:
-        """The files of tokenize steps, beside the upload; how many.
-
-        Raises:
-            Rejection: one is too large, or not there.
-        """
-        processing = self._version.processing
-        steps = processing.preprocessing if processing is not None else ()
-        held = [step.tokenizer for step in steps if isinstance(step, Tokenize)]
-        for index, artifact in enumerate(held):
-            if artifact.byte_size > MAX_TOKENIZER_BYTES:
-                raise Rejection("tokenizer_unusable", f"The tokenizer has {artifact.byte_size} bytes")
-            await self._space.fetch(artifact, tokenizer_file(index))
-        return len(held)
 
     # ------------------------------------------------------------------ what is finished
 
@@ -497,23 +469,6 @@ class _Attempt:
         now_s = time.monotonic()
         took_s, self._began_s = now_s - self._began_s, now_s
         return took_s
-
-    async def _check_processing(self) -> None:
-        """Look whether the declared steps fit the model, and whether files of labels are such files.
-
-        Raises:
-            Rejection: they don't, or aren't.
-        """
-        processing, signature = self._version.processing, self._documents[REFERENCE].found.signature
-        if processing is None or signature is None:
-            return
-        try:
-            processed_signature.check(processing, signature)
-            for step in processing.postprocessing:
-                if isinstance(step, Labels) and isinstance(step.labels, Artifact):
-                    parse_labels(await self._jobs.store.get_bytes(step.labels))
-        except CallerError as err:
-            raise Rejection("processing_mismatch", err.message) from err
 
 
 def _belongs(name: str, step: str) -> bool:

@@ -11,6 +11,7 @@ A request goes through the files in this order:
     ledger.py     outcomes of one request partition, in request order
     intake.py     appends them to `outcomes`, sends copies (reply_copies.py), then commits
 
-Beside that, shelf.py keeps variants in memory (engine.py runs them), measuring tells optimizers how fast candidates are
+Beside that, shelf.py keeps variants in memory (engine.py runs them: onnx_engine.py, torch_engine.py), partaking.py
+keeps a worker out of models that it lacks an engine for, measuring tells optimizers how fast candidates are
 on this class of machine, and app.py wires all of it.
 """

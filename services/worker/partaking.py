@@ -7,9 +7,10 @@ members of the group whatever they can do: others, who have it, get all of them.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shared import logs
+from shared.runtime_config import TORCH
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -17,13 +18,20 @@ if TYPE_CHECKING:
     from services.worker.intake import Intake
     from shared.registry import Model
 
+ANYONE: Final = "*"
 
-def lacking(model: Model, engines: Collection[str]) -> set[str]:
-    """The engines that ready versions of a model need, and that are not here."""
+
+def lacking(model: Model, engines: Collection[str], pt2_tenants: Collection[str]) -> set[str]:
+    """What ready versions of a model need, and what is not here: engines, and leave to load a tenant's programs."""
     if model.retired or model.unloaded:
         return set()  # its requests fail fast, which needs none
-    needed = {version.serving.engine for version in model.versions.values() if version.state == "ready"}
-    return needed - set(engines)
+    ready = [version for version in model.versions.values() if version.state == "ready"]
+    missing = {version.serving.engine for version in ready} - set(engines)
+    for version in ready:
+        trusted = ANYONE in pt2_tenants or version.tenant in pt2_tenants
+        if version.serving.engine == TORCH and not trusted:
+            missing.add(f"AIAAS_PT2_TENANTS with {version.tenant!r}")
+    return missing
 
 
 class Partaking:
@@ -38,7 +46,7 @@ class Partaking:
     def say(self, missing: Collection[str]) -> None:
         """What is missing here; nothing: it takes part."""
         if missing and not self._unable.is_set():
-            logs.get().warning("engine missing: another worker has to serve it", model=self._name, engines=[*missing])
+            logs.get().warning("another worker has to serve it", model=self._name, missing=sorted(missing))
         if missing:
             self._able.clear()
             self._unable.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, Json, field_validator
 
 from shared.settings import PlatformSettings
 
@@ -22,6 +22,9 @@ class WorkerSettings(PlatformSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     """Intra-op threads of one run."""
+    pt2_tenants: Json[list[str]] = Field(default="[]", validate_default=True)
+    """JSON list of the tenants whose `.pt2` files the torch engine loads; `["*"]`: everyone's. Loading one can run what
+    is in it (docs/export.md). The optimizer reads the same variable when such a file is uploaded."""
     memory_budget_bytes: int = Field(default=4 * 1024**3, ge=1)
     """Model bytes held at once; the least recently used go first."""
     max_run_s: float = Field(default=30.0, gt=0)
@@ -48,6 +51,11 @@ class WorkerSettings(PlatformSettings):
     """How long a repeated id waits for the first request's answer."""
     drain_s: float = Field(default=20.0, gt=0)
     """How long running work may take to finish when partitions are revoked or the worker stops."""
+
+    @field_validator("pt2_tenants", mode="before")
+    @classmethod
+    def _empty_is_none(cls, text: object) -> object:
+        return text or "[]"  # a variable that is there and empty, as compose files pass it on
 
     reply_topic_prefixes: tuple[str, ...] = ()
     """Where copies of replies may be produced; none by default."""

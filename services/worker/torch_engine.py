@@ -57,7 +57,7 @@ class TorchEngine(Engine):
         unusual = {"instances": self.instances} if self.instances > 1 else {}
         self.runtime = Runtime(
             engine="torch",
-            version=torch.__version__,
+            version=str(torch.__version__),
             provider=device,
             options={"compiled": compiled, **unusual},
             threads=threads,

@@ -321,7 +321,7 @@ EXAMPLES: dict[str, ev.Event] = {
     ),
     "AlertRaised": ev.AlertRaised(**ALERT),
     "AlertCleared": ev.AlertCleared(**ALERT),
-    "HttpAnswered": ev.HttpAnswered(**METRIC, statuses={200: 10, 503: 1}, in_flight=4),
+    "HttpAnswered": ev.HttpAnswered(**METRIC, statuses={200: 10, 503: 1}, in_flight=4, unready=1),
     "JobProgressed": ev.JobProgressed(
         **METRIC,
         model="my-model",
@@ -425,6 +425,7 @@ OLDER: dict[str, list[ev.Event]] = {
         replace(OLDER_HEARTBEAT, answered={}, positions={}),
         OLDER_HEARTBEAT,
     ],
+    "HttpAnswered": [replace(EXAMPLES["HttpAnswered"], unready=0)],
     "HostSampled": [replace(EXAMPLES["HostSampled"], network_received_bytes=0, network_sent_bytes=0)],
     "StepFinished": [replace(EXAMPLES["StepFinished"], conversion=None)],
 }

@@ -34,7 +34,7 @@ def aiaas(stack):
         command = [sys.executable, "-m", "services.cli", *map(str, arguments)]
         environment = {**os.environ, "AIAAS_GATEWAY_URL": stack.gateway_url, "NO_COLOR": "1"}
         done = await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, timeout=120, check=False, env=environment
+            subprocess.run, command, capture_output=True, timeout=300, check=False, env=environment
         )
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 

@@ -20,14 +20,14 @@ async def test_a_request_its_rows_and_its_worker_are_told(door, stack, backbone)
     async with httpx.AsyncClient(base_url=stack.monitor_url, timeout=30) as monitor:
 
         async def told():
-            response = await monitor.get(f"/v1/requests/{answers[-1].request_id}")
+            response = await monitor.get(f"/v1/requests/{answers[-1].id}")
             return response.json()["outcomes"] if response.is_success else None
 
         async def seen():
             watched = (await monitor.get("/v1/drift", params={"model": name})).json()["models"]
             return watched and watched[0]["rows"] >= 20
 
-        [story] = await eventually(told, within_s=40)
+        [story] = await eventually(told, within_s=90)
         assert [each["what"] for each in story["story"]] == [
             "enqueued",
             "taken",
@@ -37,10 +37,10 @@ async def test_a_request_its_rows_and_its_worker_are_told(door, stack, backbone)
             "recorded",
         ]
         assert story["timings_s"]["total"] < 30
-        await eventually(seen, within_s=40)
+        await eventually(seen, within_s=90)
         series = (await monitor.get(f"/v1/models/{name}/series", params={"from": "-10m"})).json()
         assert series["totals"]["succeeded"] == sum(series["requests"]["succeeded"]) == 20
         services = {each["service"] for each in (await monitor.get("/v1/overview")).json()["services"] if each["up"]}
-        assert services == {"gateway", "worker", "optimizer", "monitor"}
+        assert services >= {"gateway", "worker", "optimizer", "monitor"}
         report = await monitor.get("/v1/report", params={"from": "-10m", "model": name, "format": "md"})
         assert f"{name} version 1" in report.text

@@ -20,7 +20,7 @@ from support.small_stack import small_stack
 from support.waiting import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.chaos]
-REQUESTS = 300
+REQUESTS = 200
 KILLS = 2
 PACE_S = 0.01
 

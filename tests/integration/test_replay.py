@@ -17,10 +17,13 @@ import pytest
 from onnx import numpy_helper
 from pyarrow import parquet
 
-from services.audit import kafka_source
+from services.audit import archive_source, kafka_source
+from services.audit.erase import Erasure, erase
 from services.audit.records import Offsets, Selection
 from services.audit.replay import runs
 from services.audit.replay.replaying import Asked, replay
+from services.audit.settings import AuditSettings
+from services.audit.store import ArchiveStore
 from services.worker.settings import WorkerSettings
 from shared.artifacts import ArtifactStore
 from shared.codec import cloud_event_headers
@@ -28,6 +31,9 @@ from shared.events import ModelPromoted
 from shared.oip import BINARY
 from shared.topics import OUTCOMES, REPLAYS
 from support import onnx_models
+from support.archive import archived_up_to
+from support.processes import service
+from support.served import serving
 from support.worker_rig import rig, worker_running
 
 pytestmark = pytest.mark.stack
@@ -56,9 +62,9 @@ async def there(backbone):
         yield found
 
 
-async def replayed(settings, **asked):
+async def replayed(settings, source_of=kafka_source, **asked):
     selection = asked.pop("selection", None) or Selection()
-    async with kafka_source.open_source(settings) as source, runs.connected(settings) as to_workers:
+    async with source_of.open_source(settings) as source, runs.connected(settings) as to_workers:
         store = ArtifactStore(settings.artifact_store_url)
         return await replay(source, to_workers, store, Asked(selection, **asked))
 
@@ -248,3 +254,25 @@ async def test_live_requests_go_before_replays(there, backbone):
     found = await replaying
     assert found.counts["identical"] >= 40
     assert found.counts["changed"] == 0
+
+
+@pytest.mark.usefixtures("apache_kafka")
+async def test_the_archive_is_enough_and_who_was_erased_is_not_replayed(backbone):
+    settings, name = backbone.settings(WorkerSettings, threads=1), backbone.model()
+    shared = {"topic_prefix": settings.topic_prefix, "artifact_store_url": settings.artifact_store_url}
+    audit = backbone.settings(AuditSettings, audit_interval_s=0.2, **shared)
+    async with serving(settings, name) as served:
+        with service("audit", audit, None):
+            await served.ask(24)
+            await archived_up_to(audit, await served.ends())
+        for number in range(24):
+            await served.rig.replies._redis.delete(f"aiaas:result:{name}:r{number}")
+        async with one_weight_changed(settings, onnx_models.linear()):
+            changed = await replayed(audit, archive_source, digest_check=False)
+        assert set(changed.counts) <= {"changed", "identical"}
+        assert "1 of 4 differ" in changed.diffs[0]["reason"]  # the recorded outputs are in the archive
+        assert (await replayed(audit, archive_source)).counts == {"identical": 24}
+        await erase(ArchiveStore(audit.artifact_store_url), Erasure(name, frozenset({"r7"}), None))
+        found = await replayed(audit, archive_source)
+        assert found.reasons["request_erased"] >= 1
+        assert found.counts["changed"] == 0

@@ -20,8 +20,9 @@ from services.audit.replay.contenders import contender
 from services.audit.replay.differences import differences, within
 from services.audit.replay.outstanding import ATTEMPTS, OVERTAKEN_S, SILENT_S, Outstanding
 from services.audit.replay.summary import Summary
-from services.audit.replay.use import milliseconds, selected
+from services.audit.replay.use import selected
 from services.audit.replay.verdicts import not_reproducible, of_row
+from services.audit.sources import milliseconds
 from shared import events as ev
 from shared.errors import InvalidInput, UnknownModel, UnknownVersion
 from shared.registry import Registry

@@ -68,7 +68,7 @@ async def test_a_body_that_does_not_come():
 
 def scope(**headers):
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return {"type": "http", "path": "/", "headers": raw}
+    return {"type": "http", "method": "POST", "path": "/", "headers": raw}
 
 
 async def answer_413(_scope, _receive, send):
@@ -91,6 +91,17 @@ async def exchange(app, scope, *messages, settings=None):
 async def test_answers_are_counted():
     _, gateway = await exchange(answer_413, scope(), part(b"", more=False))
     assert gateway.answered == {413: 1}
+
+
+async def answer_503(_scope, _receive, send):
+    await send({"type": "http.response.start", "status": 503, "headers": []})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
+async def test_who_only_looks_is_not_refused():
+    for method, unready in {"GET": 1, "POST": 0}.items():
+        _, gateway = await exchange(answer_503, {**scope(), "method": method}, part(b"", more=False))
+        assert (gateway.answered, gateway.unready) == ({503: 1}, unready)
 
 
 async def test_a_large_body_that_was_not_read_is_drained_before_the_end():

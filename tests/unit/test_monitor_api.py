@@ -67,7 +67,7 @@ def state(tmp_path):
         ),
         RowsObserved(**about, seq=3, model="m", version=1, variant="v", rows=2000, features={"input/x/0": CONSTANT}),
         RowsObserved(**about, seq=4, model="m", version=1, variant="v", rows=300, features={"input/x/0": CONSTANT}),
-        HttpAnswered(**about, seq=5, statuses={200: 90, 503: 10}, in_flight=1),
+        HttpAnswered(**about, seq=5, statuses={200: 90, 503: 15}, in_flight=1, unready=5),
     ]
     for event in events:
         assert metering.take(state, event, now_ns, SETTINGS.sensitivity)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from services.optimizer.recipes.build import build
+from services.optimizer.recipes.configs import StaticQdq
 from services.optimizer.training.config import AdamW, Training
 from services.optimizer.training.data import Rows
 from services.optimizer.training.distil import heal
@@ -98,7 +100,7 @@ def _kept(silent, others):
     return tuple(each for each in others if each.endswith("bias") and each not in silent)
 
 
-def test_digits_pruned_by_half_and_healed_are_within_a_point():
+def test_digits_pruned_by_half_healed_and_quantized_are_within_a_point():
     original, rows = trained("cnn"), digits()[0]
     pruned = prune(original, HALF)
     config = Training(optimizer=AdamW(learning_rate=3e-3), epochs=8, patience=None)
@@ -106,6 +108,8 @@ def test_digits_pruned_by_half_and_healed_are_within_a_point():
     assert pruned.parameters_after * 3 < pruned.parameters_before
     assert accuracy(healed.model) >= accuracy(original) - 0.01
     assert serialized(healed.model) != serialized(pruned.model)
+    calibration = [{"image": image[None]} for image in rows.inputs["image"][:64]]
+    assert accuracy(build(StaticQdq(), healed.model, calibration)) >= accuracy(original) - 0.01
 
 
 def test_importance_by_the_loss_looks_at_rows():

@@ -39,16 +39,21 @@ def model(engine, *more):
         measurements=Measurements(),
         engine=engine,
     )
-    uploaded = ModelUploaded(model="m", upload_id="u", artifact=artifact())
+    uploaded = ModelUploaded(model="m", upload_id="u", artifact=artifact(), tenant="acme")
     registry = folded(uploaded, OptimizationClaimed(**attempt), ready, Ready(**attempt, variant="v", reason=""), *more)
     return registry.model("m")
 
 
 def test_what_is_lacking_is_what_ready_versions_need():
-    assert lacking(model("torch"), {"onnxruntime": "1"}) == {"torch"}
-    assert lacking(model("torch"), {"onnxruntime": "1", "torch": "2"}) == set()
-    assert lacking(model("onnxruntime"), {"onnxruntime": "1"}) == set()
-    assert lacking(model("torch", ModelRetired(model="m")), {"onnxruntime": "1"}) == set()
+    assert lacking(model("torch"), {"onnxruntime": "1"}, ["*"]) == {"torch"}
+    assert lacking(model("torch"), {"onnxruntime": "1", "torch": "2"}, ["*"]) == set()
+    assert lacking(model("onnxruntime"), {"onnxruntime": "1"}, []) == set()
+    assert lacking(model("torch", ModelRetired(model="m")), {"onnxruntime": "1"}, ["*"]) == set()
+
+
+@pytest.mark.parametrize(("tenants", "trusted"), [([], False), (["other"], False), (["acme"], True), (["*"], True)])
+def test_programs_are_loaded_of_tenants_alone_who_were_let(tenants, trusted):
+    assert bool(lacking(model("torch"), {"torch": "2"}, tenants)) is not trusted
 
 
 async def test_it_joins_and_leaves_and_joins_again():

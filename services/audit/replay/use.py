@@ -6,7 +6,6 @@ import asyncio
 import re
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from services.audit import archive_source, kafka_source
@@ -15,6 +14,7 @@ from services.audit.replay import backtest as testing
 from services.audit.replay import replaying, runs
 from services.audit.replay.contenders import contender
 from services.audit.replay.feedback import feedback
+from services.audit.sources import milliseconds
 from shared.artifacts import ArtifactStore
 from shared.errors import InvalidInput, LogUnavailable
 from shared.optimization import Policy
@@ -88,19 +88,6 @@ def span(from_: str | None, to: str | None) -> tuple[int | None, int | None]:
     if since_ms is not None and until_ms is not None and since_ms >= until_ms:
         raise InvalidInput(f"--from {from_} is not before --to {to}")
     return since_ms, until_ms
-
-
-def milliseconds(text: str) -> int:
-    """An RFC 3339 time in ms since the epoch; without an offset it is UTC.
-
-    Raises:
-        InvalidInput: it is none.
-    """
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError as err:
-        raise InvalidInput(f"{text!r} is not an RFC 3339 time, such as 2026-11-23T21:00:00Z") from err
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _offsets(text: str, model: str | None, names: Topics) -> Offsets:

@@ -44,7 +44,7 @@ def replay(out: Console, place: Place, requests: Mapping[str, int]) -> None:
     Raises:
         CommandError: an answer was not given again.
     """
-    out.print("\n[bold]8. The proof: every request again, in its batch, on the recorded bytes: aiaas audit replay[/]")
+    out.print("\n[bold]9. The proof: every request again, in its batch, on the recorded bytes: aiaas audit replay[/]")
     shown = table("model", "replayed", "identical", "changed", "not reproducible", "s")
     for model, asked in requests.items():
         with activity(out) as say:

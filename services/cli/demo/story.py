@@ -59,8 +59,8 @@ def tell(out: Console, place: Place) -> None:
         out.print("\n[bold]6. An update: the digits model learns from feedback on those requests[/]")
         update(out, place, DIGITS, ids, labels.tolist())
         _count_outcomes(out, place, {FILES: identified, DIGITS: len(ids)})
-        proof.replay(out, place, {FILES: identified, DIGITS: len(ids)})
         _report(out, place)
+        proof.replay(out, place, {FILES: identified, DIGITS: len(ids)})
     except (httpx.HTTPError, upstream.Failed) as err:
         raise CommandError(f"The demo stopped: {err}.") from err
     _where_next(out, digits_path)

@@ -138,7 +138,9 @@ def _hosts(view: View, span: Span) -> Iterator[Line]:
     for host in series.of_hosts(view, span, None)["hosts"]:
         subject = f"{host['instance']} ({host['service']})" if host["service"] else host["instance"]
         for section, gauge, unit, name in _HOST:
-            yield Line(section, subject, name, unit, tuple(host[gauge]["mean"]))
+            # A process' memory would be a flat line beside its host's.
+            of = f"{subject}, host" if section == "memory" and gauge.startswith("host") else subject
+            yield Line(section, of, name, unit, tuple(host[gauge]["mean"]))
         for gauge, name in _RATES:
             yield Line("disk", subject, name, "bytes a second", tuple(host[f"{gauge}_per_s"]))
         for gpu in host["gpus"]:
