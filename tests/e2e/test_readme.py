@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from services.audit.settings import AuditSettings
 from services.cli.local import LocalStackSettings
 from services.gateway.settings import GatewaySettings
 from services.monitor.settings import MonitorSettings
