@@ -72,7 +72,7 @@ async def test_a_program_is_served_by_torch_for_tenants_who_were_let(backbone):
             await there.send(name, request, ce_id="r-2", content_type="application/json")
             with pytest.raises(AssertionError):
                 await there.result(name, "r-1", within_s=6)
-        trusting = backbone.settings(WorkerSettings, device="cpu", threads=1, pt2_tenants=json.dumps(["acme"]))
+        trusting = settings.model_copy(update={"pt2_tenants": ["acme"]})
         async with worker_running(trusting):
             results = [await there.result(name, request_id, within_s=60) for request_id in ("r-1", "r-2")]
             receipts = await there.outcomes(name, 2, within_s=60)
