@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from services.audit.settings import AuditSettings
 from services.cli.local import LocalStackSettings
 from services.gateway.settings import GatewaySettings
 from services.monitor.settings import MonitorSettings
@@ -60,5 +61,12 @@ def test_links_lead_somewhere(link):
 
 @pytest.mark.parametrize("variable", sorted(set(re.findall(r"`AIAAS_([A-Z_]+)`", README))))
 def test_variables_exist(variable):
-    kinds = (GatewaySettings, WorkerSettings, OptimizerSettings, MonitorSettings, LocalStackSettings)
+    kinds = (
+        GatewaySettings,
+        WorkerSettings,
+        OptimizerSettings,
+        MonitorSettings,
+        AuditSettings,
+        LocalStackSettings,
+    )
     assert any(variable.lower() in kind.model_fields for kind in kinds)

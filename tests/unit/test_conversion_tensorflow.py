@@ -70,8 +70,9 @@ def lite(model, path):
 
 @pytest.mark.parametrize(("name", "make"), [("keras", keras_file), ("savedmodel", saved), ("tflite", lite)])
 async def test_the_network_answers_as_in_every_other_format(attempt, tmp_path, name, make):
-    fp32, ready = await attempt.run(make(keras_model(), tmp_path))
+    *variants, ready = await attempt.run(make(keras_model(), tmp_path))
     assert isinstance(ready, ev.ModelReady), ready
+    (fp32,) = variants
     recognised, canonical, _ = attempt.told
     assert (recognised.format, recognised.handed_on) == (name, False)
     assert canonical.conversion.opset == 20

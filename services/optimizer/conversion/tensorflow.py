@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import tensorflow as tf
-import tf2onnx
+import tf2onnx.convert
+import tf2onnx.tfonnx  # it registers what converts the operators
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs in our environment
 from tensorflow.core.protobuf import saved_model_pb2
+from tf2onnx.handler import tf_op
 
 from services.optimizer.conversion.source import NotConvertible, Source, first_line
 from services.optimizer.rejections import Rejection
@@ -123,7 +125,7 @@ def _check_operators(content: bytes) -> None:
 def _known() -> frozenset[str]:
     """What tf2onnx converts, and what holds weights."""
     converted: set[str] = set()
-    for versions in tf2onnx.handler.tf_op.get_opsets().values():
+    for versions in tf_op.get_opsets().values():
         for handlers in versions:
             converted.update(handlers)
     return _HOLDS_WEIGHTS | converted
