@@ -77,6 +77,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
         telemetry = Telemetry(settings, "worker", producer)
         telemetry.sources += [lambda: worker.batches(telemetry), lambda: worker.observed(telemetry)]
         measuring = Measuring(settings, ArtifactStore(settings.artifact_store_url), worker.aside, producer)
+        await stack.enter_async_context(measuring.listening())
         async with asyncio.TaskGroup() as background:
             tasks = [
                 background.create_task(job)

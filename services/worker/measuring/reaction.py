@@ -82,13 +82,16 @@ class Measuring:
         self._producer = producer
         self._asked: asyncio.Queue[MeasurementRequested] = asyncio.Queue()
 
+    def listening(self) -> AbstractAsyncContextManager[None]:
+        """Questions are heard while this is entered: before the first heartbeat, which is what brings them."""
+        return measurements.followed(self._settings, MeasurementRequested, self._take)
+
     async def run(self) -> None:
         """Answer questions until cancelled."""
         self._sweep()
-        async with measurements.followed(self._settings, MeasurementRequested, self._take):
-            while True:
-                asked = await self._asked.get()
-                await self._answer(asked, await self._measured(asked))
+        while True:
+            asked = await self._asked.get()
+            await self._answer(asked, await self._measured(asked))
 
     def _take(self, asked: MeasurementRequested) -> None:
         if asked.worker != self._settings.owner:
