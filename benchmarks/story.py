@@ -21,12 +21,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import httpx
 
+from benchmarks.serving import slices
+from benchmarks.serving.open_loop import OpenLoad
 from services.cli.local import standard_services
 from tests.support import uploads
-from tests.support.front_door import OK, FrontDoor, front_door, row
+from tests.support.front_door import OK, FrontDoor, body, front_door, row
 from tests.support.local import RunningStack, local_stack
 from tests.support.waiting import eventually
 
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 MODEL = f"story-{time.time_ns()}"
 """Another in each run: a data directory may be used again."""
-STEADY_CALLERS, CROWD = 4, 200
+STEADY_CALLERS, CROWD, CROWD_PER_S = 4, 500, 6000
 PAUSE_S = 0.05
 UNAVAILABLE = 503
 
@@ -72,6 +75,19 @@ async def deploy(door: FrontDoor, seen: Seen) -> None:
     seen.say(f"version {version} promoted")
 
 
+def overload(gateway_url: str, seconds: float) -> OpenLoad:
+    """More than the gateway admits, whatever becomes of it: callers in this process would be the slower ones."""
+    url = urlsplit(gateway_url)
+    host, port = str(url.hostname), int(url.port or 80)
+    requests = []
+    for number in range(64):
+        content = body(row(number)).decode()
+        head = f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+        requests.append(f"{head}content-length: {len(content)}\r\n\r\n{content}")
+    greeting = f"GET /v2/health/live HTTP/1.1\r\nhost: {host}\r\n\r\n"
+    return OpenLoad(host, port, requests, CROWD_PER_S, seconds, CROWD, greeting)
+
+
 async def at(when_s: float, do: Callable[[], Awaitable[None]]) -> None:
     await asyncio.sleep(max(when_s - time.time(), 0))
     await do()
@@ -90,10 +106,11 @@ async def live(stack: RunningStack, seen: Seen, seconds: float, out: Path) -> li
             await stack.child("worker-1").kill()
 
         async def crowd() -> None:
-            seen.say(f"a crowd of {CROWD} comes")
-            until_s = time.time() + quarter_s / 2
-            await asyncio.gather(*(call(door, seen, until_s, 0.0) for _ in range(CROWD)))
-            seen.say("and leaves")
+            seen.say(f"a crowd comes: {CROWD_PER_S} requests a second over {CROWD} connections")
+            load = overload(stack.gateway_url, quarter_s / 2)
+            found = (await asyncio.to_thread(slices.run, "open_loop", load, {})).measured
+            seen.answers.update({int(status): count for status, count in found["statuses"].items()})
+            seen.say(f"and leaves; lost: {found['faults']}")
 
         await asyncio.gather(
             *(call(door, seen, end_s, PAUSE_S) for _ in range(STEADY_CALLERS)),
