@@ -31,7 +31,7 @@ up: environment java ## the whole platform on this machine, until Ctrl-C
 
 test: lint java ## lint, then every test suite on a real Kafka and a real Redis
 	@echo "make test: running the test suites, in two processes; then what must have the machine to itself"
-	@$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone" $(ARGS); rest=$$?; \
+	@$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not alone" $(ARGS); rest=$$?; \
 	[ $$rest = 0 ] || [ $$rest = $(NO_TESTS) ] || exit $$rest; \
 	$(BIN)/pytest -m alone $(ARGS); alone=$$?; \
 	[ $$alone = $(NO_TESTS) ] && exit $$rest || exit $$alone

@@ -108,7 +108,7 @@ def is_wrong(case):
 
 @pytest.mark.parametrize("route", OPERATIONS)
 async def test_other_methods_are_refused(fuzzed, route):
-    path = route.split(" ")[1].format(model=fuzzed.model, version="1", request_id="1", region="frames")
+    path = route.split(" ")[1].format(model=fuzzed.model, version="1", request_id="1", region="frames", export_id="1")
     for method in ("PUT", "PATCH", "TRACE"):
         response = await fuzzed.gateway.client.request(method, path)
         assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed"), route

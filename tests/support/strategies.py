@@ -10,12 +10,18 @@ from msgspec import inspect
 
 from shared.optimization import Search, Training, WarmStart
 from shared.processing import Processing
+from shared.runtime_config import InstanceGroup, Parameters, RuntimeConfig
 from shared.signature import Signature
 from support.facts import PROCESSING, SIGNATURE
 
 INT64 = 2**63 - 1
 TRAINING = Training(train=("fc*",), search=Search(), warm_start=WarmStart(model="other", version=1))
-FIXED = {Signature: SIGNATURE, Processing: PROCESSING, Training: TRAINING}
+RUNTIME = RuntimeConfig(
+    max_batch_size=8,
+    instance_group=(InstanceGroup(kind="KIND_CPU", count=2),),
+    parameters=Parameters(intra_op_thread_count=2, inter_op_thread_count=1, execution_mode=1),
+)
+FIXED = {Signature: SIGNATURE, Processing: PROCESSING, Training: TRAINING, RuntimeConfig: RUNTIME}
 """Structs whose fields belong together in ways that their types do not tell."""
 
 
@@ -36,7 +42,7 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
         case inspect.LiteralType(values=values):
             return st.sampled_from(values)
         case inspect.VarTupleType(item_type=item):
-            return st.lists(_values(item), max_size=3).map(tuple)
+            return st.lists(_values(item), min_size=kind.min_length or 0, max_size=3).map(tuple)
         case inspect.TupleType(item_types=items):
             return st.tuples(*map(_values, items))
         case inspect.DictType(key_type=key, value_type=value):
@@ -52,6 +58,8 @@ def _scalar(kind: Any) -> st.SearchStrategy[Any]:
             # Surrogates are no characters and have no UTF-8.
             characters = st.characters(exclude_categories=["Cs"])
             return st.text(characters, min_size=kind.min_length or 0, max_size=min(20, kind.max_length or 20))
+        case inspect.BytesType(min_length=least, max_length=most):
+            return st.binary(min_size=least or 0, max_size=min(20, most or 20))
         case inspect.IntType(ge=least, le=most):
             return st.integers(-INT64 if least is None else least, INT64 if most is None else most)
         case inspect.FloatType():

@@ -27,9 +27,11 @@ import json, os, sys, time
 from pathlib import Path
 import msgspec
 from services.optimizer.messages import Job
-from services.optimizer.sandbox.confine import confine
+from services.optimizer.sandbox import landlock
+from shared.confine import confine
 job = msgspec.json.decode(os.environ["JOB"].replace("PARENT", str(os.getppid())), type=Job)
-assert confine(job), "no Landlock here"
+confine(job.limits, job.parent_pid)
+assert landlock.restrict(), "no Landlock here"
 from services.optimizer.actions import Convert, Refer, Spec
 from services.optimizer.sandbox.pipeline import Pipeline
 refer = Spec(name="fp32", action=Refer())
@@ -55,9 +57,11 @@ ESCAPES = """
 import os, socket, sys, json, subprocess, ctypes
 import msgspec
 from services.optimizer.messages import Job
-from services.optimizer.sandbox.confine import confine
+from services.optimizer.sandbox import landlock
+from shared.confine import confine
 job = msgspec.json.decode(os.environ["JOB"].replace("PARENT", str(os.getppid())), type=Job)
-confine(job)
+confine(job.limits, job.parent_pid)
+landlock.restrict()
 def tried(what, do):
     try:
         do()
