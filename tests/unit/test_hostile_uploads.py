@@ -18,6 +18,7 @@ from services.optimizer.settings import OptimizerSettings
 from support import hostile
 
 SOURCES = str(Path(confined.__file__).parents[2])
+NO_LANDLOCK = 77
 _PER_CHILD = 50
 """Files that one confined process looks at, one after the other: who hurts it hurts all behind it."""
 
@@ -31,7 +32,7 @@ from services.optimizer.sandbox import landlock
 from shared.confine import confine
 job = msgspec.json.decode(os.environ["JOB"].replace("PARENT", str(os.getppid())), type=Job)
 confine(job.limits, job.parent_pid)
-assert landlock.restrict(), "no Landlock here"
+landlock.restrict()
 from services.optimizer.actions import Convert, Refer, Spec
 from services.optimizer.sandbox.pipeline import Pipeline
 refer = Spec(name="fp32", action=Refer())
@@ -61,7 +62,8 @@ from services.optimizer.sandbox import landlock
 from shared.confine import confine
 job = msgspec.json.decode(os.environ["JOB"].replace("PARENT", str(os.getppid())), type=Job)
 confine(job.limits, job.parent_pid)
-landlock.restrict()
+if landlock.restrict() < 6:
+    sys.exit(77)
 def tried(what, do):
     try:
         do()
@@ -154,6 +156,8 @@ def test_what_the_child_can_not_do(settings, tmp_path, free_listener):
     work = tmp_path / "work"
     work.mkdir()
     done = child(ESCAPES, settings, work, OUTSIDE=str(tmp_path), PORT=str(free_listener))
+    if done.returncode == NO_LANDLOCK:
+        pytest.skip("this kernel has no Landlock, or one before version 6, which does not keep signals from others")
     assert done.stdout == "own file: x\n", (done.stdout, done.stderr[-1500:])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["secret", "work"]
 
