@@ -3,7 +3,7 @@
 **Loading a `.pt2` can run code**: pickled sample inputs, expressions, guards. Workers load only what an optimizer
 vetted member by member in its sandbox and put into the store, under the digest that the log names, and only for tenants
 who were let (docs/export.md says what remains of the risk). `TORCH_FORCE_WEIGHTS_ONLY_LOAD` refuses pickles of anything
-but tensors; it is set before torch is imported, for the whole process.
+but tensors; `__main__` sets it, for the whole process of a worker.
 
 torch can't be told to stop within a run: one that goes on past its deadline and the grace behind it is `EngineStuck`.
 Inputs and outputs go by their order, which is that of the signature. BYTES does not exist here.
@@ -12,11 +12,13 @@ Inputs and outputs go by their order, which is that of the signature. BYTES does
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
+from torch.export.passes import move_to_device_pass
+from torch.utils import _pytree as pytree
 
 from services.worker.engine import Engine
 from shared.errors import ExecutionFailed, ModelNotReady
@@ -30,11 +32,6 @@ if TYPE_CHECKING:
     from shared.runtime_config import RuntimeConfig
     from shared.signature import Signature
     from shared.tensors import Array
-
-os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-import torch
-from torch.export.passes import move_to_device_pass
-from torch.utils import _pytree as pytree
 
 _COMPILE_ROWS: Final = (1, 2)
 """A graph is compiled for one row and for more than one: shapes of 1 are their own."""
