@@ -132,7 +132,7 @@ class FrontDoor:
         except httpx.TransportError as err:
             return Answer(None, error=repr(err))
         told = response.json()
-        request_id = response.headers["x-request-id"]
+        request_id = response.headers.get("x-request-id")  # none where it was refused at the door
         if response.status_code != OK:
             return Answer(response.status_code, request_id, error=told["error"], code=told["code"])
         return Answer(OK, request_id, int(told["model_version"]), outputs_of(told))
