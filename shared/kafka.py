@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from shared.settings import PlatformSettings
 
 Client = TypeVar("Client", AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)
+_LAST_MOMENT_S = 2.0
+"""How long a start that is cancelled may go on."""
 _MAX_WAIT_S = 5.0
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
 """The largest record a producer sends: a dead letter, which holds a whole request and why it failed."""
@@ -110,7 +112,7 @@ async def start(make: Callable[[], Client], what: str) -> Client:
         client = make()
         try:
             with refusals_in_words():
-                await client.start()
+                await _begin(client)
         except (KafkaError, OSError) as err:
             logs.get().warning("waiting for kafka", what=what, error=repr(err), retry_in_s=wait_s)
             await _close(client)
@@ -121,6 +123,18 @@ async def start(make: Callable[[], Client], what: str) -> Client:
             raise
         else:
             return client
+
+
+async def _begin(client: AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient) -> None:
+    """Start it. aiokafka forgets a connection whose making is cancelled, so that goes on for a last moment."""
+    starting = asyncio.create_task(client.start())
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait({starting}, timeout=_LAST_MOMENT_S)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        raise
 
 
 async def _close(client: AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 
 import pytest
 from aiokafka import TopicPartition
@@ -92,3 +94,20 @@ async def test_a_client_waits_for_a_kafka_that_is_not_there_yet(backbone, capsys
     logged = capsys.readouterr().out
     assert "waiting for kafka" in logged
     assert "a test" in logged
+
+
+async def test_a_start_that_is_cancelled_at_any_moment_leaves_no_connection(backbone):
+    settings = backbone.settings()
+    await kafka.ensure_topics(settings)
+    with warnings.catch_warnings(record=True) as left:
+        warnings.simplefilter("always", ResourceWarning)
+        for moment in range(40):
+            starting = asyncio.create_task(kafka.start(lambda: kafka.consumer(settings), "test"))
+            await asyncio.sleep(moment / 2000)
+            starting.cancel()
+            [client] = await asyncio.gather(starting, return_exceptions=True)
+            if not isinstance(client, BaseException):
+                await client.stop()
+            del client, starting
+            gc.collect()
+    assert [str(each.message) for each in left] == []
