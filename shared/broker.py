@@ -109,7 +109,7 @@ async def running(broker: KafkaBroker, dead_letters: DeadLetters, done: Done) ->
         while True:
             try:
                 with kafka.refusals_in_words():
-                    await broker.start()
+                    await kafka.begun(broker.start())
                 break
             except (KafkaError, OSError) as err:
                 logs.get().warning("waiting for kafka", what="subscribers", error=repr(err))

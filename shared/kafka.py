@@ -20,7 +20,7 @@ from shared import logs, quick_fetches, tls, tolerant_records
 from shared.topics import FIXED, REQUESTS, Topic
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from shared.settings import PlatformSettings
 
@@ -112,7 +112,7 @@ async def start(make: Callable[[], Client], what: str) -> Client:
         client = make()
         try:
             with refusals_in_words():
-                await _begin(client)
+                await begun(client.start())
         except (KafkaError, OSError) as err:
             logs.get().warning("waiting for kafka", what=what, error=repr(err), retry_in_s=wait_s)
             await _close(client)
@@ -125,9 +125,9 @@ async def start(make: Callable[[], Client], what: str) -> Client:
             return client
 
 
-async def _begin(client: AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient) -> None:
+async def begun(start: Coroutine[object, object, None]) -> None:
     """Start it. aiokafka forgets a connection whose making is cancelled, so that goes on for a last moment."""
-    starting = asyncio.create_task(client.start())
+    starting = asyncio.create_task(start)
     try:
         await asyncio.shield(starting)
     except asyncio.CancelledError:
