@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from services.monitor import sketch
+from services.monitor.columns import bounded, numbers
 from services.monitor.totals import bounded_size
 
 if TYPE_CHECKING:
@@ -34,13 +35,13 @@ Outcome = tuple["Series", "Receipt", int, int, int, int]
 
 def add(counts: Counts, windows: Sequence[int], outcomes: Sequence[Outcome]) -> None:
     """Add outcomes, each completed in its window, to `counts`."""
-    of = [(at_s, series.model, series.version) for at_s, (series, *_) in zip(windows, outcomes, strict=True)]
-    receipts = [receipt for _, receipt, *_ in outcomes]
+    series, receipts, *_ = zip(*outcomes, strict=True)
+    of = [(at_s, each.model, each.version) for at_s, each in zip(windows, series, strict=True)]
     for (key, status), n in Counter(zip(of, [each.status for each in receipts], strict=True)).items():
         counts[(*key, "outcome/" + status, 0)] += n
-    for key, (series, receipt, *_) in zip(of, outcomes, strict=True):
+    for key, each, receipt in zip(of, series, receipts, strict=True):
         if receipt.error_code is not None:
-            counts[(*key, "error/" + series.known_code(receipt.error_code), 0)] += 1
+            counts[(*key, "error/" + each.known_code(receipt.error_code), 0)] += 1
         if receipt.duplicate_of is not None:
             counts[(*key, "duplicates", 0)] += 1
         if receipt.reexecuted:
@@ -84,7 +85,7 @@ def _add_durations(counts: Counts, of: Sequence[Of], outcomes: Sequence[Outcome]
         "total": [total_ns for _, _, total_ns, *_ in outcomes],
     }
     for phase, column in columns.items():
-        spent_ns = np.array([_NONE if each is None else bounded(each) for each in column], dtype=np.int64)
+        spent_ns = numbers(column).fill_null(_NONE).to_numpy()
         there = spent_ns != _NONE
         for place, bucket, n in _counted(where[there], sketch.buckets(spent_ns[there])):
             counts[(*keys[place], phase, bucket)] += n
@@ -101,8 +102,3 @@ def _counted(where: npt.NDArray[np.int64], buckets: npt.NDArray[np.int64]) -> li
     return [
         (each // most, each % most + sketch.ZERO, n) for each, n in zip(found.tolist(), counted.tolist(), strict=True)
     ]
-
-
-def bounded(number: int) -> int:
-    """What a receipt claims, as far as a column and sums of it can hold it."""
-    return min(max(number, 0), sketch.MOST_NS)
