@@ -42,6 +42,16 @@ def run(service: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         raise SystemExit(1) from err
 
 
+def give_way(niceness: int) -> None:
+    """Let processes that answer go first where all want the CPU: for those that watch and keep.
+
+    Niceness is what they get of a CPU that is short; waking up, a process of the class "batch" interrupts none that runs.
+    """
+    os.setpriority(os.PRIO_PROCESS, 0, max(niceness, os.getpriority(os.PRIO_PROCESS, 0)))
+    if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def _spare_the_collector() -> None:
     """Let the cyclic garbage collector look less often, and never at what the imports made.
 

@@ -84,6 +84,8 @@ class PlatformSettings(BaseSettings):
     """The share of traces that are kept, of those that begin here; of others whoever began them has decided."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "pretty"] = "auto"
+    background_niceness: int = Field(default=10, ge=0, le=19)
+    """Of the monitor and the archiver, which give way to those who answer."""
     metrics_interval_s: float = Field(default=5.0, gt=0)
 
     @field_validator("artifact_store_url")

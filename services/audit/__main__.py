@@ -12,6 +12,7 @@ def main() -> None:
 
     settings = read(AuditSettings)
     logs.configure("archiver", settings)
+    process.give_way(settings.background_niceness)
     process.run(lambda stop: serve(settings, stop))
 
 

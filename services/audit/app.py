@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,6 @@ _COLLECT_BYTES = 256 * 1024
 
 async def serve(settings: AuditSettings, stop: asyncio.Event) -> None:
     """Archive until told to stop."""
-    os.nice(settings.audit_niceness)
     signer = signing.load_or_make(settings.audit_key_path)
     waiting: list[str] = ["kafka"]
     async with (

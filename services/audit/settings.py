@@ -26,8 +26,6 @@ class AuditSettings(PlatformSettings):
     ever. Receipts stay."""
     audit_sweep_interval_s: float = Field(default=3600.0, gt=0)
     """How often retention is kept and files that no manifest names are removed."""
-    audit_niceness: int = Field(default=10, ge=0, le=19)
-    """The archiver gives way to those who answer."""
 
     @property
     def audit_key_path(self) -> Path:

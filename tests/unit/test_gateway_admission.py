@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -88,6 +89,19 @@ def test_bursts_with_pauses_find_all_their_places_each_time():
     limit = limit_for(FAST)
     for number in range(20):
         assert len(simulate(FAST, limit, [number * 10.0] * 300).refused) == 300 - PLACES
+
+
+def test_refusals_that_cost_the_model_its_speed_cost_those_let_in_no_time():
+    """Three times the capacity leaves two thirds of it, as refusing takes the same CPU; with as many places the wait
+    would be half as long again."""
+    limit, refusing = limit_for(FAST), replace(FAST, fixed_s=FAST.fixed_s * 1.5, each_s=FAST.each_s * 1.5)
+    before = simulate_callers(FAST, limit, PLACES, 20).p99(10)
+    simulate(refusing, limit, poisson(3 * FAST.capacity, 100, 110))
+    during = simulate(refusing, limit, poisson(3 * FAST.capacity, 110, 120))
+    assert during.p99(115) <= 1.1 * before
+    assert during.rate(115, 120) >= 0.95 * refusing.capacity
+    simulate(FAST, limit, poisson(0.9 * FAST.capacity, 200, 205))
+    assert limit.value == PLACES
 
 
 def test_workers_that_were_away_are_given_work_again():
