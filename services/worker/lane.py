@@ -53,8 +53,6 @@ _BATCHES_BEHIND = 4
 """Batches whose answers may be in the making while another runs."""
 _FINISH_HERE_BYTES = 64 * 1024
 """Outputs of a batch on which the steps behind a model take less than a change of threads."""
-_LOOK_S = 0.002
-"""How often what is nobody's request looks whether the lane has nothing to do."""
 _TICK_S = 0.1
 """How often queued jobs are looked at although nothing happened: failed loads are retried."""
 
@@ -89,6 +87,8 @@ class Lane:
         self._servers: list[ModelServer] = []
         self._expiry = Expiry(self._servers)
         self._work = asyncio.Event()
+        self._nothing_to_do = asyncio.Event()
+        """For who stands aside, and cleared by them; set when the lane begins to wait for work."""
         self._turn = asyncio.Lock()
         """Whoever has it chooses the next batch, or waits for one; a wake-up then wakes one, not both."""
         self._device = asyncio.Lock()
@@ -98,6 +98,8 @@ class Lane:
         """Whether what is on the device may be what kills workers: nothing else is marked as running beside it."""
         self._slow = False
         """Whether the last run was."""
+        self._begun_ns = float("-inf")
+        """When the last run began."""
         self._runs = 0
         self._behind = asyncio.Semaphore(_BATCHES_BEHIND)
         self.ran: defaultdict[tuple[str, int, str], Counts] = defaultdict(Counts)
@@ -117,10 +119,9 @@ class Lane:
         """Whether a batch is under way, or there may be another: what only waits for its model to load is no work."""
         return self._under_way > 0 or self._work.is_set()
 
-    @property
-    def runs(self) -> int:
-        """Batches that were begun."""
-        return self._runs
+    def is_live(self, within_s: float) -> bool:
+        """Whether it has work, or had some within so many seconds."""
+        return self.is_busy or time.perf_counter_ns() - self._begun_ns < within_s * 1e9
 
     @asynccontextmanager
     async def aside(self, patience_s: float) -> AsyncIterator[bool]:
@@ -129,8 +130,9 @@ class Lane:
         Yields whether there is; who gets the device then, after `patience_s`, keeps it for a moment only.
         """
         give_up_s = time.monotonic() + patience_s
-        while self.is_busy and time.monotonic() < give_up_s:  # noqa: ASYNC110 - a hook in the way of live work costs more
-            await asyncio.sleep(_LOOK_S)
+        while self.is_busy and (left_s := give_up_s - time.monotonic()) > 0:
+            self._nothing_to_do.clear()
+            await set_within(self._nothing_to_do, left_s)
         async with self._device:
             yield self.is_busy
 
@@ -155,6 +157,8 @@ class Lane:
             task.add_done_callback(lambda _: self._behind.release())
 
     async def _wait(self) -> None:
+        if not self.is_busy:
+            self._nothing_to_do.set()
         queued = any(server.waiting for server in self._servers)
         await set_within(self._work, _TICK_S if queued else None)
         self._work.clear()
@@ -232,7 +236,7 @@ class Lane:
     async def _run(self, batch: Batch, jobs: Sequence[Job]) -> list[Answer]:
         signature = batch.variant.signature
         queued_ns = [queue_ns(job) for job in jobs]
-        begun_ns = time.perf_counter_ns()
+        begun_ns = self._begun_ns = time.perf_counter_ns()
         feeds = concatenate([_request(job) for job in jobs], signature)
         fed_ns = time.perf_counter_ns()
         outputs = await batch.engine.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -135,17 +136,54 @@ async def test_the_device_is_had_when_nothing_else_is_to_be_done_or_patience_end
         async with lane.aside(patience_s):
             entered.set()
 
+    running = asyncio.create_task(lane.run())
+    await asyncio.wait_for(replay(60), 10)  # nothing was ever to be done
+    entered.clear()
     lane._under_way = 1
     waiting = asyncio.create_task(replay(60))
     await asyncio.sleep(0.05)
     assert not entered.is_set()
+    lane.wake()  # what only looks whether there is work is none, and the batch is still under way
+    await asyncio.sleep(0.05)
+    assert not entered.is_set()
     lane._under_way = 0
+    lane.wake()  # as at the end of every run
     await asyncio.wait_for(waiting, 10)
     lane._under_way = 1
     await asyncio.wait_for(replay(0.01), 10)
     lane._under_way = 0
     lane.wake()
     assert lane.is_busy
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_live_work_is_there_for_a_while_after_a_run():
+    lane = Lane(SimpleNamespace(owner="w"), None, None, None, None, None)
+    assert not lane.is_live(3600)
+    lane._begun_ns = time.perf_counter_ns()
+    assert lane.is_live(3600)
+    await asyncio.sleep(0.01)
+    assert not lane.is_live(0.005)
+    lane._under_way = 1
+    assert lane.is_live(0.005)
+
+
+async def test_others_get_their_turn_between_the_members_of_a_batch():
+    """A callback that comes again each time the loop turns stands for the requests of others."""
+    loop, turns = asyncio.get_running_loop(), 0
+
+    def turn():
+        nonlocal turns
+        turns += 1
+        loop.call_soon(turn)
+
+    count = 20
+    settings = SimpleNamespace(max_fetched_bytes=1 << 20, store_wait_s=1, max_preprocessing_s=1)
+    asked_for = replace(asked(*(member(number) for number in range(count))), members_sha256=None)
+    turn()
+    await batch.prepare(asked_for, pinned(), None, settings)
+    assert turns > 2 * count
 
 
 async def test_a_batch_that_raises_fails_in_every_row():

@@ -63,7 +63,10 @@ async def prepare(
         StoreUnavailable, InvalidInput, ExecutionFailed, RunTimeout: as in the live path.
     """
     _check_size(sum(each.artifact.byte_size for each in asked.members if each.artifact is not None), settings)
-    values = [await _value(member, store, settings) for member in asked.members]
+    values = []
+    for member in asked.members:
+        values.append(await _value(member, store, settings))
+        await asyncio.sleep(0)  # live requests are taken meanwhile, here and below
     if asked.members_sha256 not in {None, members_digest(asked.members)}:
         raise DigestMismatch("the members are not those of the recorded batch")
     members: list[Member] = []
@@ -81,6 +84,7 @@ async def prepare(
             request = await asyncio.to_thread(processor.prepare, request, settings.max_preprocessing_s)
         rows = member.rows if asked.members_sha256 is not None else rows_alone(request, pinned.variant)
         members.append(Member(member, request, rows))
+        await asyncio.sleep(0)
     return members
 
 
@@ -142,6 +146,7 @@ async def run(
         sha256 = await _digest(answered)
         row = ReplayedRow(output_sha256=sha256, infer_ns=infer_ns)
         found.append((row, () if sha256 == member.asked.recorded_sha256 else answered))
+        await asyncio.sleep(0)
     return found
 
 
@@ -161,7 +166,7 @@ async def with_outputs(
             size_bytes = len(tensor.data)
             fits = used_bytes + size_bytes <= INLINE_BYTES
             used_bytes += size_bytes if fits else 0
-            stored = None if fits else await claims.patiently(partial(claims.put, store, tensor), wait_s)
+            stored = None if fits else await claims.patiently(partial(claims.put, store, tensor, "replays"), wait_s)
             sent.append(
                 ReplayedOutput(
                     name=tensor.name,

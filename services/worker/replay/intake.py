@@ -5,7 +5,9 @@ again by itself, to one worker after the other, and take live work down with it.
 missing and asks again, a bounded number of times; a batch's id tells repeats.
 
 **Below live work.** A batch waits until no request does, but not for ever: after `_PATIENCE_S` it runs all the same, so
-an audit ends under full load too. While there is live work, replays pause three times as long as they take.
+an audit ends under full load too. While there is live work, be it a request now and then, replays pause three times as
+long as they take: a request comes upon one a quarter of the time at most. And one that comes upon a replay waits for
+a run of the model, but not for the whole batch to be decoded and hashed: between members the loop looks for others.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ _KEEP_ALIVE_S: Final = 1.0
 _PATIENCE_S: Final = 2.0
 _PAUSES: Final = 3.0
 """Times as long as a batch took, before the next one, while there is live work."""
+_LIVE_S: Final = 1.0
+"""Live work is there for so long after a run of it: the next request may come at any moment."""
 _FORGET_S: Final = 60.0
 """Without a replay for so long, what they ran on goes out of memory."""
 _BATCH_BYTES: Final = 1_000_000
@@ -130,11 +134,10 @@ class ReplayIntake:
             asked = await self._read(record)
             if asked is None:
                 continue
-            live_runs = self._lane.runs
             begun_s = time.monotonic()
             sent.append(self._send(await self._answer(asked)))
             took_s = min(time.monotonic() - begun_s, self._settings.max_run_s)
-            if self._lane.runs != live_runs or self._lane.is_busy:
+            if self._lane.is_live(_LIVE_S):
                 await asyncio.sleep(_PAUSES * took_s)
         await self._await_all(sent)
 
