@@ -7,7 +7,11 @@ what is returned is what the digest names, or `DigestMismatch`.
 
 URLs are whatever obstore opens: `file://` (the directory is created), `memory://` (private to the object), `s3://`,
 `gs://`, `az://`. Credentials come from the environment or `config`, as obstore documents. A URI from a record is opened
-only if it lies within this store, so records can't point it at other hosts or files.
+only if it lies within this store, so records can't point it at other hosts or files. One that ends in the name of its
+own content is looked for here, whatever it begins with: a store that was copied or moved still has what records name.
+
+What only has to live for a while lies under `replays/` instead, by the same rule, where nothing else is: it can be
+swept by its age.
 
 Not here: who may read, which bytes may be deleted, sweeping `incoming/`, and fsync: a `file://` artifact survives the
 crash of every process, but not certainly a power cut.
@@ -21,7 +25,7 @@ import re
 import uuid
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Final, cast
+from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
 
 import msgspec
 import obstore
@@ -46,6 +50,8 @@ RETRY_TIMEOUT: Final = timedelta(seconds=60)
 MAX_RETRIES: Final = 3
 
 Content = bytes | memoryview
+Area = Literal["sha256", "replays"]
+"""Where content lies under its digest: for good, or until it is swept."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _KEY: Final = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]*(/[A-Za-z0-9_=-][A-Za-z0-9._=-]*){0,31}")
 """Keys within the store: no empty, hidden or `..` segment, nothing percent-encoded, no query."""
@@ -72,7 +78,12 @@ class ArtifactStore:
         self._store = open_store(url, config)
 
     async def put_stream(
-        self, chunks: AsyncIterator[Content], *, limit_bytes: int, expected_sha256: str | None = None
+        self,
+        chunks: AsyncIterator[Content],
+        *,
+        limit_bytes: int,
+        expected_sha256: str | None = None,
+        area: Area = "sha256",
     ) -> Artifact:
         """Store what the iterator yields, holding about two parts of `PART_BYTES` in memory.
 
@@ -88,7 +99,7 @@ class ArtifactStore:
         try:
             sha256, byte_size = await _receive(writer, incoming, chunks, limit_bytes)
             _keep_promise(sha256, expected_sha256)
-            key = _content_key(sha256)
+            key = _content_key(sha256, area)
             # Also over an object that is there already: the same bytes, or damaged ones, which this repairs.
             with store_errors(incoming):
                 await obstore.rename_async(self._store, incoming, key)
@@ -130,7 +141,7 @@ class ArtifactStore:
             InvalidInput, ArtifactNotFound, StoreUnavailable: as in `get_bytes`.
             TooLarge: it is above the limit.
         """
-        key = self._key(artifact.uri)
+        key = self._key(artifact)
         with store_errors(artifact.uri):
             if (await obstore.head_async(self._store, key))["size"] > limit_bytes:
                 raise TooLarge(f"{artifact.uri} is above the limit of {limit_bytes} bytes")
@@ -199,7 +210,7 @@ class ArtifactStore:
         Raises:
             InvalidInput: that is not within this store.
         """
-        self._key(artifact.uri)
+        self._key(artifact)
 
     async def delete(self, artifact: Artifact, *, older_than_s: float) -> bool:
         """Delete an object that has not been written for so long, by the store's clock and ours; whether it was.
@@ -207,7 +218,7 @@ class ArtifactStore:
         Raises:
             InvalidInput, ArtifactNotFound, StoreUnavailable: as in `get_bytes`.
         """
-        key = self._key(artifact.uri)
+        key = self._key(artifact)
         with store_errors(artifact.uri):
             meta = await obstore.head_async(self._store, key)
             if (datetime.now(UTC) - meta["last_modified"]).total_seconds() < older_than_s:
@@ -229,23 +240,25 @@ class ArtifactStore:
 
     async def _find(self, artifact: Artifact) -> str:
         """The key of the artifact's object, which is there and has the right size."""
-        key = self._key(artifact.uri)
+        key = self._key(artifact)
         with store_errors(artifact.uri):
             meta = await obstore.head_async(self._store, key)
         if meta["size"] != artifact.byte_size:
             raise DigestMismatch(f"{artifact.uri} has {meta['size']} bytes, not {artifact.byte_size}")
         return key
 
-    def _key(self, uri: str) -> str:
-        """The key of a URI within this store."""
-        key = uri.removeprefix(f"{self._base}/")
-        if key == uri or not _KEY.fullmatch(key):
-            raise InvalidInput(f"{uri!r} is not within the configured artifact store")
-        return key
+    def _key(self, artifact: Artifact) -> str:
+        """The key of the artifact within this store."""
+        key, by_content = artifact.uri.removeprefix(f"{self._base}/"), _content_key(artifact.sha256)
+        if key != artifact.uri and _KEY.fullmatch(key):
+            return key
+        if artifact.uri.endswith(f"/{by_content}"):  # of the store that this one was copied from
+            return by_content
+        raise InvalidInput(f"{artifact.uri!r} is not within the configured artifact store")
 
 
-def _content_key(sha256: str) -> str:
-    return f"sha256/{sha256[:2]}/{sha256[2:]}"
+def _content_key(sha256: str, area: Area = "sha256") -> str:
+    return f"{area}/{sha256[:2]}/{sha256[2:]}"
 
 
 async def _receive(

@@ -30,7 +30,7 @@ from shared.tensors import check
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 
-    from shared.artifacts import ArtifactStore
+    from shared.artifacts import Area, ArtifactStore
     from shared.oip import InferenceRequest
     from shared.tensors import Tensor
 
@@ -70,13 +70,13 @@ def asks(request: InferenceRequest) -> bool:
     return bool(request.outputs) and any(PARAMETER in output.parameters for output in request.outputs)
 
 
-async def put(store: ArtifactStore, tensor: Tensor) -> Tensor:
+async def put(store: ArtifactStore, tensor: Tensor, area: Area = "sha256") -> Tensor:
     """The tensor with its bytes in the store, too; they are read where they lie, not copied.
 
     Raises:
         StoreUnavailable: the store failed.
     """
-    artifact = await store.put_stream(_pieces(tensor), limit_bytes=len(tensor.data))
+    artifact = await store.put_stream(_pieces(tensor), limit_bytes=len(tensor.data), area=area)
     return replace(tensor, artifact=artifact)
 
 

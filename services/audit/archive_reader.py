@@ -76,6 +76,11 @@ async def manifest_of(store: ArchiveStore, key: str) -> Manifest | None:
         place = structs.replace(place, revision=place.revision + 1)
 
 
+def names(manifest: Manifest, key: str) -> bool:
+    """Whether a manifest has a file that is to be there."""
+    return any(file.key == key and not file.expired for file in manifest.files)
+
+
 async def manifests(store: ArchiveStore, log: Log, partition: int) -> AsyncIterator[Manifest]:
     """The manifests of a partition in order."""
     for place in await segments(store, log, partition):

@@ -5,6 +5,9 @@ revision of its manifest says that it expired, then it is deleted. Receipts and 
 with which digest, can be verified for ever. Files that are too old are found by their folders. A crash between the
 steps, here, in erasure or in writing, leaves a file that no manifest names: those are removed when they are an hour
 old, and looked for among the files of the last day only, so that a large archive is not read again and again.
+
+What replays put into the store (large requests on their way to a worker, large answers on their way back) is of use for
+minutes, and is removed when it is a day old.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 _UNNAMED_FOR: Final = timedelta(hours=1)
 _LOOKED_FOR: Final = timedelta(hours=25)
+_REPLAYED_FOR: Final = timedelta(days=1)
 
 
 async def run(settings: AuditSettings, store: ArchiveStore) -> None:
@@ -39,6 +43,8 @@ async def run(settings: AuditSettings, store: ArchiveStore) -> None:
             removed = await expire(store, settings.audit_retention_days, now.date()) + await sweep(store, now)
             if removed:
                 logs.get().info("removed from the archive", files=len(removed))
+            if swept := await sweep_replays(store, now):
+                logs.get().info("removed what replays left", files=len(swept))
         except AiaasError as err:
             logs.get().warning("retention not kept", error=err.message)
         await asyncio.sleep(settings.audit_sweep_interval_s)
@@ -66,7 +72,7 @@ async def expire(store: ArchiveStore, days: Mapping[str, int], today: date) -> l
 
 async def _expire(store: ArchiveStore, key: str) -> None:
     manifest = await archive_reader.manifest_of(store, key)
-    if manifest is not None and any(file.key == key and not file.expired for file in manifest.files):
+    if manifest is not None and archive_reader.names(manifest, key):
         files = tuple(structs.replace(file, expired=True) if file.key == key else file for file in manifest.files)
         await revise(store, manifest, files, "retention: 1 file")
     await store.delete(key)
@@ -83,7 +89,19 @@ async def sweep(store: ArchiveStore, now: datetime) -> list[str]:
         if layout.place_of(key) is None or not _UNNAMED_FOR < now - written_at < _LOOKED_FOR:
             continue
         manifest = await archive_reader.manifest_of(store, key)
-        if manifest is None or not any(file.key == key and not file.expired for file in manifest.files):
+        if manifest is None or not archive_reader.names(manifest, key):
             await store.delete(key)
             removed.append(key)
     return removed
+
+
+async def sweep_replays(store: ArchiveStore, now: datetime) -> list[str]:
+    """Remove what replays put into the store a day ago or earlier; returns the keys.
+
+    Raises:
+        StoreUnavailable: the store failed; some may be done.
+    """
+    old = [key async for key, written_at in store.listed("replays/") if now - written_at > _REPLAYED_FOR]
+    for key in old:
+        await store.delete(key)
+    return old

@@ -101,4 +101,4 @@ async def _stored(value: bytes, store: ArtifactStore) -> Artifact:
     async def content() -> AsyncIterator[bytes]:
         yield value
 
-    return await store.put_stream(content(), limit_bytes=len(value))
+    return await store.put_stream(content(), limit_bytes=len(value), area="replays")
