@@ -40,11 +40,20 @@ class ArchiveSource:
 
     async def outcomes(self, selection: Selection) -> AsyncIterator[RecordedOutcome]:
         """See `Source.outcomes`."""
-        for log in await archive_reader.logs_of(self._store, self._names.name(topics.OUTCOMES)):
-            partitions = await archive_reader.partitions_of(self._store, log)
-            streams = [self._partition(log, number, selection) for number in partitions]
-            async for outcome in merged(streams, lambda outcome: outcome.timestamp_ms):
+        for log in await self.logs():
+            async for outcome in self.outcomes_of(log, selection):
                 yield outcome
+
+    async def logs(self) -> list[Log]:
+        """The outcome logs that are archived."""
+        return await archive_reader.logs_of(self._store, self._names.name(topics.OUTCOMES))
+
+    async def outcomes_of(self, log: Log, selection: Selection) -> AsyncIterator[RecordedOutcome]:
+        """What is selected of one log; raises as `Source.outcomes`."""
+        partitions = await archive_reader.partitions_of(self._store, log)
+        streams = [self.partition(log, number, selection) for number in partitions]
+        async for outcome in merged(streams, lambda outcome: outcome.timestamp_ms):
+            yield outcome
 
     async def registry(self) -> AsyncIterator[Entry]:
         """See `Source.registry`: of the log that was archived last. After a restore it holds all that was before."""
@@ -55,8 +64,13 @@ class ArchiveSource:
                     headers = tuple((name, value) for name, value in unpack(row["headers"]))
                     yield registry_log.entry_of(row["offset"], row["timestamp_ms"], headers, row["value"])
 
-    async def _partition(self, log: Log, partition: int, selection: Selection) -> AsyncIterator[RecordedOutcome]:
+    async def partition(
+        self, log: Log, partition: int, selection: Selection, end: int | None = None
+    ) -> AsyncIterator[RecordedOutcome]:
+        """What is selected of one partition, in log order; up to a segment that begins at `end`."""
         async for manifest in archive_reader.manifests(self._store, log, partition):
+            if end is not None and manifest.first >= end:
+                return
             if _may_have(manifest, selection):
                 exchanges = await self._exchanges(manifest, selection)
                 for row in await self._records(manifest):

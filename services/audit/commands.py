@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from services.audit import archive_reader, erase, restore, signing
+from services.audit import archive_reader, backup, erase, restore, signing
 from services.audit.export import bundle
 from services.audit.records import Selection
 from services.audit.sources import explained, milliseconds, models_as_of
@@ -14,13 +14,14 @@ from shared import topics
 from shared.errors import LogUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from services.audit.backup import Copied
     from shared.settings import PlatformSettings
 
 _RESTORED_S: Final = 300.0
-__all__ = ["checkpoints", "erased", "explained", "exported", "models_as_of", "restored"]
+__all__ = ["backed_up", "checkpoints", "erased", "explained", "exported", "models_as_of", "restored"]
 
 
 async def exported(
@@ -40,6 +41,11 @@ async def erased(settings: PlatformSettings, model: str, request_ids: Sequence[s
     """Erase from the archive; see `erase.erase`."""
     store = ArchiveStore(settings.artifact_store_url)
     return await erase.erase(store, erase.Erasure(model, frozenset(request_ids), tenant))
+
+
+async def backed_up(settings: PlatformSettings, to_url: str, tell: Callable[[str, float | None], None]) -> Copied:
+    """Copy the artifact store; see `backup.backup`."""
+    return await backup.backup(settings.artifact_store_url, to_url, tell)
 
 
 async def restored(settings: PlatformSettings) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from services.audit.records import RecordedOutcome, RecordedRequest, Selection
+from services.audit.records import RecordedRequest, Selection
 from shared import requests
 from shared.codec import rfc3339
 from shared.errors import AiaasError, InvalidInput, UnknownRequest
@@ -20,6 +20,7 @@ from shared.registry import Entry, Model, Registry, fold
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from services.audit.records import RecordedOutcome
     from services.audit.source import Source
 
 
@@ -40,23 +41,18 @@ async def registry_at(source: Source, time_ms: int) -> Registry:
     return registry
 
 
-async def explain(sources: Sequence[Source], request_id: str, model: str | None) -> list[dict[str, Any]]:
-    """What is known of a request: one map for each outcome under its id, the first source's where several have it.
+async def explain(source: Source, request_id: str, model: str | None) -> list[dict[str, Any]]:
+    """What is known of a request: one map for each outcome under its id.
 
     Raises:
         UnknownRequest: no outcome of that id is in the log or the archive.
     """
-    found: dict[tuple[str, int, int], RecordedOutcome] = {}
     selection = Selection(model=model, request_ids=frozenset([request_id]))
-    for source in sources:
-        async for outcome in source.outcomes(selection):
-            found.setdefault(outcome.at, outcome)
+    found = [outcome async for outcome in source.outcomes(selection)]
     if not found:
         raise UnknownRequest(f"no outcome of request {request_id!r} is in the log that is kept")
-    entries: list[Entry] = []
-    for source in sources:
-        entries = entries or [entry async for entry in source.registry()]
-    return [_explained(outcome, entries) for outcome in found.values()]
+    entries = [entry async for entry in source.registry()]
+    return [_explained(outcome, entries) for outcome in found]
 
 
 def _explained(outcome: RecordedOutcome, entries: Sequence[Entry]) -> dict[str, Any]:

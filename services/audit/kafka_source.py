@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -22,10 +22,11 @@ from services.audit.results import results_of
 from services.audit.source import merged
 from shared import kafka, registry_log, replies, topics
 from shared.errors import LogUnavailable
+from shared.outcomes import Watermarks
 from shared.request_ends import RequestEnds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
@@ -42,6 +43,13 @@ _POLL_MS: Final = 500
 _STALLED_S: Final = 20.0
 
 
+class Start(NamedTuple):
+    """Where reading a partition of the outcome log begins, and the watermarks of all that was before."""
+
+    offset: int
+    marks: Watermarks
+
+
 class KafkaSource:
     """Build it with `open_source`. One iteration at a time: its clients are shared."""
 
@@ -52,23 +60,40 @@ class KafkaSource:
 
     async def outcomes(self, selection: Selection) -> AsyncIterator[RecordedOutcome]:
         """See `Source.outcomes`."""
-        clients = self._clients
-        partitions = await log_partitions(clients.admin, self._topic)
-        ends = await kafka_offsets(clients.outcomes, partitions, "end")
-        begins = await kafka_offsets(clients.outcomes, partitions, "beginning")
-        clients.outcomes.assign(partitions)
-        clients.outcomes.pause(*partitions)
-        streams = []
-        for at in partitions:
-            clients.outcomes.seek(at, begins[at])
-            portions = log_portions(clients.outcomes, at, begins[at], ends[at])
-            streams.append(self._selected(portions, selection))
-        async for outcome in merged(streams, lambda outcome: outcome.timestamp_ms):
+        streams = await self.streams(selection, {})
+        async for outcome in merged(list(streams.values()), lambda outcome: outcome.timestamp_ms):
             yield outcome
+
+    async def streams(
+        self, selection: Selection, starts: Mapping[TopicPartition, Start]
+    ) -> dict[TopicPartition, AsyncIterator[RecordedOutcome]]:
+        """What is selected of each partition, in log order; from its start, or else from the earliest record.
+
+        Raises:
+            LogUnavailable: Kafka did not answer; iterating, also what `Source.outcomes` raises.
+        """
+        consumer = self._clients.outcomes
+        partitions = await log_partitions(self._clients.admin, self._topic)
+        if not partitions:
+            return {}
+        ends = await kafka_offsets(consumer, partitions, "end")
+        begins = await kafka_offsets(consumer, partitions, "beginning")
+        consumer.assign(partitions)
+        consumer.pause(*partitions)
+        streams = {}
+        for at in partitions:
+            start = starts.get(at, Start(0, Watermarks()))
+            first = max(begins[at], start.offset)
+            consumer.seek(at, first)
+            portions = log_portions(consumer, at, first, ends[at])
+            streams[at] = self._selected(portions, selection, start.marks)
+        return streams
 
     async def registry(self) -> AsyncIterator[Entry]:
         """See `Source.registry`."""
         at = TopicPartition(self._settings.topics.name(topics.MODELS), 0)
+        if not await log_partitions(self._clients.admin, at.topic):
+            return
         async with kafka.started(lambda: kafka.consumer(self._settings), "registry log") as consumer:
             ends = await kafka_offsets(consumer, [at], "end")
             consumer.assign([at])
@@ -78,9 +103,9 @@ class KafkaSource:
                     yield registry_log.entry(record)
 
     async def _selected(
-        self, portions: AsyncIterator[list[ConsumerRecord]], selection: Selection
+        self, portions: AsyncIterator[list[ConsumerRecord]], selection: Selection, marks: Watermarks
     ) -> AsyncIterator[RecordedOutcome]:
-        judge = Judge(self._settings.topics, self._clients.ends)
+        judge = Judge(self._settings.topics, self._clients.ends, marks)
         async for portion in portions:
             verdicts = await judge.judge(portion)
             wanted = [

@@ -7,7 +7,9 @@ is. A cluster with another id is another log anyway.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import structs
 
 from services.audit import archive_reader, layout, tables
 from services.audit.chain import Chain
@@ -28,6 +30,36 @@ if TYPE_CHECKING:
     from services.audit.writer import Writer
 
 
+class Standing(NamedTuple):
+    """Where the archive of a topic stands, and what Kafka has of it."""
+
+    log: Log
+    """The archive's last life of it."""
+    last: Mapping[TopicPartition, tuple[Manifest, str] | None]
+    """The last segment of each partition that Kafka has."""
+    begins: Mapping[TopicPartition, int]
+    goes_on: bool
+    """Whether what Kafka has goes on where the archive ends; it is another log otherwise."""
+
+
+async def standing(
+    store: ArchiveStore, admin: AIOKafkaAdminClient, consumer: AIOKafkaConsumer, cluster_id: str | None, topic: str
+) -> Standing:
+    """Hold the archive's end against Kafka.
+
+    Raises:
+        LogUnavailable, StoreUnavailable: Kafka or the store did not answer.
+        InvalidInput, DigestMismatch, ArtifactNotFound: the archive is damaged where it ends.
+    """
+    partitions = await log_partitions(admin, topic)
+    cluster = layout.cluster_name(cluster_id)
+    log = Log(cluster, topic, await _last_life(store, cluster, topic))
+    last = {at: await _last_manifest(store, log, at.partition) for at in partitions}
+    ends = await kafka_offsets(consumer, partitions, "end")
+    begins = await kafka_offsets(consumer, partitions, "beginning")
+    return Standing(log, last, begins, await _same_log(store, consumer, last, begins, ends))
+
+
 async def open_lanes(
     store: ArchiveStore,
     writer: Writer,
@@ -39,23 +71,16 @@ async def open_lanes(
     """A lane for each partition of a topic.
 
     Raises:
-        LogUnavailable, StoreUnavailable: Kafka or the store did not answer.
-        InvalidInput, DigestMismatch, ArtifactNotFound: the archive is damaged where it ends.
+        The errors of `standing`.
     """
-    partitions = await log_partitions(admin, topic)
-    cluster = layout.cluster_name(cluster_id)
-    life = await _last_life(store, cluster, topic)
-    log = Log(cluster, topic, life)
-    last = {at: await _last_manifest(store, log, at.partition) for at in partitions}
-    ends = await kafka_offsets(consumer, partitions, "end")
-    begins = await kafka_offsets(consumer, partitions, "beginning")
-    if not await _same_log(store, consumer, last, begins, ends):
+    log, last, begins, goes_on = await standing(store, admin, consumer, cluster_id, topic)
+    if not goes_on:
         logs.get().error("the log in Kafka is not the archived one; another life of it begins", log=str(log))
-        log, last = Log(cluster, topic, life + 1), dict.fromkeys(partitions)
+        log, last = structs.replace(log, life=log.life + 1), dict.fromkeys(last)
     lanes = {}
-    for at in partitions:
-        lanes[at] = _lane(log, at, last[at], begins[at])
-        if (found := last[at]) and not await store.exists(log.checkpoint(at.partition, found[0].next)):
+    for at, found in last.items():
+        lanes[at] = _lane(log, at, found, begins[at])
+        if found and not await store.exists(log.checkpoint(at.partition, found[0].next)):
             await writer.sign(found[0])
     return lanes
 

@@ -1,11 +1,12 @@
 """Where recorded outcomes come from: one interface over Kafka and the archive.
 
+    async with joined_source.open_source(settings) as source:       # what is there: the archive, and Kafka's rest
     async with kafka_source.open_source(settings) as source:        # what Kafka and Redis still have
     async with archive_source.open_source(settings) as source:      # what the archive has
         async for outcome in source.outcomes(Selection(model="m", since_ms=…, until_ms=…)):
             …
 
-Both give outcomes that count, once each, merged over the log's partitions by the time at which they were appended (in
+All give outcomes that count, once each, merged over the log's partitions by the time at which they were appended (in
 log order within a partition). Members of one batch, which may lie in several partitions, so come close together: they
 are appended within moments of each other. Memory is bounded by a portion of each partition. `registry` gives the
 registry's log, to fold up to a receipt's `registry_offset`.

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from services.audit import archive_source, explain, kafka_source
+from services.audit import archive_source, explain, joined_source, kafka_source
 from shared.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from services.audit.source import Source
     from shared.registry import Registry
     from shared.settings import PlatformSettings
 
 
-@asynccontextmanager
-async def opened(settings: PlatformSettings, which: str) -> AsyncIterator[list[Source]]:
-    """`kafka`, `archive`, or `both`: then Kafka's first, which is newer.
+SOURCES: Final[Mapping[str, Callable[[PlatformSettings], AbstractAsyncContextManager[Source]]]] = {
+    "auto": joined_source.open_source,
+    "kafka": kafka_source.open_source,
+    "archive": archive_source.open_source,
+}
+
+
+def opened(settings: PlatformSettings, which: str) -> AbstractAsyncContextManager[Source]:
+    """`auto`, `kafka` or `archive`. Entering it raises `LogUnavailable` if Kafka is asked for and was not reached.
 
     Raises:
-        LogUnavailable: Kafka was not reached.
+        InvalidInput: it is none of them.
     """
-    async with AsyncExitStack() as stack:
-        found: list[Source] = []
-        if which != "archive":
-            found.append(await stack.enter_async_context(kafka_source.open_source(settings)))
-        if which != "kafka":
-            found.append(await stack.enter_async_context(archive_source.open_source(settings)))
-        yield found
+    if which not in SOURCES:
+        raise InvalidInput(f"--source {which}: it is {', '.join(SOURCES)}")
+    return SOURCES[which](settings)
 
 
 def milliseconds(text: str) -> int:
@@ -48,19 +50,19 @@ def milliseconds(text: str) -> int:
 
 async def explained(settings: PlatformSettings, which: str, request_id: str, model: str | None) -> list[dict[str, Any]]:
     """See `explain.explain`."""
-    async with opened(settings, which) as sources:
-        return await explain.explain(sources, request_id, model)
+    async with opened(settings, which) as source:
+        return await explain.explain(source, request_id, model)
 
 
-async def models_as_of(settings: PlatformSettings, which: str, time: str) -> list[dict[str, Any]]:
+async def models_as_of(settings: PlatformSettings, time: str) -> list[dict[str, Any]]:
     """All models as they were at a time, as `aiaas models list` shows them.
 
     Raises:
         InvalidInput: that is no time.
     """
     time_ms = milliseconds(time)
-    async with opened(settings, which) as sources:
-        registry = await explain.registry_at(sources[0], time_ms)
+    async with opened(settings, "auto") as source:
+        registry = await explain.registry_at(source, time_ms)
     return listed(registry)
 
 

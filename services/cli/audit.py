@@ -1,4 +1,4 @@
-"""`aiaas audit`: what was asked and answered, verified, explained, exported, erased and restored.
+"""`aiaas audit`: what was asked and answered, verified, explained, exported, erased, backed up and restored.
 
 The work is done by `services.audit`, which is loaded by name, as services are: it brings packages of its own. Exit
 codes: 0 all holds, 1 something does not, 2 it could not be tried.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ import typer
 from rich.markup import escape
 
 from services.cli.errors import NotTried
-from services.cli.printing import Json, as_json, console, table
+from services.cli.printing import Json, as_json, console, progress, size, table
 from services.cli.where import platform_settings
 from shared import logs
 from shared.errors import AiaasError, CallerError, InvalidInput, Unavailable
@@ -30,7 +31,12 @@ PublicKey = Annotated[
 Model = Annotated[str | None, typer.Option("--model", "-m", help="This model's alone.")]
 From = Annotated[str | None, typer.Option("--from", help="Outcomes from this time on, RFC 3339.")]
 To = Annotated[str | None, typer.Option("--to", help="Outcomes before this time, RFC 3339.")]
-Where = Annotated[str, typer.Option("--source", help="Where to read: kafka, archive, or both.")]
+Where = Annotated[
+    str,
+    typer.Option(
+        "--source", help="Where to read: auto (what is archived from the archive, the rest from Kafka), kafka, archive."
+    ),
+]
 
 
 def module(name: str) -> Any:
@@ -60,12 +66,8 @@ def done(work: Any) -> Any:
 
 def models_as_of(time: str) -> list[dict[str, Any]]:
     """All models as they were at a time: from Kafka, which keeps the registry's log for ever, else from the archive."""
-    settings, commands = platform_settings(), module("commands")
     try:
-        with logs.of_a_command():
-            found: list[dict[str, Any]] = asyncio.run(commands.models_as_of(settings, "kafka", time))
-    except Unavailable:
-        found = done(commands.models_as_of(settings, "archive", time))
+        found: list[dict[str, Any]] = done(module("commands").models_as_of(platform_settings(), time))
     except InvalidInput as err:
         raise NotTried(f"--as-of: {err.message}.") from err
     return found
@@ -74,7 +76,7 @@ def models_as_of(time: str) -> list[dict[str, Any]]:
 @app.command("verify")
 def verify(
     *,
-    source: Where = "both",
+    source: Annotated[str, typer.Option(help="What to look at: kafka, archive, or both.")] = "both",
     public_key: PublicKey = None,
     checkpoint: Annotated[
         list[Path] | None,
@@ -111,11 +113,14 @@ def explain(
     *,
     request: Annotated[str, typer.Option("--request", "-r", help="The request's id.")],
     model: Model = None,
-    source: Where = "both",
+    source: Where = "auto",
     json: Json = False,
 ) -> None:
     """Which version answered a request, and why: from the log alone."""
-    found = done(module("commands").explained(platform_settings(), source, request, model))
+    try:
+        found = done(module("commands").explained(platform_settings(), source, request, model))
+    except InvalidInput as err:
+        raise NotTried(err.message) from err
     if json:
         as_json(found)
         return
@@ -178,6 +183,31 @@ def checkpoints() -> None:
     """The newest checkpoint of each log, one a line: keep them, they bind all that was before."""
     for checkpoint in done(module("commands").checkpoints(platform_settings())):
         sys.stdout.write(orjson.dumps(checkpoint).decode() + "\n")
+
+
+@app.command("backup")
+def backup(
+    *,
+    to: Annotated[str, typer.Option(help="The URL of the copy: file:///…, s3://…; made, or brought up to date.")],
+    json: Json = False,
+) -> None:
+    """Copy the artifact store, archive and all, in the order in which nothing is named that is not there."""
+    try:
+        with progress() as tell:
+            found = done(module("commands").backed_up(platform_settings(), to, tell))
+    except AiaasError as err:
+        raise NotTried(f"{err.code}: {err.message}") from err
+    if json:
+        as_json(asdict(found))
+    else:
+        out, copied = console(), f"{found.objects} objects and {found.files} files of the archive"
+        out.print(f"copied {copied}, {size(found.byte_size)}; {found.there} were there", markup=False, soft_wrap=True)
+        if found.removed:
+            out.print(f"removed {found.removed} files that the archive has erased", markup=False)
+        for key in found.damaged:
+            out.print(f"[red]not copied[/]: {escape(key)} is not what its name says", soft_wrap=True)
+    if found.damaged:
+        raise typer.Exit(1)
 
 
 @app.command("restore")

@@ -21,6 +21,8 @@ _MINUTE_MS = 60 * 1000
 _WORKER_SESSION_MS = 6000
 _OLDEST_REDIS = (7, 0)  # the first whose SET takes NX and GET together, on which the arbiter of answers stands
 _LEAST_OPEN_FILES = 4096
+_ARCHIVED_WITHIN_S = 300.0
+"""The archiver writes every 30 s."""
 _GIB = 1024**3
 _LEAST_FREE_DISK_BYTES, _LITTLE_FREE_DISK_BYTES = 1 * _GIB, 5 * _GIB
 
@@ -59,6 +61,23 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchiveFacts:
+    """How the archive stands; the fields of `services.audit.state`. With an `error` it could not be looked at."""
+
+    archived: int = 0
+    waiting: int = 0
+    waiting_s: float = 0.0
+    lost: int = 0
+    goes_on: bool = True
+    checkpoint_at: str | None = None
+    checkpoint_key: str | None = None
+    key: str | None = None
+    key_path: str = ""
+    key_is_private: bool = True
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What was gathered. `kafka` and `redis` are None where the server did not answer, then the error says why."""
 
@@ -71,11 +90,16 @@ class Facts:
     kafka_error: str = ""
     redis_error: str = ""
     links: tuple[Link, ...] = ()
+    archive: ArchiveFacts | None = None
+    """None if Kafka does not answer."""
+    result_ttl_s: int = 3600
+    """For so long Redis has results that the archiver can still take."""
 
 
 def examine(facts: Facts, names: Topics) -> list[Finding]:
-    """All findings: Kafka, its topics, Redis, who can listen in, the machine."""
-    return [*_kafka(facts, names), *_redis(facts), *_access(facts), *_machine(facts)]
+    """All findings: Kafka, its topics, Redis, who can listen in, the archive, the machine."""
+    archive = [] if facts.archive is None else _archive(facts.archive, facts.result_ttl_s)
+    return [*_kafka(facts, names), *_redis(facts), *_access(facts), *archive, *_machine(facts)]
 
 
 def worst(findings: list[Finding]) -> Verdict:
@@ -222,6 +246,52 @@ def _link(link: Link) -> Finding:
     if not link.far:
         return Finding("ok", what, "in the clear, and does not leave this machine")
     return Finding("warn", what, f"in the clear to {where}", link.advice)
+
+
+def _archive(archive: ArchiveFacts, result_ttl_s: int) -> Iterator[Finding]:
+    if archive.error:
+        yield Finding("warn", "archive", archive.error, "audits outlive Kafka by it alone: see docs/audit.md")
+        return
+    yield _archived(archive, result_ttl_s)
+    if archive.lost:
+        seen = f"{archive.lost} outcomes left Kafka before they were archived"
+        advice = "keep the archiver running, or raise the topic's retention.ms: `aiaas audit verify` names the gap"
+        yield Finding("warn", "archive's gaps", seen, advice)
+    if archive.checkpoint_at is not None:
+        yield Finding(
+            "ok", "archive's checkpoint", f"signed at {archive.checkpoint_at} by {(archive.checkpoint_key or '')[:16]}…"
+        )
+    elif archive.archived:
+        yield Finding("warn", "archive's checkpoint", "there is none", "start an archiver: it signs what is archived")
+    yield _signing_key(archive)
+
+
+def _archived(archive: ArchiveFacts, result_ttl_s: int) -> Finding:
+    seen = f"{archive.archived} outcomes archived, {archive.waiting} wait"
+    if archive.waiting:
+        seen += f", the first for {archive.waiting_s:.0f} s"
+    if not archive.goes_on:
+        seen += "; Kafka's log is another than the archived one"
+    if archive.waiting_s <= _ARCHIVED_WITHIN_S:
+        return Finding("ok", "archive", seen)
+    late = archive.waiting_s > result_ttl_s
+    lost = "results leave Redis unarchived, " if late else ""
+    advice = f"{lost}is an archiver running (`aiaas archiver`), and what does its log say?"
+    return Finding("fail" if late else "warn", "archive", seen, advice)
+
+
+def _signing_key(archive: ArchiveFacts) -> Finding:
+    what = "archive's key"
+    if archive.key is None:
+        if archive.checkpoint_key is None:
+            return Finding("ok", what, f"none in {archive.key_path} yet: the archiver makes one")
+        return Finding("ok", what, "the private key is not on this machine")
+    if not archive.key_is_private:
+        return Finding("warn", what, f"others can read {archive.key_path}", f"chmod 600 {archive.key_path}")
+    if archive.checkpoint_key not in {None, archive.key}:
+        seen = f"{archive.key_path} is of {archive.key[:16]}…, and signed nothing last"
+        return Finding("warn", what, seen, "name the right one in AIAAS_AUDIT_KEY_FILE, and tell auditors of a new one")
+    return Finding("ok", what, f"in {archive.key_path}")
 
 
 def _machine(facts: Facts) -> Iterator[Finding]:

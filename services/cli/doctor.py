@@ -6,6 +6,7 @@ This module gathers the facts and prints the findings; what is right and what is
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import resource
 import shutil
@@ -19,10 +20,10 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 from rich.markup import escape
 
-from services.cli.checks import Facts, Finding, Link, TopicFacts, examine, worst
+from services.cli.checks import ArchiveFacts, Facts, Finding, Link, TopicFacts, examine, worst
 from services.cli.printing import Json, as_json, console, table
 from services.cli.where import gateway_url, platform_settings
-from shared.errors import RepliesUnavailable
+from shared.errors import AiaasError, RepliesUnavailable
 from shared.kafka import client_options, refusals_in_words
 from shared.replies import server_facts
 
@@ -72,7 +73,29 @@ async def gather(settings: PlatformSettings) -> Facts:
         kafka_error=kafka_error,
         redis_error=redis_error,
         links=links(settings, gateway_url(os.environ.get("AIAAS_GATEWAY_URL"))),
+        archive=None if kafka_config is None else await _archive_facts(settings),
+        result_ttl_s=settings.result_ttl_s,
     )
+
+
+async def _archive_facts(settings: PlatformSettings) -> ArchiveFacts:
+    try:
+        state = importlib.import_module("services.audit.state").state
+    except ModuleNotFoundError as err:
+        return ArchiveFacts(error=f"not looked at, for want of {err.name} (pip install 'aiaas[audit]')")
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            return ArchiveFacts(**asdict(await state(_as_the_archiver(settings), _TIMEOUT_S)))
+    except AiaasError as err:
+        return ArchiveFacts(error=err.message)
+    except TimeoutError:
+        return ArchiveFacts(error=f"could not be looked at within {_TIMEOUT_S:g} s")
+
+
+def _as_the_archiver(settings: PlatformSettings) -> PlatformSettings:
+    """In a local stack it has a data directory of its own, where its key is."""
+    own = settings.data_dir / "state" / "archiver"
+    return settings.model_copy(update={"data_dir": own}) if own.is_dir() else settings
 
 
 def links(settings: PlatformSettings, gateway: str) -> tuple[Link, ...]:

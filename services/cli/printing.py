@@ -91,3 +91,14 @@ def bar(out: Console) -> Iterator[Tell]:
             progress.update(task, description=words, total=total, completed=fraction or 0.0)
 
         yield tell
+
+
+@contextmanager
+def progress() -> Iterator[Tell]:
+    """A bar on a terminal, on standard error; nothing in a pipe, where the result says it all."""
+    out = console(stderr=True)
+    if out.is_terminal:
+        with bar(out) as tell:
+            yield tell
+    else:
+        yield lambda _words, _part: None

@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from services.cli import audit
-from services.cli.audit import From, Model, To  # noqa: TC001 - typer reads annotations at run time
+from services.cli.audit import From, Model, To, Where  # noqa: TC001 - typer reads annotations at run time
 from services.cli.errors import CommandError, NotTried
-from services.cli.printing import Json, as_json, bar, console
+from services.cli.printing import Json, as_json, console, progress
 from services.cli.where import platform_settings
 from shared.errors import AiaasError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from services.cli.printing import Tell
-
 _SHOWN: Final = 10
-Where = Annotated[str, typer.Option("--source", help="Where records are read: kafka (and Redis), or archive.")]
 Rate = Annotated[
     float | None, typer.Option(min=0.001, help="At most so many rows a second; else as workers have time.")
 ]
@@ -49,7 +46,7 @@ def replay(
         bool, typer.Option("--digest-check/--no-digest-check", help="Refuse artefacts with another digest.")
     ] = True,
     rate: Rate = None,
-    source: Where = "kafka",
+    source: Where = "auto",
     out: Annotated[
         Path | None, typer.Option(file_okay=False, help="Write report.html, rows.parquet and summary.json here.")
     ] = None,
@@ -64,7 +61,7 @@ def replay(
             settings.topics, model=model, from_=from_, to=to, requests=request, offsets=offsets, tenant=tenant
         )
         how = {"tolerance": tolerance, "digest_check": digest_check, "out": out}
-        with _progress() as tell:
+        with progress() as tell:
             summary = audit.done(use.replay(settings, use.Where(source, rate), selection, tell, **how))
     if json:
         as_json(summary.as_map())
@@ -85,7 +82,7 @@ def backtest(
     ] = None,
     max_requests: Annotated[int, typer.Option(min=1, max=1_000_000, help="Take so many requests at most.")] = 20_000,
     rate: Rate = None,
-    source: Where = "kafka",
+    source: Where = "auto",
     json: Json = False,
 ) -> None:
     """Run recorded requests on two versions, and judge one by the other: agreement, loss, latency."""
@@ -118,12 +115,12 @@ def _judged(
     from_: str | None,
     to: str | None,
     *,
-    source: str = "kafka",
+    source: str = "auto",
     rate: float | None = None,
     **how: Any,
 ) -> Any:
     use = audit.module("replay.use")
-    with _could_not_run(), _progress() as tell:
+    with _could_not_run(), progress() as tell:
         times_ms = use.span(from_, to)
         where = use.Where(source, rate)
         return audit.done(use.backtest(platform_settings(), where, candidate, against, times_ms, tell, **how))
@@ -144,17 +141,6 @@ def _could_not_run() -> Iterator[None]:
         raise NotTried(f"{err.code}: {err.message}") from err
     except OSError as err:
         raise NotTried(str(err)) from err
-
-
-@contextmanager
-def _progress() -> Iterator[Tell]:
-    """A bar on a terminal; nothing in a pipe, where the result says it all."""
-    out = console(stderr=True)
-    if out.is_terminal:
-        with bar(out) as tell:
-            yield tell
-    else:
-        yield lambda _words, _part: None
 
 
 def _replay_in_lines(summary: Any, out: Path | None) -> list[str]:

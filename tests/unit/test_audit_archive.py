@@ -165,7 +165,7 @@ def test_only_a_trusted_key_counts(tmp_path):
 def explained(made, request_id):
     async def ask():
         async with archive_source.open_source(made.settings) as source:
-            return await explain.explain([source], request_id, None)
+            return await explain.explain(source, request_id, None)
 
     return asyncio.run(ask())
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.cli.checks import Facts, TopicFacts, examine, worst
+from services.cli.checks import ArchiveFacts, Facts, TopicFacts, examine, worst
 from services.cli.doctor import links
 from shared.settings import PlatformSettings
 from shared.topics import FIXED, REQUESTS, Topics
@@ -163,3 +163,33 @@ def test_encrypted_links_are_right_and_a_kafka_that_asks_nobody_is_a_warning():
     secure = linked(FAR["kafka"], "rediss://10.0.0.2/0", "https://10.0.0.3", **kafka)
     assert set(findings(replace(RIGHT, links=secure))) == {"authorizer.class.name"}
     assert findings(replace(RIGHT, links=secure, kafka={**KAFKA, "authorizer.class.name": "A"})) == {}
+
+
+ARCHIVE = ArchiveFacts(
+    archived=100, checkpoint_at="2026-01-01T00:00:00Z", checkpoint_key="ab" * 32, key="ab" * 32, key_path="/k.pem"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "verdict"),
+    [
+        ({"waiting": 5, "waiting_s": 30.0}, None, None),
+        ({"waiting": 5, "waiting_s": 900.0}, "archive", "warn"),
+        ({"waiting": 5, "waiting_s": 4000.0}, "archive", "fail"),  # its result has left Redis
+        ({"lost": 7}, "archive's gaps", "warn"),
+        ({"checkpoint_at": None, "checkpoint_key": None}, "archive's checkpoint", "warn"),
+        ({"key_is_private": False}, "archive's key", "warn"),
+        ({"key": "cd" * 32}, "archive's key", "warn"),
+        ({"key": None}, None, None),  # it is kept on another machine
+        ({"error": "the store is away"}, "archive", "warn"),
+    ],
+)
+def test_an_archive_that_stays_behind_or_is_not_signed_as_it_should_be_is_found(change, what, verdict):
+    found = findings(replace(RIGHT, archive=replace(ARCHIVE, **change)))
+    assert {name: finding.verdict for name, finding in found.items()} == ({what: verdict} if what else {})
+    assert all(finding.advice for finding in found.values())
+
+
+def test_an_archive_that_keeps_up_and_one_that_has_not_begun_are_right():
+    for archive in (ARCHIVE, ArchiveFacts(key_path="/k.pem")):
+        assert findings(replace(RIGHT, archive=archive)) == {}

@@ -8,21 +8,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from services.audit import archive_source, kafka_source
 from services.audit.records import Offsets, Selection
 from services.audit.replay import backtest as testing
 from services.audit.replay import replaying, runs
 from services.audit.replay.contenders import contender
 from services.audit.replay.feedback import feedback
-from services.audit.sources import milliseconds
+from services.audit.sources import milliseconds, opened
 from shared.artifacts import ArtifactStore
 from shared.errors import InvalidInput, LogUnavailable
 from shared.optimization import Policy
 from shared.registry import Registry, fold
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from services.audit.replay.backtest import Outcome
@@ -35,10 +33,6 @@ if TYPE_CHECKING:
     Tell = Callable[[str, float | None], None]
 
 _REACH_S: Final = 20.0
-SOURCES: Final[Mapping[str, Callable[[PlatformSettings], AbstractAsyncContextManager[Source]]]] = {
-    "kafka": kafka_source.open_source,
-    "archive": archive_source.open_source,
-}
 _OFFSETS: Final = re.compile(
     r"((?P<topic>[^/]+)/)?(?P<partition>[0-9]{1,9}):(?P<first>[0-9]{1,18})(-(?P<last>[0-9]{1,18}))?"
 )
@@ -48,7 +42,7 @@ _OFFSETS: Final = re.compile(
 class Where:
     """Where records are read, and how fast they run again."""
 
-    source: str = "kafka"
+    source: str = "auto"
     rows_per_s: float | None = None
 
 
@@ -158,12 +152,10 @@ async def backtest(
 @asynccontextmanager
 async def _reached(settings: PlatformSettings, where: Where) -> AsyncIterator[tuple[Source, Runs]]:
     """The source and the way to the workers; not for ever, if a server is not there."""
-    if where.source not in SOURCES:
-        raise InvalidInput(f"--source {where.source}: it is {' or '.join(SOURCES)}")
     async with AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(_REACH_S):
-                source = await stack.enter_async_context(SOURCES[where.source](settings))
+                source = await stack.enter_async_context(opened(settings, where.source))
                 to_workers = await stack.enter_async_context(runs.connected(settings, where.rows_per_s))
         except TimeoutError as err:
             servers = settings.kafka_bootstrap_servers
