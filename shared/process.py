@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from shared import logs
+from shared import ending, logs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,11 +35,12 @@ def run(service: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         _spare_the_collector()
         await service(stop)
 
-    try:
-        uvloop.run(main())
-    except Exception as err:
-        logs.get().exception("stopped by an error", error="; ".join(map(repr, _causes(err))))
-        raise SystemExit(1) from err
+    with ending.of_the_process():
+        try:
+            uvloop.run(main())
+        except Exception as err:
+            logs.get().exception("stopped by an error", error="; ".join(map(repr, _causes(err))))
+            raise SystemExit(1) from err
 
 
 def give_way(niceness: int) -> None:

@@ -15,6 +15,7 @@ from services.cli import audit, inference, log, models, report, requests, run, s
 from services.cli.demo import demo
 from services.cli.doctor import doctor
 from services.cli.errors import CommandError
+from shared import ending
 from shared.errors import AiaasError
 
 if TYPE_CHECKING:
@@ -47,7 +48,15 @@ def application() -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command. Errors are one sentence on standard error."""
+    """Run one command. Errors are one sentence on standard error. Without arguments given it is the process's own."""
+    if arguments is None:
+        with ending.of_the_process():
+            _run(sys.argv[1:])
+    else:
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> None:
     # A command says itself what it could not reach: without a handler, Python would print what aiokafka says of it.
     logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     try:
