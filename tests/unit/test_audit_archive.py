@@ -15,7 +15,8 @@ from services.audit.segment import Segment
 from services.audit.store import ArchiveStore
 from services.audit.verify.run import verify
 from services.audit.writer import Lane
-from shared.errors import Conflict, InvalidInput, UnknownRequest
+from shared.artifacts import ArtifactStore
+from shared.errors import ArtifactNotFound, Conflict, InvalidInput, UnknownRequest
 from shared.events import ModelPromoted, TrafficSplit
 from support.archived import T0_MS, archive, archived, outputs_of, value_of
 from support.facts import made_ready, uploaded
@@ -79,6 +80,27 @@ def test_a_segment_is_committed_once_and_a_crash_before_its_manifest_leaves_noth
     removed = asyncio.run(retention.sweep(store, datetime.now(UTC) + timedelta(hours=2)))
     assert sorted(removed) == sorted(set(orphans) - set(named))
     assert report_of(made)["ok"]
+
+
+def test_what_replays_left_goes_after_a_day_and_nothing_else_does(tmp_path):
+    made = archived(tmp_path, 4)
+    artifacts = ArtifactStore(made.settings.artifact_store_url)
+
+    async def some():
+        yield b"a large value"
+
+    left = asyncio.run(artifacts.put_stream(some(), limit_bytes=99, area="replays"))
+    kept = asyncio.run(artifacts.put_stream(some(), limit_bytes=99))  # of the same bytes
+    before = asyncio.run(made.store.keys(""))
+    now = datetime.now(UTC)
+    assert asyncio.run(retention.sweep_replays(made.store, now + timedelta(hours=23))) == []
+    assert asyncio.run(artifacts.get_bytes(left)) == b"a large value"
+    [gone] = asyncio.run(retention.sweep_replays(made.store, now + timedelta(hours=25)))
+    assert left.uri.endswith(gone)
+    assert set(before) - set(asyncio.run(made.store.keys(""))) == {gone}
+    assert asyncio.run(artifacts.get_bytes(kept)) == b"a large value"
+    with pytest.raises(ArtifactNotFound):
+        asyncio.run(artifacts.get_bytes(left))
 
 
 async def manifests(store, made):

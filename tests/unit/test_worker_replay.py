@@ -103,6 +103,7 @@ async def test_outputs_that_do_not_fit_a_record_go_to_the_store(store):
     assert (len(inline.data), inline.artifact) == (4, None)
     assert stored.data == b""
     assert await store.get_bytes(stored.artifact) == bytes(large.data)
+    assert "/replays/" in stored.artifact.uri  # where it is swept
 
 
 async def put(store, content):
