@@ -238,7 +238,11 @@ async def test_the_stacks_own_servers_pass_the_doctor(tmp_path):
     settings = LocalStackSettings(data_dir=tmp_path)
     async with LocalStack(settings) as stack:
         clients = settings.model_copy(
-            update={"kafka_bootstrap_servers": stack.urls["kafka"], "redis_url": stack.urls["redis"]}
+            update={
+                "kafka_bootstrap_servers": stack.urls["kafka"],
+                "redis_url": stack.urls["redis"],
+                "artifact_store_url": stack.environment()["AIAAS_ARTIFACT_STORE_URL"],
+            }
         )
         await kafka.ensure_topics(clients)
         await kafka.ensure_topics(clients, "digits")
@@ -249,6 +253,7 @@ async def test_the_stacks_own_servers_pass_the_doctor(tmp_path):
     machine = {"file limit", "disk"}
     wrong = [finding for finding in examine(facts, clients.topics) if finding.verdict != "ok"]
     assert {finding.what for finding in wrong} - machine == (set() if apache else {"broker settings"})
+    assert "archive" in {finding.what for finding in examine(facts, clients.topics) if finding.verdict == "ok"}
 
 
 async def _facts_with(clients, topic):

@@ -1,14 +1,18 @@
-"""The demo's own parts that need no stack: Magika's input and labels are those of its package."""
+"""The demo's own parts that need no stack: Magika's input and labels are its package's; a worse version is worse."""
 
 from __future__ import annotations
 
 import io
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.cli.demo.files import Magika, samples
+from services.cli.demo.worse import forgetful
 
 MAGIKA = Magika()
 
@@ -36,3 +40,26 @@ def test_the_best_score_names_the_label():
     scores = [0.0] * 214
     scores[3] = 0.5
     assert MAGIKA.label(scores) == ("aidl", 0.5)
+
+
+def test_a_digit_that_was_forgotten_is_never_the_answer_and_the_others_score_as_before():
+    weights = np.random.default_rng(0).standard_normal((4, 10)).astype(np.float32)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Gemm", ["x", "w", "b"], ["y"])],
+            "g",
+            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 4])],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 10])],
+            [onnx.numpy_helper.from_array(weights, "w"), onnx.numpy_helper.from_array(np.zeros(10, np.float32), "b")],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 20)],
+        ir_version=10,
+    ).SerializeToString()
+    rows = np.random.default_rng(1).standard_normal((200, 4)).astype(np.float32)
+    before, after = (
+        onnxruntime.InferenceSession(each).run(None, {"x": rows})[0] for each in (model, forgetful(model, 8))
+    )
+    assert 8 in before.argmax(axis=1)
+    assert 8 not in after.argmax(axis=1)
+    assert np.isfinite(after).all()
+    assert np.array_equal(np.delete(after, 8, axis=1), np.delete(before, 8, axis=1))

@@ -1,4 +1,4 @@
-"""The demo's proofs, by the commands that anyone has: a promotion behind a back-test, and a replay at the end."""
+"""The demo's proofs, by the commands that anyone has: promotions behind a back-test, and a replay at the end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
+from rich.markup import escape
 
 from services.cli.errors import CommandError
 from services.cli.printing import activity, table
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from services.cli.demo.place import Place
 
 _TIMEOUT_S: Final = 120.0
+_REFUSED: Final = 1
 
 
 def promote(out: Console, place: Place, model: str, version: int) -> None:
@@ -28,14 +30,31 @@ def promote(out: Console, place: Place, model: str, version: int) -> None:
     Raises:
         CommandError: it was refused.
     """
+    done = _gated(out, place, model, version)
+    out.print("".join(f"    {line}\n" for line in done.stderr.splitlines()), markup=False, soft_wrap=True, end="")
+    if done.returncode:
+        raise CommandError(f"Version {version} of {model} was refused.")
+
+
+def refuse(out: Console, place: Place, model: str, version: int) -> None:
+    """Ask for the promotion of a version that is worse, and show why it is refused.
+
+    Raises:
+        CommandError: it was not.
+    """
+    done = _gated(out, place, model, version)
+    if done.returncode != _REFUSED:
+        raise CommandError(f"Version {version} of {model} was not refused: {done.stderr.strip()}")
+    why = done.stderr.strip().splitlines()[-1].removeprefix("aiaas: ")
+    out.print(f"    [bold green]refused[/]: {escape(why)}", soft_wrap=True)
+
+
+def _gated(out: Console, place: Place, model: str, version: int) -> subprocess.CompletedProcess[str]:
     words = ("models", "promote", model, str(version), "--gate", "backtest")
     out.print(f"  [bold]aiaas {' '.join(words)}[/]", soft_wrap=True)
     with activity(out) as say:
         say("running the recorded requests on both versions")
-        done = _aiaas(place, *words, "--url", place.gateway_url)
-    out.print("".join(f"    {line}\n" for line in done.stderr.splitlines()), markup=False, soft_wrap=True, end="")
-    if done.returncode:
-        raise CommandError(f"Version {version} of {model} was refused.")
+        return _aiaas(place, *words, "--url", place.gateway_url)
 
 
 def replay(out: Console, place: Place, requests: Mapping[str, int]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from services.cli.client import Gateway
-from services.cli.demo import digits, files, proof, upstream
+from services.cli.demo import digits, files, proof, upstream, worse
 from services.cli.demo.update import update
 from services.cli.errors import CommandError
 from services.cli.follow import follow, variants_table
@@ -58,6 +58,7 @@ def tell(out: Console, place: Place) -> None:
         ids, labels = _classify_digits(out, place, digits_path)
         out.print("\n[bold]6. An update: the digits model learns from feedback on those requests[/]")
         update(out, place, DIGITS, ids, labels.tolist())
+        worse.refused(out, place, DIGITS, digits_path)
         _count_outcomes(out, place, {FILES: identified, DIGITS: len(ids)})
         _report(out, place)
         proof.replay(out, place, {FILES: identified, DIGITS: len(ids)})
