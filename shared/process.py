@@ -46,7 +46,7 @@ def run(service: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 def give_way(niceness: int) -> None:
     """Let processes that answer go first where all want the CPU: for those that watch and keep.
 
-    Niceness is what they get of a CPU that is short; waking up, a process of the class "batch" interrupts none that runs.
+    Niceness is what they get of a CPU that is short; and a process of the class "batch" that wakes up interrupts none.
     """
     os.setpriority(os.PRIO_PROCESS, 0, max(niceness, os.getpriority(os.PRIO_PROCESS, 0)))
     if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER:
