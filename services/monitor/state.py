@@ -62,7 +62,7 @@ class State:
             raise Unfinished(f"The monitor waits for {self.waiting_for()}.")
         new = self.recorder.take()
         self.recorder.back(new)
-        with self.history.view(new) as view:
+        with self.history.view(new, dict(self.outcomes.offsets)) as view:
             yield view
 
     def instances(self, now_ns: int | None = None) -> list[Instance]:
