@@ -244,7 +244,7 @@ class Lane:
         )
         ran_ns = time.perf_counter_ns()
         counts = [job.plan.rows or 0 if job.plan else 0 for job in jobs]
-        self._observe(batch, jobs, feeds, outputs)
+        self._observe(batch, jobs, counts, feeds, outputs)
         if batch.processor is not None:
             outputs = await self._finish(batch.processor, outputs, feeds)
             signature = batch.processor.signature
@@ -268,11 +268,19 @@ class Lane:
             for index, (job, membership) in enumerate(zip(jobs, memberships(jobs), strict=True))
         ]
 
-    def _observe(self, batch: Batch, jobs: Sequence[Job], feeds: Mapping[str, Array], outputs: Sequence[Array]) -> None:
+    def _observe(
+        self,
+        batch: Batch,
+        jobs: Sequence[Job],
+        counts: Sequence[int],
+        feeds: Mapping[str, Array],
+        outputs: Sequence[Array],
+    ) -> None:
         plan = jobs[0].plan
         if plan is not None:
             key = (jobs[0].model, plan.version.number, plan.variant.name)
-            self.observer.saw(key, batch.variant.signature, feeds, outputs, by_row=plan.rows is not None)
+            requests = None if plan.rows is None else counts
+            self.observer.saw(key, batch.variant.signature, feeds, outputs, requests)
 
     async def _finish(self, processor: Processor, outputs: list[Array], feeds: Mapping[str, Array]) -> list[Array]:
         """The steps behind the model: here if there is little to compute, else where the model ran."""

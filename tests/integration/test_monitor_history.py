@@ -145,7 +145,7 @@ def rows_of_digits(telemetry: Telemetry):
     for number in range(8):
         rows = images[dice.integers(0, len(images), 250)]
         feeds = {"image": rows if number < 5 else np.roll(rows, 1, axis=2)}
-        observer.saw(("digits", 1, "fp32"), signature, feeds, [], by_row=True)
+        observer.saw(("digits", 1, "fp32"), signature, feeds, [], [1] * len(rows))
         for (model, version, variant), count, features in observer.take():
             about = {"model": model, "version": version, "variant": variant}
             yield telemetry.event(RowsObserved, **about, rows=count, features=features)
