@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,9 +21,11 @@ from shared.outcomes import OutcomeWriter
 from shared.signature import Signature, TensorSpec
 from shared.telemetry import Telemetry
 from support.facts import receipt, uploaded
-from support.monitor_process import Monitor
 from support.ports import free_port
 from support.waiting import eventually
+
+if TYPE_CHECKING:
+    from support.monitor_process import Monitor
 
 pytestmark = pytest.mark.stack
 REQUESTS = 240
@@ -34,21 +37,6 @@ def settings(backbone):
     return backbone.settings(
         MonitorSettings, monitor_port=free_port(), monitor_snapshot_interval_s=0.3, monitor_watch_interval_s=0.5
     )
-
-
-@pytest.fixture
-def monitor(settings):
-    monitor = Monitor(settings)
-    yield monitor
-    monitor.kill()
-
-
-@pytest.fixture
-async def producer(settings):
-    await kafka.ensure_topics(settings)
-    await kafka.ensure_topics(settings, "m")
-    async with kafka.started(lambda: kafka.producer(settings), "test") as producer:
-        yield producer
 
 
 def outcome(settings, offset: int, at_s: float):
