@@ -25,7 +25,7 @@ from shared.bins import LAST
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shared.events import Feature, RowsObserved
+    from shared.metric_events import Feature, RowsObserved
 
 MAX_VERSIONS: Final = 200
 MAX_FEATURES: Final = 32

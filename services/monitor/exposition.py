@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from services.monitor.fold import Series
     from services.monitor.state import Instance, State
-    from shared.events import GpuSample, HostSampled
+    from shared.metric_events import GpuSample, HostSampled
 
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 

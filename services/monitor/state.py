@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from services.monitor.history import History, View
     from services.monitor.measurements import Run
-    from shared.events import Heartbeat
+    from shared.heartbeat_events import Heartbeat
     from shared.registry_log import RegistryLog
 
 UP_INTERVALS = 3

@@ -26,7 +26,7 @@ from services.worker.receipts import memberships, queue_ns
 from services.worker.settle import answer
 from shared.background import set_within
 from shared.errors import AiaasError, RepliesUnavailable, RequestCancelled, TooLarge
-from shared.events import Timings
+from shared.outcome_events import Timings
 from shared.replies import Ran
 from shared.tensors import output_digest
 
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from services.worker.receipts import Receipts
     from services.worker.settings import WorkerSettings
     from services.worker.settle import Answer, Settlement
-    from shared.events import BatchMembership
     from shared.oip import InferenceRequest
+    from shared.outcome_events import BatchMembership
     from shared.replies import Replies
     from shared.tensors import Array, Tensor
 

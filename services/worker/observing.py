@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from shared import bins
-from shared.events import Feature
+from shared.metric_events import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

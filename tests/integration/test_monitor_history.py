@@ -15,8 +15,10 @@ from sklearn.datasets import load_digits
 from services.monitor.settings import MonitorSettings
 from services.worker.observing import Observer
 from shared import kafka, registry_log, topics
+from shared.alert_events import AlertRaised
 from shared.codec import decode_event, rfc3339
-from shared.events import AlertRaised, BatchMembership, HttpAnswered, RowsObserved, Timings
+from shared.metric_events import HttpAnswered, RowsObserved
+from shared.outcome_events import BatchMembership, Timings
 from shared.outcomes import OutcomeWriter
 from shared.signature import Signature, TensorSpec
 from shared.telemetry import Telemetry

@@ -10,7 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.monitor.settings import MonitorSettings
 from shared import kafka, topics
 from shared.codec import cloud_event_headers, encode_event, pack
-from shared.events import BatchesRan, Heartbeat, HttpAnswered, JobProgressed, MachineClass
+from shared.events import MachineClass
+from shared.heartbeat_events import Heartbeat
+from shared.metric_events import BatchesRan, HttpAnswered, JobProgressed
 from shared.telemetry import Telemetry
 from support.ports import free_port
 from support.raw_batches import malformed, produce

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from services.monitor.settings import MonitorSettings
 from shared import kafka, topics
 from shared.codec import cloud_event_headers, encode_event, pack
-from shared.events import BatchMembership, Timings
+from shared.outcome_events import BatchMembership, Timings
 from shared.outcomes import OutcomeWriter
 from support.facts import receipt
 from support.ports import free_port

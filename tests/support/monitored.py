@@ -7,18 +7,10 @@ import time
 from services.monitor.alerts import Finding, Standing
 from services.monitor.drift import Compared, Watch
 from services.monitor.state import State
-from shared.events import (
-    BatchesRan,
-    BatchMembership,
-    GpuSample,
-    Heartbeat,
-    HostSampled,
-    HttpAnswered,
-    JobProgressed,
-    LoadedModel,
-    MachineClass,
-    Timings,
-)
+from shared.events import MachineClass
+from shared.heartbeat_events import Heartbeat, LoadedModel
+from shared.metric_events import BatchesRan, GpuSample, HostSampled, HttpAnswered, JobProgressed
+from shared.outcome_events import BatchMembership, Timings
 from support.facts import receipt
 from support.strategies import required
 

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from services.monitor.drift import Drift, Rows, Sensitivity, chi_squared, chi_squared_above, compare, kolmogorov_smirnov
 from services.worker.observing import MOST_ROWS, Observer
 from shared import bins
-from shared.events import RowsObserved
+from shared.metric_events import RowsObserved
 from shared.signature import Signature, TensorSpec
 
 SIGNATURE = Signature(

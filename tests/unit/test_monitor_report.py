@@ -23,7 +23,7 @@ from services.monitor.span import Span
 from services.monitor.state import State
 from shared import tensorboard
 from shared.codec import rfc3339
-from shared.events import BatchMembership, Timings
+from shared.outcome_events import BatchMembership, Timings
 from support.facts import receipt
 
 EVIL = '<script>alert("x")</script>|[a](b)'
