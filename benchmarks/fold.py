@@ -28,7 +28,7 @@ from services.monitor.snapshot import Stored, encode
 from shared import kafka
 from shared.codec import encode_event
 from shared.dead_letters import DeadLetters
-from shared.events import BatchMembership, Coordinates, Receipt, Runtime, Timings
+from shared.outcome_events import BatchMembership, Coordinates, Receipt, Runtime, Timings
 from shared.outcomes import OutcomeWriter, read_outcome
 from shared.request_ends import RequestEnds
 from shared.settings import PlatformSettings

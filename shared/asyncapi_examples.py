@@ -9,62 +9,52 @@ import base64
 import json
 from typing import Any, Final
 
+from shared.alert_events import AlertCleared, AlertRaised
 from shared.artifacts import Artifact
 from shared.codec import MSGPACK, to_map
 from shared.events import (
-    AlertCleared,
-    AlertRaised,
-    BatchesRan,
-    BatchMembership,
-    Coordinates,
-    Duration,
     Estimate,
     Event,
-    ExportClaimed,
-    ExportReady,
-    ExportRejected,
-    ExportRequested,
-    Feature,
     FeedbackGiven,
     FormatRecognised,
-    Heartbeat,
-    HostSampled,
-    HttpAnswered,
-    JobProgressed,
     Latency,
-    LoadedModel,
     MachineClass,
-    MeasurementRequested,
     Measurements,
-    MeasurementTaken,
     ModelLoaded,
     ModelPromoted,
     ModelReady,
     ModelRejected,
     ModelRetired,
     ModelRolledBack,
-    ModelStatistics,
     ModelUnloaded,
     ModelUploaded,
     OptimizationCancelled,
     OptimizationClaimed,
-    Parity,
     PolicySet,
     Provenance,
-    Receipt,
-    RowsObserved,
-    RunStatistics,
-    Runtime,
     RuntimeConfigured,
     StepFinished,
-    Timings,
     TrafficSplit,
     UpdateRequested,
     VariantReady,
     VariantRejected,
 )
+from shared.export_events import ExportClaimed, ExportReady, ExportRejected, ExportRequested, Parity
+from shared.heartbeat_events import Heartbeat, LoadedModel
+from shared.measurement_events import MeasurementRequested, MeasurementTaken
+from shared.metric_events import BatchesRan, Feature, HostSampled, HttpAnswered, JobProgressed, RowsObserved
 from shared.oip import BINARY, JSON
 from shared.optimization import LoggedRequests, Optimization, Policy, Training
+from shared.outcome_events import (
+    BatchMembership,
+    Coordinates,
+    Duration,
+    ModelStatistics,
+    Receipt,
+    RunStatistics,
+    Runtime,
+    Timings,
+)
 from shared.replay_events import ReplayedOutput, ReplayedRow, ReplayMember, ReplayRan, ReplayRequested
 from shared.runtime_config import InstanceGroup, Parameters, RuntimeConfig
 from shared.signature import Signature, TensorSpec

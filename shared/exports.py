@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from shared import events as ev
+from shared import export_events
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +65,7 @@ class Export:
     attempt: int = 0
     owner: str | None = None
     artifact: Artifact | None = None
-    parity: tuple[ev.Parity, ...] = ()
+    parity: tuple[export_events.Parity, ...] = ()
     tools: Mapping[str, str] | None = None
     code: str | None = None
     reason: str | None = None
@@ -86,7 +86,7 @@ def source_of(version: Version, file_format: str, variant: str | None) -> Varian
 
 
 def requested(
-    exports: Mapping[str, Export], event: ev.ExportRequested, version: Version | None, timestamp_ms: int
+    exports: Mapping[str, Export], event: export_events.ExportRequested, version: Version | None, timestamp_ms: int
 ) -> Mapping[str, Export]:
     """One more, unless its id is taken or there is nothing to export."""
     variant = None if version is None else source_of(version, event.format, event.variant)
@@ -105,22 +105,22 @@ def requested(
     return {**dict(kept), asked.id: asked}
 
 
-def attempted(exports: Mapping[str, Export], event: ev.ExportEvent) -> Mapping[str, Export]:
+def attempted(exports: Mapping[str, Export], event: export_events.ExportEvent) -> Mapping[str, Export]:
     """After a claim or a result; what was superseded changes nothing."""
     export = exports.get(event.export_id)
     if export is None or not export.is_open:
         return exports
-    if isinstance(event, ev.ExportClaimed):
+    if isinstance(event, export_events.ExportClaimed):
         if event.attempt != export.attempt + 1:
             return exports
         return {**exports, export.id: replace(export, state="building", attempt=event.attempt, owner=event.owner)}
     if (event.attempt, event.owner) != (export.attempt, export.owner):
         return exports
     match event:
-        case ev.ExportReady():
+        case export_events.ExportReady():
             done = replace(export, state="ready", artifact=event.artifact, parity=event.parity, tools=event.tools)
             return {**exports, export.id: done}
-        case ev.ExportRejected():
+        case export_events.ExportRejected():
             return {**exports, export.id: replace(export, state="rejected", code=event.code, reason=event.reason)}
         case _:
             return exports

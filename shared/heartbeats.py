@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 from shared import compacted, logs, topics
 from shared.background import set_within
 from shared.codec import cloud_event_headers, encode_event
-from shared.events import Heartbeat
+from shared.heartbeat_events import Heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -18,13 +18,14 @@ from shared import kafka, logs, topics
 from shared.background import beside
 from shared.codec import cloud_event_headers, decode_event, encode_event
 from shared.errors import InvalidInput
-from shared.events import Event, MeasurementRequested, MeasurementTaken
+from shared.events import Event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
+    from shared.measurement_events import MeasurementRequested, MeasurementTaken
     from shared.settings import PlatformSettings
 
 E = TypeVar("E", bound=Event)

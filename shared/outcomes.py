@@ -24,7 +24,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from shared import topics
 from shared.codec import cloud_event_headers, decode_event, encode_event, rfc3339
 from shared.errors import InvalidInput, LogUnavailable
-from shared.events import Receipt
+from shared.outcome_events import Receipt
 from shared.steady_producer import SteadyProducer
 from shared.topics import outcome_key
 

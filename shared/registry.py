@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from shared import events as ev
-from shared import exports
+from shared import export_events, exports
 from shared.errors import ModelNotLoaded, ModelNotReady, ModelRejected, ModelRetired, UnknownModel, UnknownVersion
 from shared.processing import sha256 as processing_sha256
 from shared.runtime_config import ONNXRUNTIME
@@ -349,10 +349,10 @@ def _fold_model(model: Model | None, event: ev.ModelEvent, timestamp_ms: int) ->
             return model if policy == model.policy else replace(model, policy=policy)
         case ev.RuntimeConfigured():
             return _configure(model, event)
-        case ev.ExportRequested(version=number):
+        case export_events.ExportRequested(version=number):
             version = model.versions.get(number)
             return replace(model, exports=exports.requested(model.exports, event, version, timestamp_ms))
-        case ev.ExportEvent():
+        case export_events.ExportEvent():
             return replace(model, exports=exports.attempted(model.exports, event))
         case _:
             return _routed(model, event)

@@ -15,7 +15,8 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta
 
 from shared.artifacts import Artifact
-from shared.events import Coordinates, Event, Fields, ModelName, Runtime, Sha256, Short, Text, VersionNumber
+from shared.events import Event, Fields, ModelName, Sha256, Short, Text, VersionNumber
+from shared.outcome_events import Coordinates, Runtime
 from shared.runtime_config import RuntimeConfig
 
 MAX_MEMBERS: Final = 4096

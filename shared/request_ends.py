@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aiokafka import AIOKafkaConsumer
     from aiokafka.admin import AIOKafkaAdminClient
 
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
 
 Partition = tuple[str, int]
 

@@ -13,7 +13,7 @@ import msgspec
 
 from shared.artifacts import Artifact
 from shared.errors import InvalidInput
-from shared.events import Status
+from shared.outcome_events import Status
 from shared.tensors import Tensor
 
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from shared import compacted, logs, topics
-from shared.events import ModelStatistics
+from shared.outcome_events import ModelStatistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError
 
 from shared import logs, topics
 from shared.codec import cloud_event_headers, encode_event
-from shared.events import GpuSample, HostSampled, MetricEvent
+from shared.metric_events import GpuSample, HostSampled, MetricEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -11,7 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shared import events, replay_events
+from shared import (
+    alert_events,
+    events,
+    export_events,
+    heartbeat_events,
+    measurement_events,
+    metric_events,
+    outcome_events,
+    replay_events,
+)
 
 _KEPT_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
 _BROKERS_CLOCK = {"message.timestamp.type": "LogAppendTime"}
@@ -64,7 +73,7 @@ OUTCOMES = Topic(
     value="one receipt per request; the first in the log counts",
     written_by="worker",
     read_by="monitor, audit, upstream systems",
-    events=(events.Receipt,),
+    events=(outcome_events.Receipt,),
     partitions=4,
     config={"retention.ms": str(30 * _DAY_MS)},
 )
@@ -93,10 +102,10 @@ MODELS = Topic(
         events.ModelRetired,
         events.ModelUnloaded,
         events.ModelLoaded,
-        events.ExportRequested,
-        events.ExportClaimed,
-        events.ExportReady,
-        events.ExportRejected,
+        export_events.ExportRequested,
+        export_events.ExportClaimed,
+        export_events.ExportReady,
+        export_events.ExportRejected,
     ),
     config=_KEPT_FOR_EVER | _BROKERS_CLOCK,
 )
@@ -106,7 +115,7 @@ WORKERS = Topic(
     value="heartbeat: class, loaded variants, registry offset, lag, queue",
     written_by="worker, optimizer",
     read_by="gateway, optimizer, monitor",
-    events=(events.Heartbeat,),
+    events=(heartbeat_events.Heartbeat,),
     config=_LAST_BY_KEY | _BROKERS_CLOCK,
 )
 STATISTICS = Topic(
@@ -115,7 +124,7 @@ STATISTICS = Topic(
     value="what came of a version's requests, cumulative, and the offsets of `outcomes` at which it is exact",
     written_by="monitor",
     read_by="gateway",
-    events=(events.ModelStatistics,),
+    events=(outcome_events.ModelStatistics,),
     config=_LAST_BY_KEY | _BROKERS_CLOCK,
 )
 METRICS = Topic(
@@ -124,7 +133,13 @@ METRICS = Topic(
     value="host samples, batch statistics, job progress",
     written_by="everyone",
     read_by="monitor",
-    events=(events.HostSampled, events.BatchesRan, events.RowsObserved, events.HttpAnswered, events.JobProgressed),
+    events=(
+        metric_events.HostSampled,
+        metric_events.BatchesRan,
+        metric_events.RowsObserved,
+        metric_events.HttpAnswered,
+        metric_events.JobProgressed,
+    ),
     config={"retention.ms": str(7 * _DAY_MS)},
 )
 ALERTS = Topic(
@@ -133,7 +148,7 @@ ALERTS = Topic(
     value="an alert was raised or cleared",
     written_by="monitor",
     read_by="upstream systems",
-    events=(events.AlertRaised, events.AlertCleared),
+    events=(alert_events.AlertRaised, alert_events.AlertCleared),
     config={"retention.ms": str(30 * _DAY_MS)},
 )
 DEAD_LETTERS = Topic(
@@ -161,7 +176,7 @@ MEASUREMENTS = Topic(
     value="how fast is it on your class of machine: questions to one worker each, and answers",
     written_by="optimizer, worker",
     read_by="worker, optimizer",
-    events=(events.MeasurementRequested, events.MeasurementTaken),
+    events=(measurement_events.MeasurementRequested, measurement_events.MeasurementTaken),
     config={"retention.ms": str(_DAY_MS)},
 )
 

@@ -17,7 +17,7 @@ from services.audit.store import ArchiveStore
 from shared import registry_log, topics
 from shared.codec import unpack
 from shared.errors import InvalidInput
-from shared.events import Coordinates
+from shared.outcome_events import Coordinates
 from shared.results import Result
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from services.audit.layout import Log, Manifest
     from services.audit.records import Gone, Selection
     from services.audit.tables import Row
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
     from shared.registry import Entry
     from shared.settings import PlatformSettings
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from services.audit.records import Gone, RecordedRequest
     from services.audit.settings import AuditSettings
     from services.audit.writer import Lane, Writer
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
     from shared.results import Result
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from aiokafka import ConsumerRecord
 
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
     from shared.request_ends import RequestEnds
     from shared.topics import Topics
 

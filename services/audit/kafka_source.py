@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
     from services.audit.records import Selection
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
     from shared.registry import Entry
     from shared.replies import Replies
     from shared.settings import PlatformSettings

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from shared.events import Coordinates, Receipt
+    from shared.outcome_events import Coordinates, Receipt
     from shared.results import Result
 
 Gone = Literal["expired", "erased", "missing", "changed"]

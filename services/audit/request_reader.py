@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 
 from services.audit.records import RecordedRequest
 from shared.errors import LogUnavailable, TooLarge
-from shared.events import Coordinates
+from shared.outcome_events import Coordinates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from services.audit.records import Gone
     from shared.artifacts import ArtifactStore
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
     from shared.replies import Replies
     from shared.results import Result
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from services.audit.layout import Gap
     from services.audit.records import Gone
     from services.audit.tables import Row
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
 
 _ROW_BYTES: Final = 300
 """What a row costs besides its bytes, about."""

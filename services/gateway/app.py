@@ -16,7 +16,7 @@ from services.gateway.request_topics import RequestTopics
 from services.gateway.request_watch import RequestWatch
 from shared import heartbeats, kafka, logs, registry_log, replies, statistics, tracing
 from shared.artifacts import ArtifactStore
-from shared.events import HttpAnswered
+from shared.metric_events import HttpAnswered
 from shared.reply_waiter import ReplyWaiter
 from shared.telemetry import Telemetry
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from services.gateway.settings import GatewaySettings
-    from shared.events import MetricEvent
+    from shared.metric_events import MetricEvent
 
 
 async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:

@@ -20,7 +20,7 @@ from services.gateway.limits import LEAST
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from shared.events import Heartbeat
+    from shared.heartbeat_events import Heartbeat
     from shared.registry import Registry
 
 _WINDOW_S: Final = 1.5

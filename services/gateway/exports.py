@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import to_builtins
 
 from services.gateway.paths import version_url
-from shared import events as ev
+from shared import export_events
 from shared.codec import rfc3339
 from shared.errors import Conflict, InvalidInput, ModelNotReady, UnknownExport, Unsupported
 from shared.exports import FORMATS, same, source_of
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from services.gateway.gateway import Backbone
     from shared.artifacts import Artifact
-    from shared.events import Heartbeat
     from shared.exports import Export
+    from shared.heartbeat_events import Heartbeat
     from shared.registry import Model
 
 
@@ -65,7 +65,7 @@ async def export(backbone: Backbone, asked: Asked) -> Export:
     _check_means(asked.format, source.engine, backbone.heartbeats.alive())
     if (there := same(registry.model(asked.model).exports, asked.version, asked.format, source.artifact)) is not None:
         return there
-    event = ev.ExportRequested(
+    event = export_events.ExportRequested(
         model=asked.model,
         export_id=str(uuid.uuid4()),
         version=asked.version,

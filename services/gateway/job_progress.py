@@ -17,7 +17,7 @@ from shared import kafka, logs, topics
 from shared.background import beside
 from shared.codec import decode_event
 from shared.errors import InvalidInput
-from shared.events import JobProgressed
+from shared.metric_events import JobProgressed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from services.gateway.gateway import Backbone
-    from shared.events import Heartbeat
+    from shared.heartbeat_events import Heartbeat
     from shared.heartbeats import Heartbeats
     from shared.registry import Model
 

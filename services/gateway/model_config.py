@@ -19,7 +19,7 @@ from shared.runtime_config import ONNXRUNTIME, TORCH, shown
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from shared.events import Heartbeat
+    from shared.heartbeat_events import Heartbeat
     from shared.registry import Model, Version
     from shared.signature import Signature, TensorSpec
 

@@ -13,7 +13,7 @@ from shared.runtime_config import ONNXRUNTIME
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from shared.events import Heartbeat
+    from shared.heartbeat_events import Heartbeat
     from shared.registry import Registry, Version
 
 

@@ -13,7 +13,7 @@ from shared.errors import AiaasError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shared.events import Heartbeat, LoadedModel
+    from shared.heartbeat_events import Heartbeat, LoadedModel
     from shared.registry import Model, Registry, Version
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from shared.events import Heartbeat, Status
+    from shared.heartbeat_events import Heartbeat
+    from shared.outcome_events import Status
     from shared.replies import Claim
     from shared.results import Result
 

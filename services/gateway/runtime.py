@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from shared.artifacts import ArtifactStore
-    from shared.events import Heartbeat
+    from shared.heartbeat_events import Heartbeat
     from shared.heartbeats import Heartbeats
     from shared.registry import Model, Variant, Version
     from shared.registry_log import RegistryLog

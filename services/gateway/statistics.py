@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from shared.events import Duration, ModelStatistics
+from shared.outcome_events import Duration, ModelStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,7 +14,8 @@ from shared.runtime_config import shown
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from shared.events import JobProgressed, Measurements
+    from shared.events import Measurements
+    from shared.metric_events import JobProgressed
     from shared.registry import Model, Rejection, Step, Variant, Version
     from shared.signature import Signature, TensorSpec
 

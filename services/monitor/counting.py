@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from services.monitor.fold import Series
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
 
 PHASES: Final = ("queue", "compute_input", "compute_infer", "compute_output", "total")
 _NONE: Final = -1

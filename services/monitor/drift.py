@@ -1,14 +1,14 @@
 """Drift: whether the rows that a version sees now, and what it answers, are like those it saw at first. Pure.
 
-Workers take a few numbers of each of a sample of rows (`services.worker.observing`) and publish them as histograms. The
-first rows of a version are its reference. What follows is cut into windows, and each feature of a window is held
-against the reference: numbers by the two-sample Kolmogorov-Smirnov test (with Stephens' correction; between bins, which
-only makes it more cautious), classes by the chi-squared test of homogeneity, rare ones together.
+Workers take a few numbers of each of a sample of rows, one of each request (`services.worker.observing`), and publish
+them as histograms. The first rows of a version are its reference. What follows is cut into windows, and each feature of
+a window is held against the reference: numbers by the two-sample Kolmogorov-Smirnov test (with Stephens' correction;
+between bins, which only makes it more cautious), classes by the chi-squared test of homogeneity, rare ones together.
 
 A window has drifted if a feature's p-value is below `alpha` over the number of features (Bonferroni) *and* its distance
 is at least `least_distance`, since among many rows the smallest difference is significant and of no interest. So where
-rows are independent, **at most `alpha` of the windows are called drifted without a drift**. Two in a row raise the
-alarm, two without end it.
+requests are independent of each other, whatever the rows of one have in common, **at most `alpha` of the windows are
+called drifted without a drift**. Two in a row raise the alarm, two without end it.
 
 Sources: W. H. Press et al., Numerical Recipes (3rd ed.), 14.3; M. A. Stephens, JRSS B 32 (1970).
 """
@@ -25,7 +25,7 @@ from shared.bins import LAST
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shared.events import Feature, RowsObserved
+    from shared.metric_events import Feature, RowsObserved
 
 MAX_VERSIONS: Final = 200
 MAX_FEATURES: Final = 32

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from services.monitor.fold import Series
     from services.monitor.state import Instance, State
-    from shared.events import GpuSample, HostSampled
+    from shared.metric_events import GpuSample, HostSampled
 
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -75,6 +75,7 @@ class Exposition(Collector):
         yield from _hosts(instances)
         yield from _workers(instances)
         yield _alerts(self._state)
+        yield from _drift(self._state)
         yield from exposition_triton.families(self._state)
 
 
@@ -102,6 +103,8 @@ def _requests(state: State) -> Iterator[Metric]:
     yield _batch_sizes(every)
     rows = list(state.outcomes.ignored.items())
     yield _family(CounterMetricFamily, "outcomes_ignored", "Outcome records that do not count.", ["reason"], rows)
+    rows = sorted(state.outcomes.offsets.items())
+    yield _family(GaugeMetricFamily, "outcomes_offset", "Where the counts hold: the next offset.", ["partition"], rows)
     yield _family(GaugeMetricFamily, "outcomes_lag", "Outcome records not yet counted.", [], [(state.lag(),)])
 
 
@@ -135,6 +138,23 @@ def _alerts(state: State) -> Metric:
             rows.append((rule.name, rule.severity, found.model, found.version, found.instance, found.part, 1))
     of = ("rule", "severity", "model", "version", "instance", "part")
     return _family(GaugeMetricFamily, "alert_active", "Alerts of the monitor that are raised.", of, rows)
+
+
+def _drift(state: State) -> Iterator[Metric]:
+    """By tensor, the feature that is farthest away: a series for each would be 32 a version."""
+    watched = sorted(state.drift.watched.items())
+    rows: list[Row] = [(each.model, each.version, each.windows) for _, each in watched]
+    of = ("model", "version")
+    yield _family(CounterMetricFamily, "drift_windows", "Windows of rows that were compared.", of, rows)
+    rows = []
+    for _, each in watched:
+        farthest: dict[str, float] = {}
+        for found in each.compared:
+            tensor = found.feature.rpartition("/")[0]
+            farthest[tensor] = max(farthest.get(tensor, 0.0), found.statistic)
+        rows += [(each.model, each.version, tensor, distance) for tensor, distance in farthest.items()]
+    text = "Largest distance of a feature of a tensor from its first rows, 0 to 1."
+    yield _family(GaugeMetricFamily, "drift_distance_ratio", text, (*of, "tensor"), rows)
 
 
 def _services(state: State) -> Iterator[Metric]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from services.monitor.state import State
     from services.monitor.totals import Totals
-    from shared.events import GpuSample
+    from shared.metric_events import GpuSample
 
 _COUNTS: Final[tuple[tuple[str, str, Callable[[Totals], float]], ...]] = (
     ("request_success", "Number of successful inference requests", lambda totals: totals.success.count),

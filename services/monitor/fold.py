@@ -26,7 +26,7 @@ from shared.outcomes import Watermarks
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
 
 PHASES = ("queue", "compute_input", "compute_infer", "compute_output", "total")
 """`total` is the sum of the others, as far as the request got."""

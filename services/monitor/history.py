@@ -238,7 +238,7 @@ class History:
     # ------------------------------------------------------------------ reading
 
     @contextlib.contextmanager
-    def view(self, new: dict[str, pa.Table]) -> Iterator[View]:
+    def view(self, new: dict[str, pa.Table], offsets: dict[int, int] | None = None) -> Iterator[View]:
         """All rows as they are now: stored, on their way, and `new`. It may be read in a thread."""
         with self._lock:
             self._readers += 1
@@ -246,7 +246,7 @@ class History:
         for table, rows in (self._writing.tables if self._writing else {}).items():
             memory.setdefault(table, []).append(rows)
         try:
-            yield View(self, self.manifest.files, memory)
+            yield View(self, self.manifest.files, memory, offsets or {})
         finally:
             with self._lock:
                 self._readers -= 1
@@ -289,6 +289,8 @@ class View:
     history: History
     files: tuple[File, ...]
     memory: dict[str, list[pa.Table]]
+    offsets: dict[int, int]
+    """Of the outcome log, by partition: up to where its rows are these."""
 
     def rows(self, table: str, sql: str, span_s: tuple[int, int], **values: Any) -> list[tuple[Any, ...]]:
         """What a query gives over `rows`: those of the table with windows in a span. `$name` are `values`."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from services.monitor.totals import bounded_size
-from shared.events import BatchesRan, HostSampled, HttpAnswered, JobProgressed, MetricEvent
+from shared.metric_events import BatchesRan, HostSampled, HttpAnswered, JobProgressed, MetricEvent
 
 FORGET_NS = 3600 * 10**9
 MAX_RUNS = 1000

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from shared.events import HostSampled, HttpAnswered, RowsObserved
+from shared.metric_events import HostSampled, HttpAnswered, RowsObserved
 
 if TYPE_CHECKING:
     from services.monitor.drift import Sensitivity
     from services.monitor.recorder import Recorder
     from services.monitor.state import State
-    from shared.events import GpuSample, MetricEvent
+    from shared.metric_events import GpuSample, MetricEvent
 
 OLDEST_NS: Final = 86_400 * 10**9
 _HOST: Final = (

@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError
 
 from shared import logs, topics
 from shared.errors import InvalidInput, LogUnavailable
-from shared.events import Receipt
+from shared.outcome_events import Receipt
 from shared.outcomes import is_forged, read_outcome
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 WINDOW_S: Final = 60
 
 
-def overview(state: State, tallies: Mapping[Of, Tally], now_s: float) -> dict[str, Any]:
-    """The whole; `tallies` are of the last minute."""
+def overview(state: State, tallies: Mapping[Of, Tally], offsets: Mapping[int, int], now_s: float) -> dict[str, Any]:
+    """The whole; `tallies` are of the last minute, exact at these offsets of the outcome log."""
     waiting_for = state.waiting_for()
     everything, nowhere = Tally(), tallies.get(("", None), Tally())
     for (model, _), tally in tallies.items():
@@ -36,7 +36,7 @@ def overview(state: State, tallies: Mapping[Of, Tally], now_s: float) -> dict[st
         "ready": waiting_for is None,
         "waiting_for": waiting_for,
         "window_s": WINDOW_S,
-        "offsets": {str(partition): offset for partition, offset in sorted(state.outcomes.offsets.items())},
+        "offsets": {str(partition): offset for partition, offset in sorted(offsets.items())},
         "lag": state.lag(),
         "totals": {
             **_counted(everything),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from aiokafka import AIOKafkaProducer
 
     from services.monitor.fold import OutcomeFold
-    from shared.events import ModelStatistics
+    from shared.outcome_events import ModelStatistics
     from shared.settings import PlatformSettings
 
 INTERVAL_S: Final = 1.0

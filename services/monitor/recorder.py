@@ -23,7 +23,7 @@ from services.monitor.tables import SCHEMAS
 if TYPE_CHECKING:
     from services.monitor.counting import Counts, Outcome
     from services.monitor.fold import Series
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
 
 MOST_ROWS: Final = 200_000
 """Rows of all tables that wait to be stored. What outcomes add beyond it has to wait, what samples add is dropped."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from services.monitor.counting import Outcome
-    from shared.events import Coordinates
+    from shared.outcome_events import Coordinates
 
 LONGEST_ID: Final = 200
 

@@ -52,7 +52,7 @@ def router(state: State, settings: MonitorSettings) -> APIRouter:
         media_type, render = _FORMS[form]
         async with one:
             with state.view() as view:
-                now = now_s, dict(state.outcomes.offsets), timeline.of_deploys(state.deploys, asked)
+                now = now_s, timeline.of_deploys(state.deploys, asked)
                 found = await asyncio.to_thread(content.gather, view, asked, settings, model, now)
             body = await asyncio.to_thread(render, found)
         return Response(body, media_type=media_type, headers=_HEADERS)

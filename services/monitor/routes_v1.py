@@ -43,10 +43,11 @@ def router(state: State, settings: MonitorSettings) -> APIRouter:  # noqa: C901 
         """One look."""
         now_s = time.time()
         if state.history is None:
-            return overview.overview(state, {}, now_s)
+            return overview.overview(state, {}, {}, now_s)
         until_s = int(now_s // span.WINDOW_S + 1) * span.WINDOW_S
-        tallies = await ask(queries.by_version, (until_s - overview.WINDOW_S, until_s))
-        return overview.overview(state, tallies, now_s)
+        with state.view() as view:
+            tallies = await asyncio.to_thread(queries.by_version, view, (until_s - overview.WINDOW_S, until_s))
+        return overview.overview(state, tallies, view.offsets, now_s)
 
     @api.get("/hosts/series")
     async def host_series(

@@ -33,6 +33,7 @@ def of_model(view: View, span: Span, model: str, version: int | None) -> dict[st
         "to": span.end_s,
         "step_s": span.step_s,
         "at": list(span.windows),
+        "offsets": {str(partition): offset for partition, offset in sorted(view.offsets.items())},
         "requests": {status: [tally.outcomes[status] for tally in tallies] for status in STATUSES},
         "errors": {code: [tally.sum("error/" + code) for tally in tallies] for code in whole.error_codes},
         "throughput_per_s": [tally.requests / span.step_s for tally in tallies],

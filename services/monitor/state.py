@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from services.monitor.history import History, View
     from services.monitor.measurements import Run
-    from shared.events import Heartbeat
+    from shared.heartbeat_events import Heartbeat
     from shared.registry_log import RegistryLog
 
 UP_INTERVALS = 3
@@ -62,7 +62,7 @@ class State:
             raise Unfinished(f"The monitor waits for {self.waiting_for()}.")
         new = self.recorder.take()
         self.recorder.back(new)
-        with self.history.view(new) as view:
+        with self.history.view(new, dict(self.outcomes.offsets)) as view:
             yield view
 
     def instances(self, now_ns: int | None = None) -> list[Instance]:

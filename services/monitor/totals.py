@@ -15,10 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from shared.events import MAX_VERSION, Duration, ModelStatistics, RunStatistics
+from shared.events import MAX_VERSION
+from shared.outcome_events import Duration, ModelStatistics, RunStatistics
 
 if TYPE_CHECKING:
-    from shared.events import Receipt, Timings
+    from shared.outcome_events import Receipt, Timings
 
 MAX_BATCH_SIZE: Final = 4096
 """Larger batches count as this size."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from services.monitor.fold import Series
     from services.monitor.histogram import Histogram
     from services.monitor.state import Instance, State
-    from shared.events import MetricEvent
+    from shared.metric_events import MetricEvent
 
 
 def stats(state: State) -> dict[str, Any]:

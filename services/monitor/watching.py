@@ -19,9 +19,9 @@ from services.monitor.findings import RULES
 from services.monitor.span import WINDOW_S, Span
 from services.monitor.state import UP_INTERVALS
 from shared import logs, topics
+from shared.alert_events import AlertCleared, AlertRaised
 from shared.codec import cloud_event_headers, encode_event
 from shared.errors import Unfinished
-from shared.events import AlertCleared, AlertRaised
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

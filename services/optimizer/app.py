@@ -23,7 +23,8 @@ from services.optimizer.reactor import Reactor
 from services.optimizer.workspace import sweep
 from shared import health, heartbeats, kafka, logs, registry_log
 from shared.artifacts import ArtifactStore
-from shared.events import Heartbeat, MachineClass
+from shared.events import MachineClass
+from shared.heartbeat_events import Heartbeat
 from shared.telemetry import Telemetry
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from services.optimizer.messages import OnClass, Served
 from shared import logs, measurements
 from shared.codec import encode_event
 from shared.errors import LogUnavailable
-from shared.events import MAX_MEASURED, Heartbeat, MachineClass, MeasurementRequested, MeasurementTaken
+from shared.events import MachineClass
+from shared.measurement_events import MAX_MEASURED, MeasurementRequested, MeasurementTaken
 from shared.topics import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from services.optimizer.actions import Elsewhere
     from services.optimizer.settings import OptimizerSettings
     from shared.artifacts import Artifact
+    from shared.heartbeat_events import Heartbeat
     from shared.heartbeats import Heartbeats
     from shared.registry import Version
     from shared.signature import Signature

@@ -23,8 +23,7 @@ from services.optimizer.confined import SandboxUnusable
 from services.optimizer.messages import EXPORT_FILE, UPLOAD_FILE, Exported, Rejected
 from services.optimizer.rejections import Rejection, reason
 from services.optimizer.workspace import workspace
-from shared import events as ev
-from shared import logs
+from shared import export_events, logs
 from shared.errors import ArtifactNotFound, DigestMismatch, InvalidInput, LogUnavailable, Unavailable
 from shared.exports import FORMATS, MAX_ATTEMPTS
 from shared.runtime_config import TORCH
@@ -97,7 +96,7 @@ class Exporter:
         attempt = export.attempt
         if export.owner != owner:
             attempt += 1
-            claim = ev.ExportClaimed(model=model, export_id=export.id, attempt=attempt, owner=owner)
+            claim = export_events.ExportClaimed(model=model, export_id=export.id, attempt=attempt, owner=owner)
             registry = await self._log.publish(claim)
         held = registry.model(model).exports.get(export.id)
         ours = held is not None and held.is_open and (held.attempt, held.owner) == (attempt, owner)
@@ -112,13 +111,15 @@ class Exporter:
             "owner": self._settings.owner,
         }
         began_s, wait_s = time.monotonic(), 1.0
-        event: ev.ExportReady | ev.ExportRejected
+        event: export_events.ExportReady | export_events.ExportRejected
         for _ in range(_TRIES):
             try:
                 artifact, parity = await self._built(self._log.registry.model(model), export)
-                event = ev.ExportReady(**about, artifact=artifact, parity=parity, tools=dict(self._tools))
+                event = export_events.ExportReady(**about, artifact=artifact, parity=parity, tools=dict(self._tools))
             except Rejection as rejection:
-                event = ev.ExportRejected(**about, code=rejection.code, reason=reason(rejection.code, rejection.found))
+                event = export_events.ExportRejected(
+                    **about, code=rejection.code, reason=reason(rejection.code, rejection.found)
+                )
             except (Unavailable, OSError, SandboxUnusable) as err:
                 logs.get().warning("export failed", model=model, export=export.id, error=str(err), retry_in_s=wait_s)
                 await asyncio.sleep(wait_s)
@@ -128,9 +129,9 @@ class Exporter:
             _canonical(model, export, event, time.monotonic() - began_s)
             return
         told = "Kafka or the artifact store was away for too long: ask for it again"
-        await self._log.publish(ev.ExportRejected(**about, code="unavailable", reason=told))
+        await self._log.publish(export_events.ExportRejected(**about, code="unavailable", reason=told))
 
-    async def _built(self, model: Model, export: Export) -> tuple[Artifact, tuple[ev.Parity, ...]]:
+    async def _built(self, model: Model, export: Export) -> tuple[Artifact, tuple[export_events.Parity, ...]]:
         """The file in the store.
 
         Raises:
@@ -159,7 +160,7 @@ class Exporter:
 
     async def _from_child(
         self, space: Workspace, version: Version, variant: Variant, export: Export
-    ) -> tuple[Artifact, tuple[ev.Parity, ...]]:
+    ) -> tuple[Artifact, tuple[export_events.Parity, ...]]:
         await space.fetch(export.source, UPLOAD_FILE, 2 * self._settings.max_model_bytes)
         budget_s = self._settings.job_timeout_s
         job = self._sandbox.export_job(
@@ -229,7 +230,9 @@ def _about(version: Version, variant: Variant) -> str:
     return msgspec.json.encode(about).decode()
 
 
-def _canonical(model: str, export: Export, event: ev.ExportReady | ev.ExportRejected, duration_s: float) -> None:
+def _canonical(
+    model: str, export: Export, event: export_events.ExportReady | export_events.ExportRejected, duration_s: float
+) -> None:
     """The one line that says what became of an export."""
     logs.get().info(
         "export",
@@ -237,7 +240,7 @@ def _canonical(model: str, export: Export, event: ev.ExportReady | ev.ExportReje
         version=export.version,
         format=export.format,
         variant=export.variant,
-        outcome="rejected" if isinstance(event, ev.ExportRejected) else "ready",
+        outcome="rejected" if isinstance(event, export_events.ExportRejected) else "ready",
         code=getattr(event, "code", None),
         reason=getattr(event, "reason", None),
         duration_s=round(duration_s, 3),

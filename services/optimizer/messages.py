@@ -15,7 +15,8 @@ from msgspec import Meta, Struct, json
 from services.optimizer.actions import Spec, StepName
 from services.optimizer.rejections import ADVICE
 from shared.confine import Limits
-from shared.events import Conversion, Latency, MachineClass, Measurements, Parity
+from shared.events import Conversion, Latency, MachineClass, Measurements
+from shared.export_events import Parity
 from shared.quality.estimates import Comparison
 from shared.signature import Signature
 

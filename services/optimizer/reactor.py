@@ -18,7 +18,7 @@ from services.optimizer import claims
 from services.optimizer.confined import SandboxUnusable
 from services.optimizer.task import Hooks, Task
 from shared import events as ev
-from shared import logs
+from shared import logs, metric_events
 from shared.errors import LogUnavailable, Unavailable
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Reactor:
 
     async def _progress(self, version: Version, progressed: Progressed) -> None:
         event = self._telemetry.event(
-            ev.JobProgressed,
+            metric_events.JobProgressed,
             model=version.model,
             version=version.number,
             attempt=version.attempt,

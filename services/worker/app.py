@@ -26,7 +26,8 @@ from services.worker.shelf import Shelf
 from shared import health, heartbeats, kafka, logs, registry_log, replies, tracing
 from shared.artifacts import ArtifactStore
 from shared.dead_letters import DeadLetters
-from shared.events import BatchesRan, Heartbeat, LoadedModel, RowsObserved
+from shared.heartbeat_events import Heartbeat, LoadedModel
+from shared.metric_events import BatchesRan, RowsObserved
 from shared.outcomes import OutcomeWriter
 from shared.registry import Registry, only_unloaded
 from shared.telemetry import Telemetry
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from services.worker.job import Job
     from services.worker.settings import WorkerSettings
-    from shared.events import MetricEvent
+    from shared.metric_events import MetricEvent
     from shared.tracing import Tracing
 
 _PATIENCE_S = 0.5

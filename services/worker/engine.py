@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from services.worker.settings import WorkerSettings
     from shared.errors import AiaasError
-    from shared.events import Runtime
+    from shared.outcome_events import Runtime
     from shared.registry import Variant
     from shared.signature import Signature
     from shared.tensors import Array

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from services.worker.job import Job
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
     from shared.results import Result
     from shared.tracing import Tracing
 

@@ -26,7 +26,7 @@ from services.worker.receipts import memberships, queue_ns
 from services.worker.settle import answer
 from shared.background import set_within
 from shared.errors import AiaasError, RepliesUnavailable, RequestCancelled, TooLarge
-from shared.events import Timings
+from shared.outcome_events import Timings
 from shared.replies import Ran
 from shared.tensors import output_digest
 
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from services.worker.receipts import Receipts
     from services.worker.settings import WorkerSettings
     from services.worker.settle import Answer, Settlement
-    from shared.events import BatchMembership
     from shared.oip import InferenceRequest
+    from shared.outcome_events import BatchMembership
     from shared.replies import Replies
     from shared.tensors import Array, Tensor
 
@@ -244,7 +244,7 @@ class Lane:
         )
         ran_ns = time.perf_counter_ns()
         counts = [job.plan.rows or 0 if job.plan else 0 for job in jobs]
-        self._observe(batch, jobs, feeds, outputs)
+        self._observe(batch, jobs, counts, feeds, outputs)
         if batch.processor is not None:
             outputs = await self._finish(batch.processor, outputs, feeds)
             signature = batch.processor.signature
@@ -268,11 +268,19 @@ class Lane:
             for index, (job, membership) in enumerate(zip(jobs, memberships(jobs), strict=True))
         ]
 
-    def _observe(self, batch: Batch, jobs: Sequence[Job], feeds: Mapping[str, Array], outputs: Sequence[Array]) -> None:
+    def _observe(
+        self,
+        batch: Batch,
+        jobs: Sequence[Job],
+        counts: Sequence[int],
+        feeds: Mapping[str, Array],
+        outputs: Sequence[Array],
+    ) -> None:
         plan = jobs[0].plan
         if plan is not None:
             key = (jobs[0].model, plan.version.number, plan.variant.name)
-            self.observer.saw(key, batch.variant.signature, feeds, outputs, by_row=plan.rows is not None)
+            requests = None if plan.rows is None else counts
+            self.observer.saw(key, batch.variant.signature, feeds, outputs, requests)
 
     async def _finish(self, processor: Processor, outputs: list[Array], feeds: Mapping[str, Array]) -> list[Array]:
         """The steps behind the model: here if there is little to compute, else where the model ran."""

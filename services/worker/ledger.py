@@ -14,7 +14,7 @@ from collections import deque
 
 import msgspec
 
-from shared.events import Receipt
+from shared.outcome_events import Receipt
 from shared.results import Result
 
 

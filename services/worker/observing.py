@@ -1,25 +1,31 @@
 """A few numbers of a sample of the rows that went through a variant, for the monitor to notice drift.
 
-While batches run, rows of them are only copied: the first `MOST_ROWS` of each interval, and of a row at most
-`MOST_ELEMENTS`, evenly spread. What is computed of them is computed once an interval, when metrics are sent:
+While batches run, **one row of each request**, drawn at random, is only copied: the first `MOST_ROWS` of each
+interval, and of a row at most `MOST_ELEMENTS`, evenly spread. Rows that came together are seldom independent (the
+frames of a film, the visits of a customer), and a test that takes them for so many witnesses calls drifts where there
+are none; one of each makes its promise hold whatever a request's rows have in common. What is computed of them is
+computed once an interval, when metrics are sent:
 
 - of a tensor with few numbers a row (a table's), each: `input/x/3`;
 - of any other the row's mean and standard deviation, `input/x/mean`, `input/x/std`, and the means of its quarters;
 - of outputs that look like scores of classes, the largest and its place: `output/y/top`, `output/y/class`.
 
-Texts, and tensors without a batch axis, are left out. Where a variant's rows are not independent, a request is a row.
+Texts are left out. Where a variant answers a request as a whole, and of a tensor without a batch axis, all of it is a
+row.
 """
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from shared import bins
-from shared.events import Feature
+from shared.metric_events import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -56,13 +62,19 @@ class _Sample:
 class Observer:
     """What was seen of each variant since it was last asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int | None = None) -> None:
         self._samples: dict[Key, _Sample] = {}
+        self._dice = random.Random(seed)  # noqa: S311 - no secret
 
     def saw(
-        self, key: Key, signature: Signature, feeds: Mapping[str, Array], outputs: Sequence[Array], *, by_row: bool
+        self,
+        key: Key,
+        signature: Signature,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[Array],
+        requests: Sequence[int] | None,
     ) -> None:
-        """A run: its inputs and outputs, whose rows are independent (`by_row`) or one request."""
+        """A run: its inputs and outputs, and how many rows each of its requests has; None if it is one as a whole."""
         sample = self._samples.get(key)
         if sample is None:
             if len(self._samples) >= MOST_VARIANTS:
@@ -71,13 +83,22 @@ class Observer:
         room = MOST_ROWS - sample.rows
         if room <= 0:
             return
-        taken = 0
+        drawn = None if requests is None else self._draw(requests)[:room]
+        if drawn is not None and not len(drawn):
+            return
         for name, spec, array in _tensors(signature, feeds, outputs):
-            rows = _rows(array, spec.batch_axis if by_row else None)
+            rows = _rows(array, spec.batch_axis, drawn)
             if rows is not None:
-                sample.parts[name].append(rows[:room].copy())
-                taken = max(taken, min(len(rows), room))
-        sample.rows += taken
+                sample.parts[name].append(rows)
+        sample.rows += 1 if drawn is None else len(drawn)
+
+    def _draw(self, requests: Sequence[int]) -> Array:
+        """The place in the run of one row of each request."""
+        if max(requests) == 1:  # as most are
+            return np.flatnonzero(requests)
+        first = accumulate(requests, initial=0)
+        places = [begin + int(self._dice.random() * rows) for begin, rows in zip(first, requests, strict=False) if rows]
+        return np.array(places, dtype=np.intp)
 
     def take(self) -> Iterator[tuple[Key, int, dict[str, Feature]]]:
         """Of each variant: how many rows were seen, and their features."""
@@ -98,17 +119,22 @@ def _tensors(
         yield f"output/{spec.name}", spec, array
 
 
-def _rows(array: Array, batch_axis: int | None) -> Array | None:
-    """Rows by elements, thinned; None for what has no numbers."""
+def _rows(array: Array, batch_axis: int | None, drawn: Array | None) -> Array | None:
+    """A copy of the rows that are drawn, or of all as one, by elements, thinned.
+
+    None for what has no numbers, or fewer rows than the requests.
+    """
     if array.dtype.kind not in _NUMERIC or not array.size:
         return None
-    flat = (
-        array.reshape(1, -1)
-        if batch_axis is None
-        else np.moveaxis(array, batch_axis, 0).reshape(array.shape[batch_axis], -1)
-    )
-    step = -(-flat.shape[1] // MOST_ELEMENTS)
-    return flat[:, ::step]
+    if batch_axis is None or drawn is None:
+        return _thinned(array.reshape(1, -1)).copy()
+    rows = np.moveaxis(array, batch_axis, 0)
+    found: Array | None = _thinned(rows.reshape(len(rows), -1))[drawn] if drawn[-1] < len(rows) else None
+    return found
+
+
+def _thinned(flat: Array) -> Array:
+    return flat[:, :: -(-flat.shape[1] // MOST_ELEMENTS)]
 
 
 def _features(parts: Mapping[str, Sequence[Array]]) -> Iterator[tuple[str, Feature]]:

@@ -17,8 +17,8 @@ import onnxruntime as ort
 
 from services.worker.engine import Engine
 from shared.errors import ExecutionFailed, InvalidInput, ModelNotReady
-from shared.events import Runtime
 from shared.machine import isa
+from shared.outcome_events import Runtime
 from shared.runtime_config import RuntimeConfig
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Receipts: what a request's outcome says. Built once, stored with the answer, appended to the outcome log.
 
-Field by field as `shared.events.Receipt` has it; this module knows which are filled in which case.
+Field by field as `shared.outcome_events.Receipt` has it; this module knows which are filled in which case.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from msgspec.structs import replace
 
 from services.worker.batching import independent_rows
 from shared.codec import decode_event, rfc3339
-from shared.events import BatchMembership, Coordinates, Receipt, Timings
+from shared.outcome_events import BatchMembership, Coordinates, Receipt, Timings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from services.worker.job import Job
-    from shared.events import Runtime, Status
+    from shared.outcome_events import Runtime, Status
     from shared.replies import Claim
     from shared.results import Result
 

@@ -26,7 +26,7 @@ from shared.errors import (
     RepliesUnavailable,
     RunError,
 )
-from shared.events import Receipt
+from shared.outcome_events import Receipt
 from shared.results import Result
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from services.worker.receipts import Receipts
     from services.worker.settings import WorkerSettings
     from shared.dead_letters import DeadLetters
-    from shared.events import Coordinates, Status
+    from shared.outcome_events import Coordinates, Status
     from shared.replies import Claim, Ran, Replies
     from shared.tensors import Tensor
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from services.worker.engine import Engine
     from services.worker.settings import WorkerSettings
     from shared.artifacts import ArtifactStore
-    from shared.events import Runtime
+    from shared.outcome_events import Runtime
     from shared.registry import Variant
     from shared.signature import TensorSpec
     from shared.tensors import Array

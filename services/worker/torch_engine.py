@@ -22,8 +22,8 @@ from torch.utils import _pytree as pytree
 
 from services.worker.engine import Engine
 from shared.errors import ExecutionFailed, ModelNotReady
-from shared.events import Runtime
 from shared.machine import isa
+from shared.outcome_events import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

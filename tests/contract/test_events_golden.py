@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from shared import codec
+from shared import (
+    alert_events,
+    codec,
+    export_events,
+    heartbeat_events,
+    measurement_events,
+    metric_events,
+    outcome_events,
+)
 from shared import events as ev
 from shared.codec import decode_event, encode_event
 from shared.optimization import DataFile, LoggedRequests, Optimization, Policy, Search, Training, WarmStart
@@ -104,14 +112,14 @@ RUNTIME = RuntimeConfig(
 EXPORT = {"model": "my-model", "export_id": "e-1"}
 RECEIPT = receipt(
     41,
-    duplicate_of=ev.Coordinates(cluster_id="c", topic="t.requests.m", partition=1, offset=2),
+    duplicate_of=outcome_events.Coordinates(cluster_id="c", topic="t.requests.m", partition=1, offset=2),
     tenant="acme",
     model_version=3,
     variant="fp32",
     artifact_sha256="ab" * 32,
     output_sha256="cd" * 32,
     processing_sha256="12" * 32,
-    runtime=ev.Runtime(
+    runtime=outcome_events.Runtime(
         engine="onnxruntime",
         version="1.20.0",
         provider="CPUExecutionProvider",
@@ -119,8 +127,12 @@ RECEIPT = receipt(
         threads=1,
         isa="avx512",
     ),
-    batch=ev.BatchMembership(id="b-1", index=1, size=3, padding=0, members_sha256="ef" * 32, rows=2, total_rows=5),
-    timings_ns=ev.Timings(queue=1_000, compute_input=2_000, compute_infer=3_000_000_000, compute_output=4_000),
+    batch=outcome_events.BatchMembership(
+        id="b-1", index=1, size=3, padding=0, members_sha256="ef" * 32, rows=2, total_rows=5
+    ),
+    timings_ns=outcome_events.Timings(
+        queue=1_000, compute_input=2_000, compute_infer=3_000_000_000, compute_output=4_000
+    ),
 )
 EXAMPLES: dict[str, ev.Event] = {
     "ModelUploaded": ev.ModelUploaded(
@@ -164,7 +176,7 @@ EXAMPLES: dict[str, ev.Event] = {
             atol=0.0001,
         ),
     ),
-    "MeasurementRequested": ev.MeasurementRequested(
+    "MeasurementRequested": measurement_events.MeasurementRequested(
         id="q-1",
         model="my-model",
         version=3,
@@ -176,7 +188,7 @@ EXAMPLES: dict[str, ev.Event] = {
         inputs=artifact("inputs"),
         timeout_s=60.0,
     ),
-    "MeasurementTaken": ev.MeasurementTaken(
+    "MeasurementTaken": measurement_events.MeasurementTaken(
         id="q-1",
         worker="worker-1/abc",
         latencies={"int8-static": (ev.Latency(batch_size=1, p50_s=0.001, reference_s=0.0015),)},
@@ -222,40 +234,42 @@ EXAMPLES: dict[str, ev.Event] = {
     "ModelRetired": ev.ModelRetired(model="my-model", version=None),
     "ModelUnloaded": ev.ModelUnloaded(model="my-model"),
     "ModelLoaded": ev.ModelLoaded(model="my-model"),
-    "ExportRequested": ev.ExportRequested(**EXPORT, version=3, format="pt2", variant="fp32", tenant="acme"),
-    "ExportClaimed": ev.ExportClaimed(**EXPORT, attempt=1, owner=OWNER),
-    "ExportReady": ev.ExportReady(
+    "ExportRequested": export_events.ExportRequested(**EXPORT, version=3, format="pt2", variant="fp32", tenant="acme"),
+    "ExportClaimed": export_events.ExportClaimed(**EXPORT, attempt=1, owner=OWNER),
+    "ExportReady": export_events.ExportReady(
         **EXPORT,
         attempt=1,
         owner=OWNER,
         artifact=artifact(),
-        parity=(ev.Parity(batch_size=8, max_abs_error=0.000001, tolerance=0.00001),),
+        parity=(export_events.Parity(batch_size=8, max_abs_error=0.000001, tolerance=0.00001),),
         tools={"torch": "2.13.0"},
     ),
-    "ExportRejected": ev.ExportRejected(**EXPORT, attempt=1, owner=OWNER, code="unsupported_operator", reason="Loop"),
+    "ExportRejected": export_events.ExportRejected(
+        **EXPORT, attempt=1, owner=OWNER, code="unsupported_operator", reason="Loop"
+    ),
     "Receipt": RECEIPT,
-    "ModelStatistics": ev.ModelStatistics(
+    "ModelStatistics": outcome_events.ModelStatistics(
         model="my-model",
         version=3,
         last_inference_ms=1_700_000_000_000,
         inferences=9,
-        success=ev.Duration(count=10, ns=1_000),
-        fail=ev.Duration(count=2, ns=200),
-        queue=ev.Duration(count=10, ns=300),
-        compute_input=ev.Duration(count=9, ns=40),
-        compute_infer=ev.Duration(count=9, ns=2**63 - 1),
-        compute_output=ev.Duration(count=9, ns=5),
+        success=outcome_events.Duration(count=10, ns=1_000),
+        fail=outcome_events.Duration(count=2, ns=200),
+        queue=outcome_events.Duration(count=10, ns=300),
+        compute_input=outcome_events.Duration(count=9, ns=40),
+        compute_infer=outcome_events.Duration(count=9, ns=2**63 - 1),
+        compute_output=outcome_events.Duration(count=9, ns=5),
         runs=(
-            ev.RunStatistics(
+            outcome_events.RunStatistics(
                 batch_size=8,
-                compute_input=ev.Duration(count=1, ns=10),
-                compute_infer=ev.Duration(count=1, ns=20),
-                compute_output=ev.Duration(count=1, ns=30),
+                compute_input=outcome_events.Duration(count=1, ns=10),
+                compute_infer=outcome_events.Duration(count=1, ns=20),
+                compute_output=outcome_events.Duration(count=1, ns=30),
             ),
         ),
         offsets={0: 17, 3: 4},
     ),
-    "Heartbeat": ev.Heartbeat(
+    "Heartbeat": heartbeat_events.Heartbeat(
         instance="worker-1",
         incarnation="abc",
         service="worker",
@@ -269,7 +283,7 @@ EXAMPLES: dict[str, ev.Event] = {
             python="3.11.9",
         ),
         loaded=(
-            ev.LoadedModel(
+            heartbeat_events.LoadedModel(
                 model="my-model",
                 version=3,
                 variant="fp32",
@@ -289,7 +303,7 @@ EXAMPLES: dict[str, ev.Event] = {
         interval_s=2.0,
         tools=("onnx", "torch"),
     ),
-    "HostSampled": ev.HostSampled(
+    "HostSampled": metric_events.HostSampled(
         **METRIC,
         cpu_percent=99.5,
         rss_bytes=1,
@@ -300,29 +314,33 @@ EXAMPLES: dict[str, ev.Event] = {
         disk_total_bytes=5,
         disk_read_bytes=6,
         disk_written_bytes=7,
-        gpus=(ev.GpuSample(index=0, name="H100", utilisation_percent=1.0, memory_used_bytes=1, memory_total_bytes=2),),
+        gpus=(
+            metric_events.GpuSample(
+                index=0, name="H100", utilisation_percent=1.0, memory_used_bytes=1, memory_total_bytes=2
+            ),
+        ),
         loop_delay_s=0.25,
         network_received_bytes=8,
         network_sent_bytes=9,
     ),
-    "BatchesRan": ev.BatchesRan(
+    "BatchesRan": metric_events.BatchesRan(
         **METRIC, model="my-model", version=3, variant="fp32", executions=7, sizes={1: 5, 8: 2}, compute_infer_ns=9
     ),
-    "RowsObserved": ev.RowsObserved(
+    "RowsObserved": metric_events.RowsObserved(
         **METRIC,
         model="my-model",
         version=3,
         variant="fp32",
         rows=3,
         features={
-            "input/x/mean": ev.Feature(kind="number", bins={-200: 1, 283: 2}),
-            "output/y": ev.Feature(kind="class", bins={0: 3}),
+            "input/x/mean": metric_events.Feature(kind="number", bins={-200: 1, 283: 2}),
+            "output/y": metric_events.Feature(kind="class", bins={0: 3}),
         },
     ),
-    "AlertRaised": ev.AlertRaised(**ALERT),
-    "AlertCleared": ev.AlertCleared(**ALERT),
-    "HttpAnswered": ev.HttpAnswered(**METRIC, statuses={200: 10, 503: 1}, in_flight=4, unready=1),
-    "JobProgressed": ev.JobProgressed(
+    "AlertRaised": alert_events.AlertRaised(**ALERT),
+    "AlertCleared": alert_events.AlertCleared(**ALERT),
+    "HttpAnswered": metric_events.HttpAnswered(**METRIC, statuses={200: 10, 503: 1}, in_flight=4, unready=1),
+    "JobProgressed": metric_events.JobProgressed(
         **METRIC,
         model="my-model",
         version=3,
@@ -343,7 +361,7 @@ EXAMPLES: dict[str, ev.Event] = {
         processing_sha256="12" * 32,
         members=(
             ReplayMember(
-                request=ev.Coordinates(cluster_id="c", topic="t.requests.m", partition=1, offset=2),
+                request=outcome_events.Coordinates(cluster_id="c", topic="t.requests.m", partition=1, offset=2),
                 input_sha256="cd" * 32,
                 content_type="application/octet-stream",
                 header_length=9,
@@ -352,7 +370,7 @@ EXAMPLES: dict[str, ev.Event] = {
                 recorded_sha256="ef" * 32,
             ),
             ReplayMember(
-                request=ev.Coordinates(topic="t.requests.m", partition=1, offset=3),
+                request=outcome_events.Coordinates(topic="t.requests.m", partition=1, offset=3),
                 input_sha256="cd" * 32,
                 artifact=artifact(),
             ),
@@ -386,7 +404,11 @@ EXAMPLES: dict[str, ev.Event] = {
 OLDER_HEARTBEAT = replace(
     EXAMPLES["Heartbeat"],
     machine=ev.MachineClass(isa="avx512", providers=("CPUExecutionProvider",), threads=2),
-    loaded=(ev.LoadedModel(model="my-model", version=3, variant="fp32", artifact_sha256="ab" * 32, byte_size=1234),),
+    loaded=(
+        heartbeat_events.LoadedModel(
+            model="my-model", version=3, variant="fp32", artifact_sha256="ab" * 32, byte_size=1234
+        ),
+    ),
     tools=(),
 )
 OLDER: dict[str, list[ev.Event]] = {
@@ -472,7 +494,7 @@ def test_the_bytes_of_a_result():
     assert Result.decode(golden("Result")) == RESULT
     for older in releases("Result")[:-1]:
         read = Result.decode(older)
-        assert decode_event(ev.Receipt, read.receipt) == OLDER["Receipt"][0]
+        assert decode_event(outcome_events.Receipt, read.receipt) == OLDER["Receipt"][0]
         assert replace(read, receipt=None) == replace(RESULT, receipt=None)
 
 

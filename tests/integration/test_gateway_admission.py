@@ -18,7 +18,8 @@ from services.gateway import http_server
 from services.gateway.settings import GatewaySettings
 from shared import topics
 from shared.codec import cloud_event_headers, encode_event
-from shared.events import Heartbeat, MachineClass
+from shared.events import MachineClass
+from shared.heartbeat_events import Heartbeat
 from support.gateway import Gateway, echo_signature, json_input, worker, writer
 from support.ports import free_port
 from support.waiting import eventually

@@ -12,7 +12,7 @@ import pytest
 from services.gateway.settings import GatewaySettings
 from shared import kafka, topics
 from shared.codec import decode_event
-from shared.events import HttpAnswered
+from shared.metric_events import HttpAnswered
 from support.gateway import Gateway, echo_signature, json_input, worker, writer
 from support.ports import free_port
 from support.waiting import eventually

@@ -15,7 +15,7 @@ import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from services.gateway.settings import GatewaySettings
-from shared.events import Duration, ModelStatistics, RunStatistics
+from shared.outcome_events import Duration, ModelStatistics, RunStatistics
 from support.fleet import Fleet
 from support.gateway import Gateway, echo_signature, example, worker, writer
 from support.ports import free_port

@@ -9,7 +9,8 @@ import pytest
 
 from shared import heartbeats, kafka, topics
 from shared.codec import cloud_event_headers, encode_event
-from shared.events import Heartbeat, MachineClass
+from shared.events import MachineClass
+from shared.heartbeat_events import Heartbeat
 from shared.heartbeats import Heartbeats
 from support.raw_batches import malformed, produce
 from support.waiting import eventually

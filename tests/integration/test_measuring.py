@@ -15,7 +15,7 @@ from services.optimizer.rows import packed
 from services.optimizer.settings import OptimizerSettings
 from services.worker.settings import WorkerSettings
 from shared import events as ev
-from shared import heartbeats, kafka, measurements, topics
+from shared import heartbeat_events, heartbeats, kafka, measurement_events, measurements, topics
 from shared.codec import decode_event
 from shared.machine import isa
 from support import onnx_models, uploads, worker_rig
@@ -54,7 +54,7 @@ async def heard(rig, *names):
 
     async def look():
         records = await records_of(rig, topics.WORKERS)
-        beats = [decode_event(ev.Heartbeat, record.value) for record in records]
+        beats = [decode_event(heartbeat_events.Heartbeat, record.value) for record in records]
         return all(any(beat.instance.endswith(name) for beat in beats) for name in names)
 
     await eventually(look, within_s=60, what="heartbeats of workers")
@@ -78,7 +78,9 @@ async def test_a_worker_of_another_class_measures_and_the_gate_judges_by_it(rig,
             await rig.upload("m", uploads.mlp((8, 64, 4)), candidates=CANDIDATES)
             version = await rig.ended("m")
     assert version.state == "ready", version.reason
-    [question], [answer] = [await told(rig, each) for each in (ev.MeasurementRequested, ev.MeasurementTaken)]
+    [question], [answer] = [
+        await told(rig, each) for each in (measurement_events.MeasurementRequested, measurement_events.MeasurementTaken)
+    ]
     assert (answer.id, answer.worker, answer.failed) == (question.id, question.worker, "")
     assert {*question.candidates} == {*answer.latencies} == {*CANDIDATES}
     for name in CANDIDATES:
@@ -99,13 +101,13 @@ async def test_workers_of_the_same_class_are_not_asked(rig, start):
             await rig.upload("m", uploads.mlp((8, 64, 4)), candidates=CANDIDATES)
             version = await rig.ended("m")
     assert {*version.steps} == {"fp32", *CANDIDATES}
-    assert await told(rig, ev.MeasurementRequested) == []
+    assert await told(rig, measurement_events.MeasurementRequested) == []
 
 
 @asynccontextmanager
 async def dumb_worker(rig, name="a-dumb"):
     """One that is alive and idle, as its heartbeats say, and answers nothing. Yields its name, and what ends it."""
-    beat = ev.Heartbeat(
+    beat = heartbeat_events.Heartbeat(
         instance=f"{rig.settings.instance}-{name}",
         incarnation="1",
         service="worker",
@@ -124,7 +126,7 @@ async def dumb_worker(rig, name="a-dumb"):
 
 
 async def _first(rig):
-    return next(iter(await told(rig, ev.MeasurementRequested)), None)
+    return next(iter(await told(rig, measurement_events.MeasurementRequested)), None)
 
 
 async def test_a_worker_that_dies_over_it_is_replaced_by_another(rig, start):
@@ -137,7 +139,7 @@ async def test_a_worker_that_dies_over_it_is_replaced_by_another(rig, start):
                 die()
                 version = await rig.ended("m")
     assert version.state == "ready", version.reason
-    questions = await told(rig, ev.MeasurementRequested)
+    questions = await told(rig, measurement_events.MeasurementRequested)
     assert [first.worker, len(questions)] == [dumb, 2]
     assert questions[1].worker.startswith(f"{rig.settings.instance}-w2/")
     for name in CANDIDATES:
@@ -185,7 +187,9 @@ async def inputs(rig, *sizes, columns=4):
 async def answers(settings):
     """Answers as they come, by their question's id."""
     found = {}
-    async with measurements.followed(settings, ev.MeasurementTaken, lambda answer: found.setdefault(answer.id, answer)):
+    async with measurements.followed(
+        settings, measurement_events.MeasurementTaken, lambda answer: found.setdefault(answer.id, answer)
+    ):
         yield found
 
 
@@ -205,7 +209,7 @@ async def test_a_worker_measures_below_its_traffic_and_hostile_candidates_cost_t
         }
         async with kafka.started(lambda: kafka.producer(settings), "optimizer") as producer:
             for name, candidates in questions.items():
-                question = ev.MeasurementRequested(
+                question = measurement_events.MeasurementRequested(
                     id=name,
                     model=model,
                     version=1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,15 +15,19 @@ from sklearn.datasets import load_digits
 from services.monitor.settings import MonitorSettings
 from services.worker.observing import Observer
 from shared import kafka, registry_log, topics
+from shared.alert_events import AlertRaised
 from shared.codec import decode_event, rfc3339
-from shared.events import AlertRaised, BatchMembership, HttpAnswered, RowsObserved, Timings
+from shared.metric_events import HttpAnswered, RowsObserved
+from shared.outcome_events import BatchMembership, Timings
 from shared.outcomes import OutcomeWriter
 from shared.signature import Signature, TensorSpec
 from shared.telemetry import Telemetry
 from support.facts import receipt, uploaded
-from support.monitor_process import Monitor
 from support.ports import free_port
 from support.waiting import eventually
+
+if TYPE_CHECKING:
+    from support.monitor_process import Monitor
 
 pytestmark = pytest.mark.stack
 REQUESTS = 240
@@ -34,21 +39,6 @@ def settings(backbone):
     return backbone.settings(
         MonitorSettings, monitor_port=free_port(), monitor_snapshot_interval_s=0.3, monitor_watch_interval_s=0.5
     )
-
-
-@pytest.fixture
-def monitor(settings):
-    monitor = Monitor(settings)
-    yield monitor
-    monitor.kill()
-
-
-@pytest.fixture
-async def producer(settings):
-    await kafka.ensure_topics(settings)
-    await kafka.ensure_topics(settings, "m")
-    async with kafka.started(lambda: kafka.producer(settings), "test") as producer:
-        yield producer
 
 
 def outcome(settings, offset: int, at_s: float):
@@ -145,7 +135,7 @@ def rows_of_digits(telemetry: Telemetry):
     for number in range(8):
         rows = images[dice.integers(0, len(images), 250)]
         feeds = {"image": rows if number < 5 else np.roll(rows, 1, axis=2)}
-        observer.saw(("digits", 1, "fp32"), signature, feeds, [], by_row=True)
+        observer.saw(("digits", 1, "fp32"), signature, feeds, [], [1] * len(rows))
         for (model, version, variant), count, features in observer.take():
             about = {"model": model, "version": version, "variant": variant}
             yield telemetry.event(RowsObserved, **about, rows=count, features=features)

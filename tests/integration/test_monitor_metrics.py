@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.monitor.settings import MonitorSettings
 from shared import kafka, topics
 from shared.codec import cloud_event_headers, encode_event, pack
-from shared.events import BatchesRan, Heartbeat, HttpAnswered, JobProgressed, MachineClass
+from shared.events import MachineClass
+from shared.heartbeat_events import Heartbeat
+from shared.metric_events import BatchesRan, HttpAnswered, JobProgressed
 from shared.telemetry import Telemetry
-from support.monitor_process import Monitor
 from support.ports import free_port
 from support.raw_batches import malformed, produce
 from support.waiting import eventually
+
+if TYPE_CHECKING:
+    from support.monitor_process import Monitor
 
 pytestmark = pytest.mark.stack
 
@@ -23,20 +29,6 @@ def settings(backbone):
     return backbone.settings(
         MonitorSettings, monitor_port=free_port(), monitor_snapshot_interval_s=0.2, metrics_interval_s=0.3
     )
-
-
-@pytest.fixture
-def monitor(settings):
-    monitor = Monitor(settings)
-    yield monitor
-    monitor.kill()
-
-
-@pytest.fixture
-async def producer(settings):
-    await kafka.ensure_topics(settings)
-    async with kafka.started(lambda: kafka.producer(settings), "test") as producer:
-        yield producer
 
 
 async def write_garbage(settings, producer) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import re
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
 from aiokafka import TopicPartition
@@ -14,13 +15,15 @@ from msgspec.structs import replace
 from services.monitor.settings import MonitorSettings
 from shared import kafka, topics
 from shared.codec import cloud_event_headers, encode_event, pack
-from shared.events import BatchMembership, Timings
+from shared.outcome_events import BatchMembership, Timings
 from shared.outcomes import OutcomeWriter
 from support.facts import receipt
-from support.monitor_process import Monitor
 from support.ports import free_port
 from support.raw_batches import malformed, produce
 from support.waiting import eventually
+
+if TYPE_CHECKING:
+    from support.monitor_process import Monitor
 
 pytestmark = pytest.mark.stack
 
@@ -31,21 +34,6 @@ REQUESTS = 300
 @pytest.fixture
 def settings(backbone):
     return backbone.settings(MonitorSettings, monitor_port=free_port(), monitor_snapshot_interval_s=0.2)
-
-
-@pytest.fixture
-def monitor(settings):
-    monitor = Monitor(settings)
-    yield monitor
-    monitor.kill()
-
-
-@pytest.fixture
-async def producer(settings):
-    await kafka.ensure_topics(settings)
-    await kafka.ensure_topics(settings, "m")
-    async with kafka.started(lambda: kafka.producer(settings), "test") as producer:
-        yield producer
 
 
 def outcome(settings, partition: int, offset: int, worker: str):

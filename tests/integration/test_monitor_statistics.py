@@ -8,7 +8,7 @@ from aiokafka import TopicPartition
 from services.monitor.settings import MonitorSettings
 from shared import kafka, statistics, topics
 from shared.codec import decode_event
-from shared.events import BatchMembership, ModelStatistics, Timings
+from shared.outcome_events import BatchMembership, ModelStatistics, Timings
 from shared.outcomes import OutcomeWriter
 from support.facts import receipt
 from support.monitor_process import Monitor

@@ -15,7 +15,7 @@ from services.optimizer import documents
 from services.optimizer.rejections import ADVICE
 from services.optimizer.settings import OptimizerSettings
 from shared import events as ev
-from shared import kafka, topics
+from shared import heartbeat_events, kafka, metric_events, topics
 from shared.codec import decode_event, encode_event
 from shared.oip import InferenceRequest, encode_request_msgpack
 from shared.optimization import DataFile, LoggedRequests, Optimization, Search, Training, WarmStart
@@ -401,12 +401,12 @@ async def test_training_goes_on_from_its_last_checkpoint(rig, start):
 
 async def _heartbeat(rig, name):
     """The last heartbeat of an optimizer."""
-    beats = [decode_event(ev.Heartbeat, record.value) for record in await records_of(rig, topics.WORKERS)]
+    beats = [decode_event(heartbeat_events.Heartbeat, record.value) for record in await records_of(rig, topics.WORKERS)]
     return next((beat for beat in reversed(beats) if beat.instance.endswith(f"-{name}")), None)
 
 
 async def _steps(rig, model):
     records = await records_of(rig, topics.METRICS)
     ours = [record for record in records if type_of(record) == "JobProgressed"]
-    progress = [decode_event(ev.JobProgressed, record.value) for record in ours]
+    progress = [decode_event(metric_events.JobProgressed, record.value) for record in ours]
     return {event.step for event in progress if event.model == model}

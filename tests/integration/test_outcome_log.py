@@ -8,7 +8,7 @@ from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
 from shared import kafka, topics
 from shared.errors import LogUnavailable
-from shared.events import Runtime
+from shared.outcome_events import Runtime
 from shared.outcomes import OutcomeWriter, Watermarks, read_outcome
 from support.facts import receipt
 

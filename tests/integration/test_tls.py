@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.cli import checks, doctor
 from services.cli.local import standard_services
 from services.gateway.settings import GatewaySettings
-from shared import broker, codec, events, kafka, replies, topics
+from shared import broker, codec, kafka, metric_events, replies, topics
 from shared.dead_letters import DeadLetters
 from shared.errors import RepliesUnavailable
 from shared.replies import Result
@@ -70,10 +70,10 @@ async def metrics_arrive(settings):
         kafka.started(lambda: kafka.consumer(settings, topic), "test") as consumer,
     ):
         telemetry = Telemetry(settings, "test", producer)
-        sent = telemetry.event(events.HttpAnswered, statuses={200: 1}, in_flight=0)
+        sent = telemetry.event(metric_events.HttpAnswered, statuses={200: 1}, in_flight=0)
         await telemetry.publish([sent])
         record = await asyncio.wait_for(consumer.getone(), 15)
-        assert codec.decode_event(events.HttpAnswered, record.value) == sent
+        assert codec.decode_event(metric_events.HttpAnswered, record.value) == sent
 
         subscribed = broker.build(settings)
         broker.subscriber(subscribed, settings, topics.METRICS, "test")(heard.put)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.audit.judge import Verdict
-    from shared.events import Event, Receipt
+    from shared.events import Event
+    from shared.outcome_events import Receipt
 
 CLUSTER = "a-cluster"
 T0_MS = 1_764_000_000_000

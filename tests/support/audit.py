@@ -25,7 +25,7 @@ from .waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
     from shared.tensors import Array
 
     from .front_door import At, FrontDoor, Outcomes

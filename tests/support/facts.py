@@ -6,17 +6,8 @@ import hashlib
 from typing import Any
 
 from shared.artifacts import Artifact
-from shared.events import (
-    Coordinates,
-    Event,
-    Measurements,
-    ModelReady,
-    ModelUploaded,
-    OptimizationClaimed,
-    Receipt,
-    Timings,
-    VariantReady,
-)
+from shared.events import Event, Measurements, ModelReady, ModelUploaded, OptimizationClaimed, VariantReady
+from shared.outcome_events import Coordinates, Receipt, Timings
 from shared.processing import DecodeImage, Labels, Processing, Softmax, TopK
 from shared.registry import Entry, Registry, fold
 from shared.signature import Signature, TensorSpec

@@ -17,15 +17,8 @@ import numpy as np
 from shared import kafka, oip, requests, topics
 from shared.artifacts import Artifact
 from shared.codec import cloud_event_headers, encode_event
-from shared.events import (
-    Heartbeat,
-    LoadedModel,
-    MachineClass,
-    Measurements,
-    ModelReady,
-    OptimizationClaimed,
-    VariantReady,
-)
+from shared.events import MachineClass, Measurements, ModelReady, OptimizationClaimed, VariantReady
+from shared.heartbeat_events import Heartbeat, LoadedModel
 from shared.replies import Claim, connect
 from shared.results import Result
 from shared.signature import Signature, TensorSpec

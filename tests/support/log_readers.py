@@ -10,7 +10,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message,
 from shared.outcomes import Watermarks, read_outcome
 
 if TYPE_CHECKING:
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
 
 At = tuple[str, int, int]
 """Topic, partition and offset of a record."""

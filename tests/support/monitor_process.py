@@ -23,7 +23,7 @@ class Monitor:
         fields = [name for name in settings.model_fields_set if name in told or name.startswith(("kafka_", "monitor_"))]
         configured = {f"AIAAS_{name.upper()}": str(getattr(settings, name)) for name in fields}
         self._environment = {**os.environ, **configured, "AIAAS_LOG_LEVEL": "error"}
-        self._url = f"http://127.0.0.1:{settings.monitor_port}"
+        self.url = f"http://127.0.0.1:{settings.monitor_port}"
         self._process: subprocess.Popen | None = None
 
     def start(self) -> None:
@@ -44,7 +44,7 @@ class Monitor:
     async def get(self, path: str) -> httpx.Response | None:
         async with httpx.AsyncClient() as client:
             try:
-                return await client.get(self._url + path)
+                return await client.get(self.url + path)
             except httpx.TransportError:
                 return None
 

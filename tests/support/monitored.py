@@ -5,19 +5,12 @@ from __future__ import annotations
 import time
 
 from services.monitor.alerts import Finding, Standing
+from services.monitor.drift import Compared, Watch
 from services.monitor.state import State
-from shared.events import (
-    BatchesRan,
-    BatchMembership,
-    GpuSample,
-    Heartbeat,
-    HostSampled,
-    HttpAnswered,
-    JobProgressed,
-    LoadedModel,
-    MachineClass,
-    Timings,
-)
+from shared.events import MachineClass
+from shared.heartbeat_events import Heartbeat, LoadedModel
+from shared.metric_events import BatchesRan, GpuSample, HostSampled, HttpAnswered, JobProgressed
+from shared.outcome_events import BatchMembership, Timings
 from support.facts import receipt
 from support.strategies import required
 
@@ -43,6 +36,11 @@ def state_of_everything(now_ns: int | None = None) -> State:
     beat = Heartbeat(**about, loaded=(loaded,), lag={"m": 7}, queued={"m": 1}, interval_s=2)
     state.alive = lambda: [beat]
     finding = Finding(1.0, "inputs differ", model="m", version=2)
+    compared = [
+        Compared("input/x/mean", "number", 0.4, 1e-9, drifted=True),
+        Compared("input/x/std", "number", 0.1, 0.5, drifted=False),
+    ]
+    state.drift.watched["m/2"] = Watch("m", 2, compared=compared, windows=2, in_a_row=2, alarm=True)
     state.alerts.standing["drift/m/2"] = Standing("drift", finding, raised_s=1.0)
     return state
 

@@ -24,6 +24,7 @@ from services.audit.replay.use import selected
 from services.audit.replay.verdicts import not_reproducible, of_row
 from services.audit.sources import milliseconds
 from shared import events as ev
+from shared import outcome_events
 from shared.errors import InvalidInput, UnknownModel, UnknownVersion
 from shared.registry import Registry
 from shared.replay_events import ReplayedRow, ReplayMember, ReplayRan, ReplayRequested
@@ -33,7 +34,7 @@ from shared.tensors import from_numpy, output_digest
 from shared.topics import Topics
 from support.facts import log_of, made_ready, receipt, uploaded
 
-RUNTIME = ev.Runtime(
+RUNTIME = outcome_events.Runtime(
     engine="onnxruntime", version="1.23", provider="CPUExecutionProvider", options={}, threads=1, isa="avx2"
 )
 
@@ -55,7 +56,7 @@ def batch_of(offsets, batch_id="b", partition=0, at_ms=1000):
         recorded(
             offset,
             partition,
-            ev.BatchMembership(id=batch_id, index=i, size=len(offsets), padding=0, members_sha256=members),
+            outcome_events.BatchMembership(id=batch_id, index=i, size=len(offsets), padding=0, members_sha256=members),
             at_ms,
         )
         for i, offset in enumerate(offsets)
@@ -63,7 +64,7 @@ def batch_of(offsets, batch_id="b", partition=0, at_ms=1000):
 
 
 def recorded(offset, partition, membership, at_ms=1000, **changes):
-    at = ev.Coordinates(cluster_id="c", topic="t.requests.m", partition=partition, offset=offset)
+    at = outcome_events.Coordinates(cluster_id="c", topic="t.requests.m", partition=partition, offset=offset)
     found = replace(
         receipt(offset),
         request=at,
@@ -124,7 +125,7 @@ def fields(outcome):
 
 
 def asked(batch_id, attempt=1):
-    at = ev.Coordinates(topic="t", partition=0, offset=0)
+    at = outcome_events.Coordinates(topic="t", partition=0, offset=0)
     member = ReplayMember(request=at, input_sha256="ab" * 32, value=b"x" * 10)
     return ReplayRequested(
         replay_id="r", batch_id=batch_id, attempt=attempt, model="m", version=1, variant="fp32",

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from shared import codec
 from shared.codec import decode_event, encode_event, from_map, pack, to_map, unpack
 from shared.errors import InvalidInput
-from shared.events import JobProgressed, ModelPromoted, Receipt, TrafficSplit
+from shared.events import ModelPromoted, TrafficSplit
+from shared.metric_events import JobProgressed
+from shared.outcome_events import Receipt
 from shared.topics import EVENT_TYPES
 from support import strategies
 from support.facts import receipt

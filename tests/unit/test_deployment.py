@@ -40,6 +40,17 @@ def test_compose_runs_every_service_beside_kafka_and_redis():
         assert named <= set(COMPOSE["volumes"]), name
 
 
+def test_compose_uses_words_that_the_specification_has():
+    # https://github.com/compose-spec/compose-spec/blob/main/05-services.md, of which these are the ones that we use.
+    words = {"image", "build", "profiles", "restart", "command", "environment", "volumes", "ports", "depends_on"}
+    words |= {"healthcheck", "deploy", "init", "cap_drop", "security_opt", "stop_grace_period"}
+    of_checks = {"test", "interval", "timeout", "retries", "start_period", "start_interval"}
+    assert {key for key in COMPOSE if not key.startswith("x-")} <= {"name", "services", "volumes"}
+    for name, service in COMPOSE["services"].items():
+        assert service.keys() <= words, name
+        assert service["healthcheck"].keys() <= of_checks, name
+
+
 @pytest.mark.parametrize("service", SETTINGS)
 def test_variables_of_a_container_are_settings_of_its_service(service):
     package = PACKAGES.get(service, service)

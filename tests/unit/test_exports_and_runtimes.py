@@ -6,7 +6,7 @@ import pytest
 
 from services.optimizer.exporter import next_export
 from shared import events as ev
-from shared import exports
+from shared import export_events, exports
 from shared.errors import InvalidInput
 from shared.runtime_config import MAX_CONFIG_BYTES, Parameters, RuntimeConfig, parse, shown
 from support.facts import OWNER, artifact, folded, made_ready, uploaded
@@ -16,15 +16,17 @@ TOOLS = {"onnxruntime": "1", "torch": "2"}
 
 
 def asked(export_id="e1", file_format="pt2", **fields):
-    return ev.ExportRequested(model="m", export_id=export_id, version=1, format=file_format, **fields)
+    return export_events.ExportRequested(model="m", export_id=export_id, version=1, format=file_format, **fields)
 
 
 def claimed(attempt=1, owner=OWNER, export_id="e1"):
-    return ev.ExportClaimed(model="m", export_id=export_id, attempt=attempt, owner=owner)
+    return export_events.ExportClaimed(model="m", export_id=export_id, attempt=attempt, owner=owner)
 
 
 def made(attempt=1, owner=OWNER, export_id="e1"):
-    return ev.ExportReady(model="m", export_id=export_id, attempt=attempt, owner=owner, artifact=artifact("export"))
+    return export_events.ExportReady(
+        model="m", export_id=export_id, attempt=attempt, owner=owner, artifact=artifact("export")
+    )
 
 
 def of(*events, export_id="e1"):
@@ -37,7 +39,7 @@ def test_an_export_goes_from_asked_for_to_ready():
     assert (building.state, building.attempt, building.owner) == ("building", 1, OWNER)
     done = of(asked(), claimed(), made())
     assert (done.state, done.artifact, done.source) == ("ready", artifact("export"), building.source)
-    rejected = ev.ExportRejected(model="m", export_id="e1", attempt=1, owner=OWNER, code="c", reason="r")
+    rejected = export_events.ExportRejected(model="m", export_id="e1", attempt=1, owner=OWNER, code="c", reason="r")
     assert (of(asked(), claimed(), rejected).state, of(asked(), claimed(), rejected).reason) == ("rejected", "r")
 
 
@@ -54,7 +56,7 @@ def test_the_first_claim_wins_and_what_is_superseded_changes_nothing():
 @pytest.mark.parametrize(
     "event",
     [
-        ev.ExportRequested(model="m", export_id="e1", version=2, format="pt2"),
+        export_events.ExportRequested(model="m", export_id="e1", version=2, format="pt2"),
         asked(file_format="tflite"),
         asked(variant="int4"),
     ],
@@ -78,7 +80,7 @@ def test_the_same_bytes_in_the_same_format_are_one_export():
     source = held["e1"].source
     assert exports.same(held, 1, "pt2", source).id == "e1"
     assert exports.same(held, 1, "bundle", source) is None
-    rejected = ev.ExportRejected(model="m", export_id="e1", attempt=1, owner=OWNER, code="c", reason="r")
+    rejected = export_events.ExportRejected(model="m", export_id="e1", attempt=1, owner=OWNER, code="c", reason="r")
     held = folded(*READY, asked(), claimed(), rejected).model("m").exports
     assert exports.same(held, 1, "pt2", source) is None
 

@@ -19,7 +19,8 @@ from services.gateway.limits import LEAST, PLACES, InFlightLimit
 from services.gateway.quotas import Quotas
 from services.gateway.settings import GatewaySettings, Quota
 from shared.errors import MOST_RETRY_AFTER_S, Overloaded, QuotaExceeded, RepliesUnavailable
-from shared.events import Heartbeat, LoadedModel, MachineClass
+from shared.events import MachineClass
+from shared.heartbeat_events import Heartbeat, LoadedModel
 from support.facts import folded, made_ready, uploaded
 from support.queueing import Fixed, Served, poisson, simulate, simulate_callers
 

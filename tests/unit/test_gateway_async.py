@@ -14,7 +14,8 @@ from services.gateway.infer import Call
 from services.gateway.request_state import RequestState, position_of, state_of
 from services.gateway.request_watch import Following, RequestWatch
 from shared.errors import IdConflict, InvalidInput, Overloaded, Stopping
-from shared.events import Heartbeat, MachineClass
+from shared.events import MachineClass
+from shared.heartbeat_events import Heartbeat
 from shared.heartbeats import Heartbeats
 from shared.replies import Claim
 from shared.reply_waiter import ReplyWaiter

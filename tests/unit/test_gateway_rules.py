@@ -28,8 +28,9 @@ from shared.errors import (
     UnknownModel,
     UnknownVersion,
 )
-from shared.events import Heartbeat, LoadedModel, MachineClass, TrafficSplit
+from shared.events import MachineClass, TrafficSplit
 from shared.events import ModelRetired as Retired
+from shared.heartbeat_events import Heartbeat, LoadedModel
 from shared.oip import InferenceRequest
 from shared.results import Result
 from shared.settings import read

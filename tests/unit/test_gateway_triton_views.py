@@ -9,6 +9,7 @@ from services.gateway import statistics as shown
 from services.gateway.model_config import model_config
 from services.gateway.repository_index import index
 from shared import events as ev
+from shared import heartbeat_events, outcome_events
 from shared.errors import UnknownModel, UnknownVersion
 from shared.signature import Signature, TensorSpec
 from shared.statistics import Statistics
@@ -28,13 +29,13 @@ def tensor(name="x", shape=("n", 4), datatype="FP32", axis=0):
 
 def beat(model, *versions, instance="w", providers=("CPUExecutionProvider",), service="worker"):
     held = (model.versions[number].serving for number in versions)
-    return ev.Heartbeat(
+    return heartbeat_events.Heartbeat(
         instance=instance,
         incarnation="i",
         service=service,
         machine=ev.MachineClass(isa="avx2", providers=providers),
         loaded=tuple(
-            ev.LoadedModel(
+            heartbeat_events.LoadedModel(
                 model=model.name,
                 version=number,
                 variant=variant.name,
@@ -175,10 +176,10 @@ def test_an_unloaded_model_is_unloading_for_as_long_as_someone_holds_it():
 
 
 def spent(count, ns):
-    return ev.Duration(count=count, ns=ns)
+    return outcome_events.Duration(count=count, ns=ns)
 
 
-COUNTED = ev.ModelStatistics(
+COUNTED = outcome_events.ModelStatistics(
     model="m",
     version=1,
     last_inference_ms=1_700_000_000_123,
@@ -190,10 +191,10 @@ COUNTED = ev.ModelStatistics(
     compute_infer=spent(5, 500),
     compute_output=spent(5, 2),
     runs=(
-        ev.RunStatistics(
+        outcome_events.RunStatistics(
             batch_size=1, compute_input=spent(2, 1), compute_infer=spent(2, 20), compute_output=spent(2, 2)
         ),
-        ev.RunStatistics(
+        outcome_events.RunStatistics(
             batch_size=3, compute_input=spent(1, 4), compute_infer=spent(1, 30), compute_output=spent(1, 5)
         ),
     ),

@@ -17,19 +17,10 @@ from services.monitor.routes import application
 from services.monitor.settings import MonitorSettings
 from services.monitor.state import State
 from shared.codec import rfc3339
-from shared.events import (
-    BatchMembership,
-    Feature,
-    GpuSample,
-    Heartbeat,
-    HostSampled,
-    HttpAnswered,
-    JobProgressed,
-    LoadedModel,
-    MachineClass,
-    RowsObserved,
-    Timings,
-)
+from shared.events import MachineClass
+from shared.heartbeat_events import Heartbeat, LoadedModel
+from shared.metric_events import Feature, GpuSample, HostSampled, HttpAnswered, JobProgressed, RowsObserved
+from shared.outcome_events import BatchMembership, Timings
 from support.facts import folded, made_ready, receipt, uploaded
 from support.strategies import required
 

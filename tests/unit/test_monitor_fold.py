@@ -13,7 +13,8 @@ from services.monitor.histogram import BOUNDS_NS, BOUNDS_S, Histogram
 from services.monitor.measurements import FORGET_NS, Measurements
 from services.monitor.snapshot import Stored, decode, encode
 from services.monitor.totals import MAX_BATCH_SIZE
-from shared.events import BatchesRan, BatchMembership, Coordinates, HttpAnswered, Timings
+from shared.metric_events import BatchesRan, HttpAnswered
+from shared.outcome_events import BatchMembership, Coordinates, Timings
 from support.facts import receipt
 
 LOG = "cluster/aiaas.outcomes"

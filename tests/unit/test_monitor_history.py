@@ -12,7 +12,7 @@ from services.monitor.fold import OutcomeFold
 from services.monitor.history import History, Manifest, Retention
 from services.monitor.recorder import Recorder, completed_ms
 from services.monitor.sketch import quantiles_s
-from shared.events import BatchMembership, Coordinates, Timings
+from shared.outcome_events import BatchMembership, Coordinates, Timings
 from support.facts import receipt
 
 DAY = 86_400

@@ -23,7 +23,7 @@ from services.monitor.span import Span
 from services.monitor.state import State
 from shared import tensorboard
 from shared.codec import rfc3339
-from shared.events import BatchMembership, Timings
+from shared.outcome_events import BatchMembership, Timings
 from support.facts import receipt
 
 EVIL = '<script>alert("x")</script>|[a](b)'
@@ -113,6 +113,8 @@ async def test_all_forms_have_the_same_exact_counts(report):
     table = pq.read_table(io.BytesIO(await report("parquet"))).to_pylist()
     markdown = (await report("md")).decode()
     for found in (rows, table):
+        offsets = {row["series"]: float(row["value"]) for row in found if row["section"] == "offsets"}
+        assert offsets == {"partition 0": 300}
         counts = {row["series"]: float(row["value"]) for row in found if row["section"] == "outcomes"}
         assert counts == {"succeeded": 200, "failed": 100, "expired": 0, "cancelled": 0}
     assert len(rows) == len(table)

@@ -12,7 +12,7 @@ from services.monitor.fold import OutcomeFold
 from services.monitor.history import File, Manifest
 from services.monitor.measurements import Measurements
 from services.monitor.snapshot import Snapshots, Stored, encode
-from shared.events import GpuSample, HostSampled, JobProgressed
+from shared.metric_events import GpuSample, HostSampled, JobProgressed
 from support.facts import receipt
 from support.strategies import required
 

@@ -13,7 +13,7 @@ from services.monitor.publisher import Publisher
 from services.monitor.snapshot import Stored, decode, encode
 from services.monitor.totals import MAX_BATCH_SIZE
 from shared.codec import decode_event, encode_event
-from shared.events import BatchMembership, Coordinates, Duration, ModelStatistics, Timings
+from shared.outcome_events import BatchMembership, Coordinates, Duration, ModelStatistics, Timings
 from shared.topics import Topics
 from support.facts import receipt
 

@@ -10,7 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.monitor.routes import application
 from services.monitor.settings import MonitorSettings
 from services.monitor.state import State
-from shared.events import GpuSample, Heartbeat, HostSampled, HttpAnswered, LoadedModel, MachineClass, Timings
+from shared.events import MachineClass
+from shared.heartbeat_events import Heartbeat, LoadedModel
+from shared.metric_events import GpuSample, HostSampled, HttpAnswered
+from shared.outcome_events import Timings
 from support.facts import receipt
 from support.strategies import required
 

@@ -147,6 +147,33 @@ def test_compose_has_both_behind_a_profile():
     assert source["url"] == "http://prometheus:9090"
 
 
+def in_container(service: str, path: str) -> Path:
+    """The file of ours that a container has at a path."""
+    for volume in COMPOSE["services"][service]["volumes"]:
+        source, target, *_ = volume.split(":")
+        if source.startswith("./") and Path(path).is_relative_to(target):
+            return OPS.parent / source / Path(path).relative_to(target)
+    raise AssertionError(f"{service} has no file of ours at {path}")
+
+
+def test_containers_find_their_configuration_where_they_look():
+    # Where the images look unless they are told otherwise: /etc/prometheus/prometheus.yml, /etc/grafana/provisioning.
+    config = yaml.safe_load(in_container("prometheus", "/etc/prometheus/prometheus.yml").read_text())
+    for rules in config["rule_files"]:
+        assert in_container("prometheus", f"/etc/prometheus/{rules}").is_file()
+    for what in ("datasources", "dashboards"):
+        files = list(in_container("grafana", f"/etc/grafana/provisioning/{what}").glob("*.yml"))
+        assert files
+        for file in files:
+            document = yaml.safe_load(file.read_text())
+            assert document.keys() == {"apiVersion", "providers" if what == "dashboards" else what}
+            for provider in document.get("providers", ()):
+                boards = in_container("grafana", provider["options"]["path"])
+                assert [json.loads(board.read_text())["uid"] for board in boards.glob("*.json")] == ["aiaas"]
+    home = COMPOSE["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert in_container("grafana", home).is_file()
+
+
 @pytest.mark.parametrize(
     "command",
     [["check", "rules", "rules.yml"], ["check", "config", "prometheus.yml"], ["test", "rules", "rules_test.yml"]],
@@ -154,7 +181,7 @@ def test_compose_has_both_behind_a_profile():
 def test_promtool_agrees(command):
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip("no promtool here (go install github.com/prometheus/prometheus/cmd/promtool@latest)")
+        pytest.skip("no promtool here: docs/observability.md says how to build it")
     done = subprocess.run([promtool, *command], cwd=OPS / "prometheus", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -195,6 +222,17 @@ def test_histograms_aggregate():
             assert buckets == sorted(buckets)
             assert [count for _, count in buckets] == sorted(count for _, count in buckets)
             assert buckets[-1] == (float("inf"), counts[labels])
+
+
+def test_drift_is_told_by_tensor():
+    samples = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text())
+        for sample in family.samples
+    }
+    of = (("model", "m"), ("tensor", "input/x"), ("version", "2"))
+    assert samples["aiaas_drift_distance_ratio", *of] == 0.4
+    assert samples["aiaas_drift_windows_total", of[0], of[2]] == 2
 
 
 def test_triton_names_tell_the_same_numbers():

@@ -9,7 +9,8 @@ from services.optimizer import elsewhere
 from services.optimizer.gate import decide, worth_measuring
 from services.optimizer.messages import Found, OnClass, Served
 from services.optimizer.settings import OptimizerSettings
-from shared.events import Heartbeat, Latency, MachineClass, Measurements
+from shared.events import Latency, MachineClass, Measurements
+from shared.heartbeat_events import Heartbeat
 from shared.optimization import Policy
 from shared.quality.estimates import Comparison, Estimate
 from shared.signature import Signature

@@ -19,7 +19,7 @@ from services.gateway.request_spans import RequestSpans
 from services.worker.job_spans import JobSpans
 from shared import tracing
 from shared.codec import rfc3339
-from shared.events import BatchMembership, Timings
+from shared.outcome_events import BatchMembership, Timings
 from shared.settings import PlatformSettings
 from support.facts import receipt
 

@@ -20,7 +20,8 @@ from services.worker.settings import WorkerSettings
 from services.worker.shelf import Shelf
 from shared.artifacts import ArtifactStore
 from shared.errors import DigestMismatch, TooLarge
-from shared.events import Coordinates, Measurements
+from shared.events import Measurements
+from shared.outcome_events import Coordinates
 from shared.registry import Variant
 from shared.replay_events import INLINE_BYTES, ReplayedRow, ReplayMember, ReplayRequested
 from shared.tensors import from_numpy

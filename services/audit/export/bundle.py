@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from services.audit.layout import Log, Manifest
     from services.audit.tables import Row
     from shared.artifacts import Artifact
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
     from shared.settings import PlatformSettings
     from shared.tensors import Tensor
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from services.audit.replay.differences import Difference
-    from shared.events import Receipt, Runtime
+    from shared.outcome_events import Receipt, Runtime
     from shared.replay_events import ReplayedRow, ReplayRan
 
 Class = Literal["identical", "within_tolerance", "changed", "not_reproducible"]

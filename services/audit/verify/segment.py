@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from services.audit.tables import Row
     from services.audit.verify.report import Report
     from shared.artifacts import ArtifactStore
-    from shared.events import Receipt
+    from shared.outcome_events import Receipt
     from shared.topics import Topics
 
 

@@ -10,19 +10,12 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from services.gateway.answers import STATUS_OF_CODE
-from shared.events import (
-    Comparison,
-    Conversion,
-    LoadedModel,
-    MachineClass,
-    Measurements,
-    Parity,
-    Provenance,
-    Status,
-    StepPlace,
-)
+from shared.events import Comparison, Conversion, MachineClass, Measurements, Provenance, StepPlace
+from shared.export_events import Parity
+from shared.heartbeat_events import LoadedModel
 from shared.oip_shapes import InferenceResponse
 from shared.optimization import Optimization, Policy, Training
+from shared.outcome_events import Status
 from shared.processing import Processing
 from shared.tensors import Datatype
 

@@ -111,10 +111,10 @@ def gather(
     span: Span,
     settings: MonitorSettings,
     model: str | None,
-    now: tuple[float, dict[int, int], list[Happening]],
+    now: tuple[float, list[Happening]],
 ) -> Report:
-    """The report; `now` is the time, the offsets of the view, and the deploys of the span."""
-    made_s, offsets, deploys = now
+    """The report; `now` is the time, and the deploys of the span."""
+    made_s, deploys = now
     tallies = queries.by_version(view, (span.start_s, span.end_s), model)
     findings = {(each["model"], each["version"]): each for each in examine(view, span, settings, model)}
     versions = tuple(Version(*of, tally, findings[of]) for of, tally in tallies.items() if of[0])
@@ -124,7 +124,7 @@ def gather(
     return Report(
         span,
         made_s,
-        offsets,
+        view.offsets,
         model,
         versions,
         everywhere.rejected if everywhere else 0,

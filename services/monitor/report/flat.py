@@ -1,6 +1,6 @@
 """Every series of the report as rows, one a window and value: CSV for people's tools, Parquet for others.
 
-Counts of outcomes come first, as series of section `outcomes`, exact.
+First come the offsets of the outcome log at which counts are exact (section `offsets`), then the counts of outcomes.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def _rows(report: Report) -> Iterator[tuple[Any, ...]]:
     start_s = report.span.start_s
+    for partition, offset in sorted(report.offsets.items()):
+        yield start_s, moment(start_s), "offsets", "outcome log", f"partition {partition}", "next offset", float(offset)
     for version in report.versions:
         for status in STATUSES:
             count = version.tally.outcomes[status]

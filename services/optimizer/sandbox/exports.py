@@ -19,7 +19,7 @@ from services.optimizer.sandbox import batching, signature, vet
 from services.optimizer.sandbox.batching import Batching
 from services.optimizer.sandbox.probes import Rows, Setting, key, stack
 from services.optimizer.sandbox.reference import engine
-from shared.events import Parity
+from shared.export_events import Parity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -39,7 +39,7 @@ from services.worker.measuring.messages import (
 )
 from shared import logs, measurements
 from shared.confine import Limits
-from shared.events import MeasurementRequested, MeasurementTaken
+from shared.measurement_events import MeasurementRequested, MeasurementTaken
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
