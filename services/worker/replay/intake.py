@@ -5,9 +5,10 @@ again by itself, to one worker after the other, and take live work down with it.
 missing and asks again, a bounded number of times; a batch's id tells repeats.
 
 **Below live work.** A batch waits until no request does, but not for ever: after `_PATIENCE_S` it runs all the same, so
-an audit ends under full load too. While there is live work, be it a request now and then, replays pause three times as
-long as they take: a request comes upon one a quarter of the time at most. And one that comes upon a replay waits for
-a run of the model, but not for the whole batch to be decoded and hashed: between members the loop looks for others.
+an audit ends under full load too. While there is live work, be it a request now and then, replays pause thirty times
+as long as they take: they have a thirtieth of the time, and a few of a hundred requests come upon one. Such a request
+waits for a run of the model, but not for the whole batch to be decoded and hashed: between members the loop looks for
+others. (Batches that take long have a quarter of the time.)
 """
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ _AT_ONCE: Final = 16
 _POLL_MS: Final = 5000
 _KEEP_ALIVE_S: Final = 1.0
 _PATIENCE_S: Final = 2.0
-_PAUSES: Final = 3.0
+_PAUSES: Final = 30.0
 """Times as long as a batch took, before the next one, while there is live work."""
+_LONG_PAUSE_S: Final = 1.0
+_LONG_PAUSES: Final = 3.0
+"""Times as long, if a pause is longer than that: an audit of a slow model ends, too."""
 _LIVE_S: Final = 1.0
 """Live work is there for so long after a run of it: the next request may come at any moment."""
 _FORGET_S: Final = 60.0
@@ -138,7 +142,7 @@ class ReplayIntake:
             sent.append(self._send(await self._answer(asked)))
             took_s = min(time.monotonic() - begun_s, self._settings.max_run_s)
             if self._lane.is_live(_LIVE_S):
-                await asyncio.sleep(_PAUSES * took_s)
+                await asyncio.sleep(min(_PAUSES * took_s, max(_LONG_PAUSE_S, _LONG_PAUSES * took_s)))
         await self._await_all(sent)
 
     async def _read(self, record: ConsumerRecord) -> ReplayRequested | None:
