@@ -49,6 +49,31 @@ async def test_one_network_in_every_format_is_served_with_the_same_answers(door,
             assert [step["name"] for step in state["steps"]][:2] == ["canonical", "fp32"]
 
 
+@pytest.mark.parametrize("name", bundles.NOT_ONNX)
+async def test_what_does_not_become_onnx_is_served_by_torch_with_the_answers_of_its_module(door, backbone, name):
+    model, x = backbone.model(), bundles.rows()
+    version = await door.serve(model, bundles.NOT_ONNX[name]())
+    state = await settled(door, model, version)
+    assert state["conversion"]["engine"] == "torch"
+    (variant,) = state["variants"]
+    assert (variant["engine"], variant["batch_cap"] > 1) == ("torch", True)
+    assert "bessel_j0" in state["reason"]
+    (takes,) = (await door.http.get(f"/v2/models/{model}")).json()["inputs"]
+    assert (takes["datatype"], takes["shape"]) == ("FP32", [-1, 8])
+    for rows in (x, x[:1]):
+        answer = await door.infer(model, {takes["name"]: rows})
+        assert answer.status == 200, answer
+        (found,) = answer.outputs
+        values = np.frombuffer(found.data, np.float32).reshape(found.shape)
+        np.testing.assert_allclose(values, bundles.bessel(rows), rtol=1e-5, atol=1e-6)
+    wrong = {"pt2": "torchscript", "torchscript": "pt2"}[name]
+    refused = await door.http.post(f"/v2/repository/models/{model}/versions/{version}/export?format={wrong}")
+    assert (refused.status_code, f"only {name} and bundle" in refused.json()["error"]) == (400, True)
+    refused = await door.http.post(f"/v2/repository/models/{model}/update", json={})
+    assert refused.status_code == 400, refused.text
+    assert "only ONNX is trained" in refused.json()["error"]
+
+
 async def test_a_pipeline_of_scikit_learn_converted_at_home(door, backbone, tmp_path):
     rows, labels = load_iris(return_X_y=True)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(rows.astype(np.float32), labels)

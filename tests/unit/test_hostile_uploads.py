@@ -48,6 +48,10 @@ for name in sorted(filter(str.isdigit, os.listdir(work))):
         convert = Spec(name="canonical", action=Convert(format=said[-1]["format"]))
         again = msgspec.structs.replace(refer, base="canonical")
         Pipeline(msgspec.structs.replace(job, steps=(convert, again)), Out()).run()
+        if (said[-1].get("conversion") or {}).get("engine") == "torch":
+            again = msgspec.structs.replace(again, action=Refer(engine="torch"))
+            Pipeline(msgspec.structs.replace(job, steps=(again,)), Out()).run()
+            assert said[-1]["kind"] == "rejected" or said[-1]["engine"] == "torch"
     last = said[-1]
     told = {"name": name, "kind": last["kind"], "code": last.get("code"), "found": last.get("found")}
     told["seconds"] = round(time.monotonic() - begun, 2)
