@@ -207,5 +207,5 @@ def _tensor(array: Array, datatype: str) -> Any:
 
 
 def _array(tensor: Any, datatype: str) -> Array:
-    found = tensor.detach().cpu().contiguous()
+    found = torch.as_tensor(tensor).detach().cpu().contiguous()
     return np.asarray((found.view(torch.uint16) if datatype == "BF16" else found).numpy())

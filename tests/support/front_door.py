@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
 
-OK = 200
+OK, ACCEPTED = 200, 202
 _GATE_S = 90.0
 _POLL_S = 0.1
 
@@ -114,6 +114,19 @@ class FrontDoor:
         active = (await self.http.get(f"/v2/repository/models/{model}/versions")).json()["active"]
         if active == version:
             await eventually(look, within_s=_GATE_S, what=f"a worker that holds {model} version {version}")
+
+    async def export(self, model: str, version: int, file_format: str) -> bytes:
+        """A version given back in a format."""
+        asked = await self.http.post(f"/v2/repository/models/{model}/versions/{version}/export?format={file_format}")
+        assert asked.status_code == ACCEPTED, asked.text
+
+        async def look() -> dict[str, Any] | None:
+            state: dict[str, Any] = (await self.http.get(asked.json()["status_url"])).json()
+            assert state["state"] != "rejected", state
+            return state if state["state"] == "ready" else None
+
+        made: dict[str, Any] = await eventually(look, within_s=_GATE_S, what=f"{model} as {file_format}")
+        return (await self.http.get(made["file_url"])).content
 
     async def change(self, model: str, what: str) -> None:
         """`versions/{v}/promote` or `rollback`."""
