@@ -75,7 +75,7 @@ def loaded(content, file_format):
 @pytest.mark.parametrize("name", bundles.NOT_ONNX)
 async def test_what_does_not_become_onnx_is_served_by_torch_with_the_answers_of_its_module(door, backbone, name):
     model, x = backbone.model(), bundles.rows()
-    version = await door.serve(model, bundles.NOT_ONNX[name]())
+    version = await door.serve(model, bundles.NOT_ONNX[name](), WITHIN_S)
     state = await settled(door, model, version)
     assert state["conversion"]["engine"] == "torch"
     (variant,) = state["variants"]
@@ -95,7 +95,7 @@ async def test_what_does_not_become_onnx_is_served_by_torch_with_the_answers_of_
             module = torch.export.load(io.BytesIO(again)).module()
         found = module(torch.from_numpy(x)).detach().numpy()
         np.testing.assert_allclose(found, bundles.bessel(x), rtol=1e-5, atol=1e-6)
-    assert (await door.through_the_gate(model, await door.upload(model, again)))["conversion"]["engine"] == "torch"
+    assert (await settled(door, model, await door.upload(model, again)))["conversion"]["engine"] == "torch"
     wrong = {"pt2": "torchscript", "torchscript": "pt2"}[name]
     refused = await door.http.post(f"/v2/repository/models/{model}/versions/{version}/export?format={wrong}")
     assert (refused.status_code, f"only {name} and bundle" in refused.json()["error"]) == (400, True)

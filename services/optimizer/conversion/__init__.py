@@ -7,6 +7,6 @@ beside it. `canonical` brings the model into the one form that the rest of the o
 several shapes. `convert` is the way through all of it.
 
 What can't be converted is `NotConvertible`, a rejection like others, with a code of its own. What torch itself runs is
-then kept as it is, for the torch engine of workers: `pt2` and `torchscript` give a `Loaded`, which becomes a `Source` or
+kept as it is, for the torch engine of workers: `pt2` and `torchscript` give a `Loaded`, which becomes a `Source` or
 runs. torch is imported in `networks`, `pt2`, `torchscript` and `exporting` alone, TensorFlow in `tensorflow`.
 """
