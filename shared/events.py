@@ -130,7 +130,7 @@ class OptimizationClaimed(AttemptEvent):
 
 
 class Conversion(Fields):
-    """How an upload that was no single ONNX file became one, and how close the two answered, run side by side."""
+    """How an upload that was no single ONNX file became one, and how close the two answered; or why it did not."""
 
     format: Short
     """What the upload was."""
@@ -146,6 +146,10 @@ class Conversion(Fields):
     rtol: Finite = 0.0
     atol: Finite = 0.0
     """What was allowed: `|a - b| <= atol * max(1, |b| at most) + rtol * |b|`."""
+    engine: Short = ONNXRUNTIME
+    """What runs the file: `torch` where the upload did not become ONNX, and is served as it is."""
+    problem: Text = ""
+    """Why it did not."""
 
 
 class StepPlace(Fields):

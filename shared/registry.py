@@ -144,7 +144,7 @@ class Version:
 
     @property
     def model_file(self) -> Artifact:
-        """The version's model as one ONNX file: as uploaded, converted or trained."""
+        """The version's model as one file: ONNX, as uploaded, converted or trained, or what torch runs as it is."""
         converted = self.steps.get(CANONICAL)
         return self.artifact if converted is None or converted.file is None else converted.file
 

@@ -115,11 +115,13 @@ def _verdict(found: dict[str, Any]) -> str:
 
 def conversion(version: dict[str, Any]) -> str | None:
     """What a version was made of that is no ONNX file by birth, and how close it is; or what it waits for."""
-    if version.get("waits_for"):
-        return str(version["waits_for"])
     found = version.get("conversion")
+    waits = str(version["waits_for"]) if version.get("waits_for") else None
     if not found:
-        return None
+        return waits
+    if found["engine"] != "onnxruntime":
+        served = f"{found['format']} that did not become ONNX, and is served by {found['engine']} as it is"
+        return "; ".join(filter(None, (f"{served}: {found['problem']}", waits)))
     made = f"converted from {found['format']} ({found['how']}) to ONNX opset {found['opset']}"
     if not found["shapes"]:
         return f"{made}: no number was changed"

@@ -17,7 +17,7 @@ from services.gateway.paths import version_url
 from shared import export_events
 from shared.codec import rfc3339
 from shared.errors import Conflict, InvalidInput, ModelNotReady, UnknownExport, Unsupported
-from shared.exports import FORMATS, same, source_of
+from shared.exports import FORMATS, TORCH, same, source_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -62,7 +62,7 @@ async def export(backbone: Backbone, asked: Asked) -> Export:
     if source is None:
         known = ", ".join(version.variants)
         raise InvalidInput(f"variant {(asked.variant or '')[:80]!r} is none of {known}")
-    _check_means(asked.format, source.engine, backbone.heartbeats.alive())
+    _check_means(asked.format, source.engine, version.recognised, backbone.heartbeats.alive())
     if (there := same(registry.model(asked.model).exports, asked.version, asked.format, source.artifact)) is not None:
         return there
     event = export_events.ExportRequested(
@@ -79,9 +79,10 @@ async def export(backbone: Backbone, asked: Asked) -> Export:
     return after.exports[event.export_id]
 
 
-def _check_means(file_format: str, engine: str, alive: Iterable[Heartbeat]) -> None:
-    if engine == "torch" and file_format not in ("pt2", "bundle"):
-        raise Unsupported(f"it is served from its .pt2, since it does not convert: {file_format} can't be had of it")
+def _check_means(file_format: str, engine: str, uploaded: str | None, alive: Iterable[Heartbeat]) -> None:
+    if engine == TORCH and file_format not in (own := (uploaded or "pt2", "bundle")):
+        what = f"it is served as it was uploaded, since it does not become ONNX: {file_format} can't be had of it"
+        raise Unsupported(f"{what}, only {' and '.join(own)}")
     needs = FORMATS[file_format].needs
     optimizers = [beat for beat in alive if beat.service == "optimizer"]
     if needs and engine != needs and optimizers and not any(needs in beat.machine.engines for beat in optimizers):

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Final
 from services.gateway import claims, idempotency
 from services.gateway.bodies import ClientGone
 from services.gateway.client import end
+from services.gateway.readiness import check_engine
 from shared import logs, processed_signature
 from shared.errors import DeadlineExceeded, InvalidInput, RepliesUnavailable, Stopping, TooLarge
 from shared.oip import encode_request_msgpack
 from shared.replies import Claim
 from shared.requests import RequestHeaders
 from shared.results import Result
+from shared.runtime_config import ONNXRUNTIME
 from shared.topics import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
@@ -127,8 +129,11 @@ def check_fits(gateway: Gateway, version: Version, request: InferenceRequest) ->
 
     Raises:
         InvalidInput: it does not.
+        ModelNotReady: it needs an engine that no live worker has.
     """
     variant = version.serving
+    if variant.engine != ONNXRUNTIME:
+        check_engine(version, gateway.backbone.heartbeats.alive())
     form = (
         variant.key,
         tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in request.inputs]),

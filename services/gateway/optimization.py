@@ -16,8 +16,9 @@ from msgspec.structs import asdict
 from shared import events as ev
 from shared import topics
 from shared.codec import cloud_event_headers, decode_event, encode_event
-from shared.errors import Conflict, InvalidInput, LogUnavailable
+from shared.errors import Conflict, InvalidInput, LogUnavailable, Unsupported
 from shared.optimization import MAX_OPTIONS_BYTES, DataFile, Optimization, parse
+from shared.runtime_config import ONNXRUNTIME
 
 if TYPE_CHECKING:
     from services.gateway.gateway import Backbone
@@ -71,12 +72,14 @@ async def update(backbone: Backbone, model: str, asked: Update, tenant: str | No
         UnknownModel, UnknownVersion: there is no such parent.
         Conflict: the parent is not ready, or none answers.
         InvalidInput: there are no data to train on.
+        Unsupported: the parent is no ONNX model.
     """
     known = backbone.log.registry.model(model)
     parent = known.active if asked.parent is None else asked.parent
     if parent is None:
         raise Conflict(f"no version of model {model!r} answers: say which is to be updated")
-    backbone.log.registry.version(model, parent)
+    if (engine := _engine(backbone.log.registry.version(model, parent))) != ONNXRUNTIME:
+        raise Unsupported(f"version {parent} of model {model!r} is served by {engine}, and only ONNX is trained")
     if asked.data is None:
         raise InvalidInput("data: an update is trained on data: name a file, or a range of the log")
     await check_data(backbone.store, asked)
@@ -95,6 +98,10 @@ async def update(backbone: Backbone, model: str, asked: Update, tenant: str | No
         state = registry.version(model, parent).state
         raise Conflict(f"version {parent} of model {model!r} is {state}: only a ready version can be updated")
     return registry.version(model, number)
+
+
+def _engine(version: Version) -> str:
+    return version.serving.engine if version.state == "ready" else ONNXRUNTIME
 
 
 async def cancel(log: RegistryLog, model: str, number: int, tenant: str | None) -> Version:

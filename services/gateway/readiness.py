@@ -35,16 +35,33 @@ def check(registry: Registry, alive: Iterable[Heartbeat], model: str, number: in
     for version in _answering(registry, model, number):
         variant = version.serving
         if (model, version.number, variant.name, variant.artifact.sha256) not in held:
-            if variant.engine != ONNXRUNTIME and not _anyone_has(alive, variant.engine):
-                raise ModelNotReady(
-                    f"version {version.number} of {model!r} needs the engine {variant.engine!r}, which no live worker "
-                    "has: start one with that extra installed"
-                )
-            raise ModelNotReady(f"no live worker holds version {version.number} ({variant.name}) of {model!r} yet")
+            check_engine(version, alive)
+            what = f"no live worker holds version {version.number} ({variant.name}) of {model!r} yet"
+            if variant.engine != ONNXRUNTIME:
+                variable = f"AIAAS_{(version.recognised or 'pt2').upper()}_TENANTS"
+                what += f"; workers load such files only of tenants in their {variable}"
+            raise ModelNotReady(what)
 
 
-def _anyone_has(alive: Iterable[Heartbeat], engine: str) -> bool:
-    return any(beat.service == "worker" and engine in beat.machine.engines for beat in alive)
+def check_engine(version: Version, alive: Iterable[Heartbeat]) -> None:
+    """Return if a live worker has the engine of a version that is ready.
+
+    Raises:
+        ModelNotReady: none has.
+    """
+    if (missing := lacks_engine(version, alive)) is not None:
+        raise ModelNotReady(missing)
+
+
+def lacks_engine(version: Version, alive: Iterable[Heartbeat]) -> str | None:
+    """In a sentence, which engine a ready version needs and no live worker has."""
+    engine = version.serving.engine
+    if engine == ONNXRUNTIME or any(beat.service == "worker" and engine in beat.machine.engines for beat in alive):
+        return None
+    return (
+        f"version {version.number} of {version.model!r} needs the engine {engine!r}, which no live worker has: start "
+        "one with that extra installed"
+    )
 
 
 def described(registry: Registry, model: str, number: int | None = None) -> Version:

@@ -12,6 +12,7 @@ from services.gateway.dependencies import TheBackbone, TheGateway, TheTenant
 from services.gateway.gateway import Gateway
 from services.gateway.optimization import options_of
 from services.gateway.paths import version_of, version_url
+from services.gateway.readiness import lacks_engine
 from shared import routing_changes
 from shared.errors import InvalidInput
 from shared.events import MAX_VERSION
@@ -113,8 +114,9 @@ async def show_version(model: str, version: str, backbone: TheBackbone, _tenant:
     registry = backbone.log.registry
     found = registry.version(model, _number(version, model))
     told = backbone.progress.of(model, found.number), backbone.progress.points(model, found.number)
-    tools = [beat.tools for beat in backbone.heartbeats.alive() if beat.service == "optimizer"]
-    waits = views.waits_for(found, tools)
+    alive = list(backbone.heartbeats.alive())
+    tools = [beat.tools for beat in alive if beat.service == "optimizer"]
+    waits = views.waits_for(found, tools) if found.state != "ready" else lacks_engine(found, alive)
     return JsonResponse(views.version_state(registry.model(model), found, *told, waits_for=waits))
 
 

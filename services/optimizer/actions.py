@@ -6,13 +6,14 @@ own configs; what trains has its description here.
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
 from services.optimizer.recipes.configs import DynamicInt8, Fp16, StaticQdq, WeightOnly
 from shared.events import MachineClass
 from shared.optimization import LoggedRequests, Training
+from shared.runtime_config import ONNXRUNTIME
 
 STEP_NAME: Final = r"\A[a-z0-9][a-z0-9.-]{0,79}\Z"
 StepName = Annotated[str, Meta(pattern=STEP_NAME)]
@@ -24,8 +25,19 @@ INPUTS: Final = "inputs"
 ELSEWHERE: Final = "elsewhere"
 
 
-class Refer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="reference"):
+class Refer(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    tag_field="kind",
+    tag="reference",
+):
     """Vet the file, read its signature, find its batch axes, measure it: what all candidates are held against."""
+
+    engine: Literal["onnxruntime", "torch"] = ONNXRUNTIME
+    """What runs it: torch, if it is an upload that did not become ONNX."""
 
 
 class Convert(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="convert"):

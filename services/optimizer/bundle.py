@@ -1,6 +1,6 @@
 """A bundle: a version with all that belongs to it, in one zip that `aiaas models upload` understands once unpacked.
 
-    model.onnx          the variant's bytes (`model.pt2` where torch serves it)
+    model.onnx          the variant's bytes (`model.pt2` or `model.pt` where torch serves it)
     processing.json     the steps before and after the model, files by their names here; only if any are declared
     tokenizer-0.json …  and labels-0.txt …: what these steps name
     config.json         the runtime configuration and the signature
@@ -42,7 +42,7 @@ async def made(space: Workspace, model: Model, version: Version, variant: Varian
         Rejection: something of it is not there.
         Unavailable, OSError: not its fault.
     """
-    model_file = "model.pt2" if variant.engine == TORCH else "model.onnx"
+    model_file = _model_file(version, variant)
     await space.fetch(variant.artifact, model_file, 2 * variant.artifact.byte_size + 1)
     files = [model_file]
     texts: dict[str, bytes] = {}
@@ -123,6 +123,12 @@ def _ancestor(version: Version) -> dict[str, Any]:
     }
 
 
+def _model_file(version: Version, variant: Variant) -> str:
+    if variant.engine != TORCH:
+        return "model.onnx"
+    return "model.pt" if version.recognised == "torchscript" else "model.pt2"
+
+
 def readme(version: Version, variant: Variant, model_file: str) -> str:
     """For whoever unpacks it."""
     tensors = "\n".join(
@@ -131,11 +137,12 @@ def readme(version: Version, variant: Variant, model_file: str) -> str:
         for spec in specs
     )
     steps = " --processing processing.json" if version.processing is not None else ""
-    run = (
-        "torch.export.load('model.pt2').module()(*inputs)  # code can run when such a file is loaded: trust its origin"
-        if variant.engine == TORCH
-        else "onnxruntime.InferenceSession('model.onnx').run(None, {'NAME': array})"
-    )
+    warning = "  # code can run when such a file is loaded: trust its origin"
+    run = {
+        "model.onnx": "onnxruntime.InferenceSession('model.onnx').run(None, {'NAME': array})",
+        "model.pt2": "torch.export.load('model.pt2').module()(*inputs)" + warning,
+        "model.pt": "torch.jit.load('model.pt')(*inputs)" + warning,
+    }[model_file]
     return f"""# {version.model}, version {version.number} ({variant.name})
 
 {tensors}

@@ -10,6 +10,7 @@ from services.optimizer import gate
 from services.optimizer.actions import COMPARE, ELSEWHERE, REFERENCE, Compare, Convert, Draw, Elsewhere, Sample, Train
 from services.optimizer.messages import Served
 from shared.events import Comparison, Estimate, ModelReady, OnWorker, VariantReady, VariantRejected
+from shared.registry import CANONICAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +44,7 @@ def events(
     candidates = [spec.name for spec in plan.steps if not isinstance(spec.action, _NO_CANDIDATES)]
     # An earlier owner with other means may have tried more.
     candidates += [name for name, each in documents.items() if each.found.measurements and name not in candidates]
-    failed = dict.fromkeys(plan.unknown, "nothing is called that")
+    failed = dict(plan.refused)
     measured = {}
     for name in candidates:
         document = documents.get(name)
@@ -73,10 +74,14 @@ def events(
         _rejected(common, name, why, measured.get(name), files.get(name)) for name, why in decision.rejected.items()
     ]
     comparison = _comparison(version, documents.get(COMPARE), policy)
+    converted = None if (canonical := documents.get(CANONICAL)) is None else canonical.found.conversion
+    reason = decision.reason
+    if converted is not None and converted.problem:
+        reason = f"torch serves it as it is, since it did not become ONNX: {converted.problem}"
     return (
         *ready,
         *rejected,
-        ModelReady(**common, variant=decision.chosen, reason=decision.reason, comparison=comparison),
+        ModelReady(**common, variant=decision.chosen, reason=reason[:4000], comparison=comparison),
     )
 
 
@@ -111,6 +116,7 @@ def _ready(common: dict[str, Any], document: Document, file: Artifact, why: str)
         measurements=replace(found.measurements, byte_size=file.byte_size),
         provenance=document.provenance,
         reason=why[:4000],
+        engine=found.engine,
     )
 
 

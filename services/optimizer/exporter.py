@@ -145,7 +145,9 @@ class Exporter:
         if variant is None or variant.artifact.sha256 != export.source.sha256:
             raise Rejection("not_exportable", f"Variant {export.variant!r} is not there any more")
         try:
-            if export.format == "onnx" or (export.format == "pt2" and variant.engine == TORCH):
+            if variant.engine == TORCH and export.format not in (version.recognised or "pt2", "bundle"):
+                raise Rejection("not_exportable", "It did not become ONNX, and is served as it was uploaded")
+            if export.format == "onnx" or (variant.engine == TORCH and export.format != "bundle"):
                 async for _ in self._store.stream(export.source):
                     pass  # its digest is right, or this raises
                 return export.source, ()

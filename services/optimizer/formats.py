@@ -43,6 +43,8 @@ FORMATS: Final[Mapping[str, Format]] = {
     "keras": Format("a Keras model (.keras)", _TENSORFLOW),
     "tflite": Format("a TensorFlow Lite model", _TENSORFLOW),
 }
+TORCHS_OWN: Final = ("pt2", "torchscript")
+"""What torch runs as it is, where it does not become ONNX."""
 ANYONE: Final = "*"
 
 

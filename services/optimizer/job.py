@@ -37,6 +37,7 @@ from shared.errors import ArtifactNotFound, CallerError, DigestMismatch
 from shared.events import DataUsed, FormatRecognised, ModelRejected, StepFinished
 from shared.optimization import DataFile, Optimization
 from shared.registry import CANONICAL, TRAIN, Step
+from shared.runtime_config import TORCH
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from services.optimizer.task import Hooks, Task
     from services.optimizer.workspace import Workspace
     from shared.artifacts import Artifact, ArtifactStore
-    from shared.events import AttemptEvent
+    from shared.events import AttemptEvent, Conversion
     from shared.registry import Version
 
 _ESSENTIAL = frozenset({REFERENCE, TRAIN, CANONICAL})
@@ -121,7 +122,7 @@ class _Attempt:
         self._version = task.version
         self._options = task.version.optimization or Optimization()
         self._plan: Plan = plans.plan(task.version, self._means)
-        self._meter = Meter([spec.name for spec in self._plan.steps], hooks.on_progress)
+        self._meter = self._metered()
         self._policy = conclusion.policy_of(self._options.policy, task.policy, jobs.settings.policy)
         self._steps: dict[str, Step] = {}
         self._documents: dict[str, Document] = {}
@@ -143,11 +144,14 @@ class _Attempt:
         while left := self._left():
             if self._budget_left_s() <= 0 and left[0].name not in _UNBUDGETED | _ESSENTIAL:
                 break
+            plan = self._plan
             ending = await self._child(left)
             if self._rejected is not None:
                 raise Rejection(self._rejected.code, self._rejected.found)
             if self._recognised is not None and self._version.recognised is None:
                 await self._plan_conversion(self._recognised.format)
+                continue
+            if self._plan is not plan:
                 continue
             if self._left() and not await self._goes_on_after(ending):
                 break
@@ -205,11 +209,22 @@ class _Attempt:
         await self._hooks.record(event)
         self._version = replace(self._version, recognised=name, needs=needs)
         self._plan = plans.plan(self._version, self._means)
-        self._meter = Meter([spec.name for spec in self._plan.steps], self._hooks.on_progress)
+        self._meter = self._metered()
         await self._reuse()
 
     def _check_allowed(self, name: str) -> None:
         formats.check_allowed(name, self._version.tenant, self._jobs.settings.allowed_formats)
+
+    def _check_runtime(self, conversion: Conversion) -> None:
+        """Look whether torch can be run as the version is configured.
+
+        Raises:
+            Rejection: an option means nothing to it.
+        """
+        config = self._version.runtime
+        if config is not None and (foreign := config.foreign_to(TORCH)):
+            found = f"{conversion.problem}. torch would serve it as it is, but {foreign[0]} means nothing to torch"
+            raise Rejection("not_convertible", found)
 
     async def _goes_on_after(self, ending: Ending) -> bool:
         """Blame the step that a child did not end; False if it was only the time that was over."""
@@ -422,6 +437,10 @@ class _Attempt:
     def _keep(self, step: Step, document: Document) -> None:
         self._steps[step.name] = step
         self._documents[step.name] = document
+        if step.conversion is not None and step.conversion.engine == TORCH:
+            self._check_runtime(step.conversion)
+            self._plan = plans.as_it_is(self._version, self._means)
+            self._meter = self._metered()
         if step.name not in _UNBUDGETED:
             self._spent_s += step.seconds
 
@@ -443,6 +462,9 @@ class _Attempt:
         return await self._jobs.store.put_stream(chunks(), limit_bytes=len(content))
 
     # ------------------------------------------------------------------ small questions
+
+    def _metered(self) -> Meter:
+        return Meter([spec.name for spec in self._plan.steps], self._hooks.on_progress)
 
     def _left(self) -> list[Spec]:
         """What a child has to do, and what is drawn for it."""

@@ -18,6 +18,7 @@ from shared.confine import Limits
 from shared.events import Conversion, Latency, MachineClass, Measurements
 from shared.export_events import Parity
 from shared.quality.estimates import Comparison
+from shared.runtime_config import ONNXRUNTIME
 from shared.signature import Signature
 
 if TYPE_CHECKING:
@@ -194,6 +195,8 @@ class Found(_Message, frozen=True, kw_only=True, tag="found"):
     """The step made a file that is no candidate, such as trained weights."""
     conversion: Conversion | None = None
     """Of what was uploaded."""
+    engine: Literal["onnxruntime", "torch"] = ONNXRUNTIME
+    """What runs the file."""
 
     def __post_init__(self) -> None:
         # What goes to the log must be printable as JSON, which has no NaN: msgspec would write null.

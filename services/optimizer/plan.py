@@ -39,6 +39,7 @@ from services.optimizer.actions import (
 from services.optimizer.recipes.registry import DETERMINISTIC, RECIPES
 from shared.optimization import LoggedRequests, Optimization
 from shared.registry import CANONICAL, TRAIN
+from shared.runtime_config import TORCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -83,10 +84,10 @@ class Means:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in their order, and names that nothing is called by."""
+    """Steps in their order, and why candidates that were asked for have none."""
 
     steps: tuple[Spec, ...]
-    unknown: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Spec:
         return next(spec for spec in self.steps if spec.name == name)
@@ -123,7 +124,18 @@ def plan(version: Version, means: Means) -> Plan:
         )
         asked = Elsewhere(machines=means.others, here=means.here)
         steps.append(Spec(name=ELSEWHERE, action=asked, base=REFERENCE))
-    return Plan(tuple(steps), tuple(unknown))
+    return Plan(tuple(steps), dict.fromkeys(unknown, "nothing is called that"))
+
+
+def as_it_is(version: Version, means: Means) -> Plan:
+    """What is to be done for a version whose upload did not become ONNX: torch runs it, and nothing is built of it."""
+    asked = (version.optimization or Optimization()).candidates or ()
+    steps = [
+        msgspec.structs.replace(spec, action=Refer(engine=TORCH)) if spec.name == REFERENCE else spec
+        for spec in plan(version, means).steps
+        if isinstance(spec.action, Draw | Convert | Refer)
+    ]
+    return Plan(tuple(steps), dict.fromkeys(asked, "candidates are built from ONNX, which the upload did not become"))
 
 
 def _sensible(means: Means, options: Optimization) -> Iterator[str]:

@@ -180,7 +180,7 @@ class Worker:
             wake=self._lane.wake,
         )
         for variant in server.routed():
-            if not lacking(registry.models[name], self._machine.engines, self._settings.pt2_tenants):
+            if not lacking(registry.models[name], self._machine.engines, self._settings.torch_tenants):
                 self._shelf.want(variant)
         self._servers[name] = server
         self._lane.add(server)
@@ -201,7 +201,7 @@ class Worker:
         self._adopted = self._log.registry
         self._shelf.release(only_unloaded(self._adopted))
         for name, server in self._servers.items():
-            missing = lacking(self._adopted.models[name], self._machine.engines, self._settings.pt2_tenants)
+            missing = lacking(self._adopted.models[name], self._machine.engines, self._settings.torch_tenants)
             self._partaking[name].say(missing)
             if not missing:
                 server.adopt(self._adopted)

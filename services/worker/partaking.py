@@ -13,24 +13,31 @@ from shared import logs
 from shared.runtime_config import TORCH
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from services.worker.intake import Intake
     from shared.registry import Model
 
 ANYONE: Final = "*"
+_PROGRAM: Final = "pt2"
 
 
-def lacking(model: Model, engines: Collection[str], pt2_tenants: Collection[str]) -> set[str]:
-    """What ready versions of a model need, and what is not here: engines, and leave to load a tenant's programs."""
+def lacking(model: Model, engines: Collection[str], tenants: Mapping[str, Collection[str]]) -> set[str]:
+    """What ready versions of a model need, and what is not here: engines, and leave to load a tenant's programs.
+
+    `tenants` are those who have that leave, by the format of what they uploaded.
+    """
     if model.retired or model.unloaded:
         return set()  # its requests fail fast, which needs none
     ready = [version for version in model.versions.values() if version.state == "ready"]
     missing = {version.serving.engine for version in ready} - set(engines)
     for version in ready:
-        trusted = ANYONE in pt2_tenants or version.tenant in pt2_tenants
-        if version.serving.engine == TORCH and not trusted:
-            missing.add(f"AIAAS_PT2_TENANTS with {version.tenant!r}")
+        if version.serving.engine != TORCH:
+            continue
+        own = version.recognised or _PROGRAM
+        let = tenants.get(own, ())
+        if ANYONE not in let and version.tenant not in let:
+            missing.add(f"AIAAS_{own.upper()}_TENANTS with {version.tenant!r}")
     return missing
 
 

@@ -25,6 +25,8 @@ class WorkerSettings(PlatformSettings):
     pt2_tenants: Json[list[str]] = Field(default="[]", validate_default=True)
     """JSON list of the tenants whose `.pt2` files the torch engine loads; `["*"]`: everyone's. Loading one can run what
     is in it (docs/export.md). The optimizer reads the same variable when such a file is uploaded."""
+    torchscript_tenants: Json[list[str]] = Field(default="[]", validate_default=True)
+    """The same for TorchScript."""
     memory_budget_bytes: int = Field(default=4 * 1024**3, ge=1)
     """Model bytes held at once; the least recently used go first."""
     max_run_s: float = Field(default=30.0, gt=0)
@@ -52,10 +54,15 @@ class WorkerSettings(PlatformSettings):
     drain_s: float = Field(default=20.0, gt=0)
     """How long running work may take to finish when partitions are revoked or the worker stops."""
 
-    @field_validator("pt2_tenants", mode="before")
+    @field_validator("pt2_tenants", "torchscript_tenants", mode="before")
     @classmethod
     def _empty_is_none(cls, text: object) -> object:
         return text or "[]"  # a variable that is there and empty, as compose files pass it on
+
+    @property
+    def torch_tenants(self) -> dict[str, list[str]]:
+        """Whose uploads the torch engine loads, by what they are."""
+        return {"pt2": self.pt2_tenants, "torchscript": self.torchscript_tenants}
 
     reply_topic_prefixes: tuple[str, ...] = ()
     """Where copies of replies may be produced; none by default."""

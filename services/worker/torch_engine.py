@@ -1,9 +1,12 @@
-"""torch as an engine: exported programs (`.pt2`) that do not convert to ONNX.
+"""torch as an engine: exported programs (`.pt2`) and TorchScript that do not convert to ONNX.
 
-**Loading a `.pt2` can run code**: pickled sample inputs, expressions, guards. Workers load only what an optimizer
+**Loading them can run code**: pickled sample inputs, expressions, guards. Workers load only what an optimizer
 vetted member by member in its sandbox and put into the store, under the digest that the log names, and only for tenants
 who were let (docs/export.md says what remains of the risk). `TORCH_FORCE_WEIGHTS_ONLY_LOAD` refuses pickles of anything
 but tensors; `__main__` sets it, for the whole process of a worker.
+
+Where the runtime configuration asks for `torch_compile`, both are run by turns when it is loaded, and what was compiled
+serves only if it is faster here.
 
 torch can't be told to stop within a run: one that goes on past its deadline and the grace behind it is `EngineStuck`.
 Inputs and outputs go by their order, which is that of the signature. BYTES does not exist here.
@@ -12,7 +15,10 @@ Inputs and outputs go by their order, which is that of the signature. BYTES does
 from __future__ import annotations
 
 import io
+import json
+import time
 import warnings
+import zipfile
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -24,6 +30,7 @@ from services.worker.engine import Engine
 from shared.errors import ExecutionFailed, ModelNotReady
 from shared.machine import isa
 from shared.outcome_events import Runtime
+from shared.tensors import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,15 +40,27 @@ if TYPE_CHECKING:
     from shared.signature import Signature
     from shared.tensors import Array
 
-_COMPILE_ROWS: Final = (1, 2)
+_COMPILE_ROWS: Final = (1, 8)
 """A graph is compiled for one row and for more than one: shapes of 1 are their own."""
+_COMPARED_RUNS: Final = 9
+_GAIN: Final = 1.05
+"""How many times faster a compiled graph must be to be worth it."""
+_SCRIPT_MARK: Final = "/constants.pkl"
+_CONFIG: Final = "config.json"
 
 
 class TorchEngine(Engine):
     """A loaded program."""
 
     def __init__(
-        self, program: Callable[..., Any], signature: Signature, threads: int, config: RuntimeConfig, device: str
+        self,
+        program: Callable[..., Any],
+        signature: Signature,
+        threads: int,
+        config: RuntimeConfig,
+        device: str,
+        *,
+        compiled: bool = False,
     ) -> None:
         super().__init__(signature, config)
         self.program = program
@@ -50,7 +69,6 @@ class TorchEngine(Engine):
         self.threads = threads
         self.device = device
         self.deterministic = device == "cpu"
-        compiled = bool(config.parameters.torch_compile)
         unusual = {"instances": self.instances} if self.instances > 1 else {}
         self.runtime = Runtime(
             engine="torch",
@@ -63,7 +81,7 @@ class TorchEngine(Engine):
 
     @classmethod
     def load(cls, content: bytes, signature: Signature, settings: WorkerSettings, config: RuntimeConfig) -> TorchEngine:
-        """Build the program from the bytes of a `.pt2`.
+        """Build the program from the bytes of a `.pt2`, or of TorchScript.
 
         Raises:
             ModelNotReady: it does not load here, or takes and gives something else than its signature says.
@@ -78,45 +96,23 @@ class TorchEngine(Engine):
         threads = config.parameters.intra_op_thread_count or settings.threads
         try:
             with warnings.catch_warnings(action="ignore"):  # of torch to its developers
-                exported = torch.export.load(io.BytesIO(content))
-                given = len(exported.graph_signature.user_inputs), len(exported.graph_signature.user_outputs)
-                if on_gpu:
-                    exported = move_to_device_pass(exported, device)
-                program: Any = exported.module()
+                is_script = _is_script(content)
+                program = _script(content, device) if is_script else _program(content, signature, device)
+        except ModelNotReady:
+            raise
         except Exception as err:  # whatever is wrong with the bytes
             raise ModelNotReady(f"torch does not load this variant: {err!r}"[:2000]) from err
-        if given != (len(signature.inputs), len(signature.outputs)):
-            raise ModelNotReady(f"the program takes and gives {given} tensors, not as its signature says")
-        if config.parameters.torch_compile:
-            program = torch.compile(program, dynamic=True)
         engine = cls(program, signature, threads, config, device)
-        if config.parameters.torch_compile:
-            engine.compile(signature)
-        return engine
+        if not config.parameters.torch_compile:
+            return engine
+        if is_script:
+            raise ModelNotReady("torch_compile means nothing to TorchScript")
+        compiled = cls(torch.compile(program, dynamic=True), signature, threads, config, device, compiled=True)
+        return compiled if _gain(engine, compiled, signature) >= _GAIN else engine
 
     def begin(self) -> _TorchRun:
         """A run to be."""
         return _TorchRun(self)
-
-    def compile(self, signature: Signature) -> None:
-        """Have the graph compiled now, since the first run does that and takes its time.
-
-        Raises:
-            ModelNotReady: it does not compile here: there is no C++ compiler, or the graph breaks it.
-        """
-        from shared.tensors import DTYPES  # noqa: PLC0415 - only where it is needed
-
-        for rows in _COMPILE_ROWS:
-            feeds = {}
-            for spec in signature.inputs:
-                shape = [dim if isinstance(dim, int) and dim > 0 else 1 for dim in spec.shape]
-                if spec.batch_axis is not None:
-                    shape[spec.batch_axis] = rows
-                feeds[spec.name] = np.zeros(shape, DTYPES[spec.datatype])
-            try:
-                self.begin()(feeds)
-            except ExecutionFailed as err:
-                raise ModelNotReady(f"it does not compile here: {err.message}") from err
 
 
 class _TorchRun:
@@ -145,11 +141,71 @@ class _TorchRun:
             raise ExecutionFailed(str(err)[:2000]) from err
 
 
+def _is_script(content: bytes) -> bool:
+    """Whether an archive of torch's is TorchScript."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return any(name.endswith(_SCRIPT_MARK) for name in archive.namelist())
+
+
+def _script(content: bytes, device: str) -> Callable[..., Any]:
+    """The part of a script that its `config.json` names, or all of it."""
+    extra: dict[str, Any] = {_CONFIG: ""}
+    module: Any = torch.jit.load(io.BytesIO(content), map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call] # torch has it untyped
+    part = str(json.loads(extra[_CONFIG] or "{}").get("module", ""))
+    for name in filter(None, part.split(".")):
+        module = dict(module.named_children())[name]
+    scripted: Callable[..., Any] = module.eval()
+    return scripted
+
+
+def _program(content: bytes, signature: Signature, device: str) -> Callable[..., Any]:
+    exported = torch.export.load(io.BytesIO(content))
+    given = len(exported.graph_signature.user_inputs), len(exported.graph_signature.user_outputs)
+    if given != (len(signature.inputs), len(signature.outputs)):
+        raise ModelNotReady(f"the program takes and gives {given} tensors, not as its signature says")
+    moved = move_to_device_pass(exported, device) if device != "cpu" else exported
+    program: Callable[..., Any] = moved.module()
+    return program
+
+
+def _gain(eager: TorchEngine, compiled: TorchEngine, signature: Signature) -> float:
+    """How many times faster the compiled graph is, over one row and several; its first runs compile it.
+
+    Raises:
+        ModelNotReady: it does not compile here: there is no C++ compiler, or the graph breaks it.
+    """
+    ratios = []
+    for rows in _COMPILE_ROWS:
+        feeds = _zeros(signature, rows)
+        times: tuple[list[float], list[float]] = ([], [])
+        try:
+            for _ in range(1 + _COMPARED_RUNS):
+                for engine, taken in zip((eager, compiled), times, strict=True):
+                    began_s = time.perf_counter()
+                    engine.begin()(feeds)
+                    taken.append(time.perf_counter() - began_s)
+        except ExecutionFailed as err:
+            raise ModelNotReady(f"it does not compile here: {err.message}") from err
+        eager_s, compiled_s = (float(np.median(taken[1:])) for taken in times)
+        ratios.append(eager_s / compiled_s)
+    return float(np.exp(np.mean(np.log(ratios))))
+
+
+def _zeros(signature: Signature, rows: int) -> dict[str, Array]:
+    feeds: dict[str, Array] = {}
+    for spec in signature.inputs:
+        shape = [dim if isinstance(dim, int) and dim > 0 else 1 for dim in spec.shape]
+        if spec.batch_axis is not None:
+            shape[spec.batch_axis] = rows
+        feeds[spec.name] = np.zeros(shape, DTYPES[spec.datatype])
+    return feeds
+
+
 def _tensor(array: Array, datatype: str) -> Any:
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     return tensor.view(torch.bfloat16) if datatype == "BF16" else tensor
 
 
 def _array(tensor: Any, datatype: str) -> Array:
-    found = tensor.detach().cpu().contiguous()
+    found = torch.as_tensor(tensor).detach().cpu().contiguous()
     return np.asarray((found.view(torch.uint16) if datatype == "BF16" else found).numpy())

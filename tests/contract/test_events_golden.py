@@ -174,6 +174,8 @@ EXAMPLES: dict[str, ev.Event] = {
             max_abs_error=0.5,
             rtol=0.001,
             atol=0.0001,
+            engine="torch",
+            problem="no operator for it",
         ),
     ),
     "MeasurementRequested": measurement_events.MeasurementRequested(
@@ -449,7 +451,13 @@ OLDER: dict[str, list[ev.Event]] = {
     ],
     "HttpAnswered": [replace(EXAMPLES["HttpAnswered"], unready=0)],
     "HostSampled": [replace(EXAMPLES["HostSampled"], network_received_bytes=0, network_sent_bytes=0)],
-    "StepFinished": [replace(EXAMPLES["StepFinished"], conversion=None)],
+    "StepFinished": [
+        replace(EXAMPLES["StepFinished"], conversion=None),
+        replace(
+            EXAMPLES["StepFinished"],
+            conversion=replace(EXAMPLES["StepFinished"].conversion, engine="onnxruntime", problem=""),
+        ),
+    ],
 }
 """What the files before the newest are read as."""
 RESULT = Result(

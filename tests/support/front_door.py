@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
 
-OK = 200
+OK, ACCEPTED = 200, 202
 _GATE_S = 90.0
+_CONVERSION_S = 240.0
+"""On a machine that is busy with other tests."""
 _POLL_S = 0.1
 
 
@@ -85,14 +87,14 @@ class FrontDoor:
         assert response.status_code == 202, response.text
         return int(response.json()["version"])
 
-    async def serve(self, model: str, content: bytes) -> int:
+    async def serve(self, model: str, content: bytes, within_s: float = _GATE_S) -> int:
         """Upload a version and wait until it is through the gate and a worker holds it; returns its number."""
         version = await self.upload(model, content)
-        await self.through_the_gate(model, version)
+        await self.through_the_gate(model, version, within_s)
         await self.held(model, version)
         return version
 
-    async def through_the_gate(self, model: str, version: int) -> dict[str, Any]:
+    async def through_the_gate(self, model: str, version: int, within_s: float = _GATE_S) -> dict[str, Any]:
         """The version's state, once it is ready."""
         url = f"/v2/repository/models/{model}/versions/{version}"
 
@@ -102,7 +104,7 @@ class FrontDoor:
                 raise RuntimeError(f"{model} version {version} was rejected: {state}")
             return state if state["state"] == "ready" else None
 
-        state: dict[str, Any] = await eventually(look, within_s=_GATE_S, what=f"{model} version {version} ready")
+        state: dict[str, Any] = await eventually(look, within_s=within_s, what=f"{model} version {version} ready")
         return state
 
     async def held(self, model: str, version: int) -> None:
@@ -114,6 +116,19 @@ class FrontDoor:
         active = (await self.http.get(f"/v2/repository/models/{model}/versions")).json()["active"]
         if active == version:
             await eventually(look, within_s=_GATE_S, what=f"a worker that holds {model} version {version}")
+
+    async def export(self, model: str, version: int, file_format: str) -> bytes:
+        """A version given back in a format."""
+        asked = await self.http.post(f"/v2/repository/models/{model}/versions/{version}/export?format={file_format}")
+        assert asked.status_code == ACCEPTED, asked.text
+
+        async def look() -> dict[str, Any] | None:
+            state: dict[str, Any] = (await self.http.get(asked.json()["status_url"])).json()
+            assert state["state"] != "rejected", state
+            return state if state["state"] == "ready" else None
+
+        made: dict[str, Any] = await eventually(look, within_s=_CONVERSION_S, what=f"{model} as {file_format}")
+        return (await self.http.get(made["file_url"])).content
 
     async def change(self, model: str, what: str) -> None:
         """`versions/{v}/promote` or `rollback`."""

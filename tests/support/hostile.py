@@ -217,12 +217,12 @@ def config(**changes):
 # ------------------------------------------------------------------ torch.export
 
 
-def program(change):
+def program(change, make=bundles.as_pt2):
     """The network's program with something else in its JSON."""
-    name = next(name for name in members(bundles.as_pt2()) if name.endswith("models/model.json"))
-    document = json.loads(members(bundles.as_pt2())[name])
+    name = next(name for name in members(make()) if name.endswith("models/model.json"))
+    document = json.loads(members(make())[name])
     change(document)
-    return changed(bundles.as_pt2(), **{"models/model__json": json.dumps(document).encode()})
+    return changed(make(), **{"models/model__json": json.dumps(document).encode()})
 
 
 def payload_config(change):
@@ -525,6 +525,18 @@ CORPUS = {
         UNSAFE,
     ),
     "pt2: guard that runs code": (lambda: program(lambda d: d.update(guards_code=[EVIL])), None),
+    "pt2 for torch: guard that runs code": (
+        lambda: program(lambda d: d.update(guards_code=[EVIL]), bundles.NOT_ONNX["pt2"]),
+        None,
+    ),
+    "pt2 for torch: pickled sample inputs": (
+        lambda: changed(bundles.NOT_ONNX["pt2"](), **{"data/sample_inputs/model__pt": torch_pickled()}),
+        None,
+    ),
+    "torchscript for torch: a pickle among its extra files": (
+        lambda: with_member(bundles.NOT_ONNX["torchscript"](), "extra/evil.pkl", pickled(2)),
+        None,
+    ),
     "pt2: range of something else": (
         lambda: program(lambda d: d["range_constraints"].update({EVIL: {"min_val": 0, "max_val": 1}})),
         UNSAFE,

@@ -36,12 +36,12 @@ from .ports import free_port
 from .waiting import eventually
 
 MODELS = {"m": "FP32", "texts": "BYTES"}
-"""Each gives back its one input; `young` is known, and not ready."""
+"""Each gives back its one input, and so does `program`, by torch; `young` is known, and not ready."""
 
 
-def ready(model, signature):
+def ready(model, signature, **more):
     about = {"model": model, "version": 1, "attempt": 1, "owner": OWNER}
-    made = {"signature": signature, "batch_cap": 32, "measurements": Measurements()}
+    made = {"signature": signature, "batch_cap": 32, "measurements": Measurements(), **more}
     return [
         uploaded(model, model),
         OptimizationClaimed(**about),
@@ -51,7 +51,9 @@ def ready(model, signature):
 
 
 REGISTRY = folded(
-    *(event for model, d in MODELS.items() for event in ready(model, echo_signature(d))), uploaded("young")
+    *(event for model, d in MODELS.items() for event in ready(model, echo_signature(d))),
+    *ready("program", echo_signature("FP32"), engine="torch"),
+    uploaded("young"),
 )
 
 
@@ -115,6 +117,8 @@ class LoneGateway:
         self.replies = FakeReplies()
         self.log = Log(self._take)
         self.usual = []
+        self.beats = []
+        """Of the workers that are alive."""
         self.answer_with = {}
         """Fields of the result by a request's `behaviour`."""
         self._tasks = set()
@@ -155,7 +159,7 @@ class LoneGateway:
             requests=self.log,
             log=SimpleNamespace(registry=REGISTRY),
             topics=SimpleNamespace(has=lambda model: model in REGISTRY.models, ensure=_nothing),
-            heartbeats=SimpleNamespace(alive=list),
+            heartbeats=SimpleNamespace(alive=lambda: self.beats),
             statistics=None,
             replies=self.replies,
             waiter=self.waiter,

@@ -568,6 +568,14 @@ def test_what_is_said_of_a_comparison_is_true(metric, own, parents, worse, verdi
     assert said.endswith(f"on the same 150 rows: {verdict}")
 
 
+def test_why_an_upload_did_not_become_onnx_is_shown():
+    conversion = {"format": "pt2", "engine": "torch", "problem": "no ONNX function found for bessel_j0"}
+    shown = "pt2 that did not become ONNX, and is served by torch as it is: no ONNX function found for bessel_j0"
+    assert follow.conversion({"conversion": conversion}) == shown
+    assert follow.conversion({"conversion": conversion, "waits_for": "no worker"}) == f"{shown}; no worker"
+    assert follow.conversion({"conversion": None, "waits_for": "no optimizer"}) == "no optimizer"
+
+
 POINT = {"step": 3, "value": 0.25}
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
-
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -17,6 +14,7 @@ from support.attempts import Attempt
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make test-tensorflow")
 pytest.importorskip("tf2onnx", reason="tf2onnx is not installed: make test-tensorflow")
+keras_network = pytest.importorskip("support.keras_network")
 
 
 @pytest.fixture
@@ -31,46 +29,9 @@ async def attempt(settings):
     return Attempt(settings, probed.tools)
 
 
-def keras_model():
-    held = network.weights()
-    model = tf.keras.Sequential(
-        [
-            tf.keras.Input((network.SIZES[0],), name="x"),
-            tf.keras.layers.Dense(network.SIZES[1], activation="relu"),
-            tf.keras.layers.Dense(network.SIZES[2]),
-        ]
-    )
-    model.set_weights([held["0.weight"].T, held["0.bias"], held["2.weight"].T, held["2.bias"]])
-    return model
-
-
-def keras_file(model, path):
-    model.save(path / "model.keras")
-    return (path / "model.keras").read_bytes()
-
-
-def saved(model, path):
-    model.export(path / "saved", verbose=False)
-    return zipped(path / "saved")
-
-
-def zipped(directory):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as made:
-        for path in sorted(directory.rglob("*")):
-            if path.is_file():
-                made.write(path, path.relative_to(directory.parent))
-    return buffer.getvalue()
-
-
-def lite(model, path):
-    del path
-    return tf.lite.TFLiteConverter.from_keras_model(model).convert()
-
-
-@pytest.mark.parametrize(("name", "make"), [("keras", keras_file), ("savedmodel", saved), ("tflite", lite)])
-async def test_the_network_answers_as_in_every_other_format(attempt, tmp_path, name, make):
-    *variants, ready = await attempt.run(make(keras_model(), tmp_path))
+@pytest.mark.parametrize("name", keras_network.FORMATS)
+async def test_the_network_answers_as_in_every_other_format(attempt, tmp_path, name):
+    *variants, ready = await attempt.run(keras_network.FORMATS[name](tmp_path))
     assert isinstance(ready, ev.ModelReady), ready
     (fp32,) = variants
     recognised, canonical, _ = attempt.told
@@ -108,7 +69,7 @@ class Reads(tf.Module):
 async def test_a_saved_model_that_does_more_than_compute(attempt, tmp_path, kind):
     module = kind()
     tf.saved_model.save(module, str(tmp_path / "bad"), signatures=module.__call__)
-    (event,) = await attempt.run(zipped(tmp_path / "bad"))
+    (event,) = await attempt.run(keras_network.zipped(tmp_path / "bad"))
     assert event.code == "unsafe_model", event.reason
     assert not list(tmp_path.rglob("MARKER*"))
 
@@ -116,7 +77,7 @@ async def test_a_saved_model_that_does_more_than_compute(attempt, tmp_path, kind
 async def test_damaged_ones(attempt, tmp_path):
     (event,) = await attempt.run(network.archive({"saved_model.pb": b"\xff" * 50}))
     assert event.code == "invalid_model"
-    (event,) = await attempt.run(lite(keras_model(), tmp_path)[:-200] + bytes(100))
+    (event,) = await attempt.run(keras_network.lite(tmp_path)[:-200] + bytes(100))
     assert event.code in {"not_convertible", "invalid_model", "not_equivalent", "vet_crashed"}
-    (event,) = await attempt.run(keras_file(keras_model(), tmp_path)[:-200])
+    (event,) = await attempt.run(keras_network.keras_file(tmp_path)[:-200])
     assert event.code == "unsafe_archive"

@@ -50,11 +50,13 @@ def look(content):
             architectures.parse(archive.read(CONFIG))
             weights.read(archive.read(member))
         case "pt2":
-            program_archive.vetted(archive if member is None else archive.inner(member))
+            clean = program_archive.vetted(archive if member is None else archive.inner(member))
+            assert program_archive.vetted(recognise(clean, LIMIT_BYTES).archive) == clean
         case "torchscript":
             script = archive if member is None else archive.inner(member)
-            script_archive.vetted(script)
-            script_archive.takes(script, None)
+            clean = script_archive.vetted(script, script_archive.takes(script, None))
+            again = recognise(clean, LIMIT_BYTES).archive
+            assert script_archive.vetted(again, script_archive.takes(again, None)) == clean
         case "keras":
             keras_config.check(archive)
         case _:

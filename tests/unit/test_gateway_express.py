@@ -20,6 +20,8 @@ from structlog.testing import capture_logs
 
 from services.gateway import express_connection, http_server, turnstile
 from services.gateway.express import Inference, _new_id
+from shared.events import MachineClass
+from shared.heartbeat_events import Heartbeat
 from shared.tensors import Tensor
 from support.certificates import Certificates
 from support.lone_gateway import LoneGateway, body, chunked, post, silent
@@ -187,6 +189,22 @@ async def test_errors_keep_the_connection(tmp_path):
     async with LoneGateway(tmp_path) as gateway, gateway.line() as line:
         statuses = [(await line.ask(post(content))).status for content in (b"{", body(), b"[]", body())]
         assert statuses == [400, 200, 400, 200]
+        assert not gateway.usual
+
+
+async def test_what_no_live_worker_has_the_engine_for_is_refused_before_anybody_waits(tmp_path):
+    def worker(**engines):
+        machine = MachineClass(isa="x", engines=engines)
+        about = {"service": "worker", "loaded": (), "registry_offset": 0, "interval_s": 2}
+        return Heartbeat(instance="w", incarnation="1", machine=machine, **about)
+
+    async with LoneGateway(tmp_path) as gateway, gateway.line() as line:
+        gateway.beats.append(worker(onnxruntime="1"))
+        refused = await line.ask(post(body(), model="program"))
+        assert (refused.status, len(gateway.log.records)) == (503, 0)
+        assert "needs the engine 'torch', which no live worker has" in refused.json["error"]
+        gateway.beats.append(worker(onnxruntime="1", torch="2"))
+        assert (await line.ask(post(body(), model="program"))).status == 200
         assert not gateway.usual
 
 

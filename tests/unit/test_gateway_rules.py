@@ -28,14 +28,22 @@ from shared.errors import (
     UnknownModel,
     UnknownVersion,
 )
-from shared.events import MachineClass, TrafficSplit
+from shared.events import (
+    FormatRecognised,
+    MachineClass,
+    Measurements,
+    ModelReady,
+    OptimizationClaimed,
+    TrafficSplit,
+    VariantReady,
+)
 from shared.events import ModelRetired as Retired
 from shared.heartbeat_events import Heartbeat, LoadedModel
 from shared.oip import InferenceRequest
 from shared.results import Result
 from shared.settings import read
 from shared.tensors import Tensor
-from support.facts import artifact, folded, made_ready, uploaded
+from support.facts import OWNER, SIGNATURE, artifact, folded, made_ready, uploaded
 
 KEYS = {"key-of-alice": "alice", "key-of-bob": "bob"}
 
@@ -183,12 +191,12 @@ def test_paths():
 # ------------------------------------------------------------------ the registry, seen from outside
 
 
-def beat(*loaded, service="worker"):
+def beat(*loaded, service="worker", engines=None):
     models = tuple(
         LoadedModel(model=m, version=v, variant="fp32", artifact_sha256=artifact(f"fp32 {v} 1").sha256, byte_size=1)
         for m, v in loaded
     )
-    machine = MachineClass(isa="x")
+    machine = MachineClass(isa="x", engines=engines or {})
     return Heartbeat(
         instance="w", incarnation="1", service=service, machine=machine, loaded=models, registry_offset=0, interval_s=2
     )
@@ -206,6 +214,27 @@ def test_ready_is_what_a_live_worker_holds():
             readiness.check(registry, beats, "m", number)
     with pytest.raises(ModelNotReady):
         readiness.check(registry, [beat(("m", 1), service="optimizer")], "m")
+
+
+def test_a_worker_with_the_engine_is_looked_for():
+    attempt = {"model": "m", "version": 1, "attempt": 1, "owner": OWNER}
+    variant = {"signature": SIGNATURE, "batch_cap": 1, "measurements": Measurements(), "engine": "torch"}
+    registry = folded(
+        uploaded(),
+        OptimizationClaimed(**attempt),
+        FormatRecognised(**attempt, format="torchscript", needs=(), handed_on=False),
+        VariantReady(**attempt, variant="fp32", artifact=artifact("fp32 1 1"), **variant),
+        ModelReady(**attempt, variant="fp32", reason="torch serves it"),
+    )
+    version = registry.version("m", 1)
+    assert "needs the engine 'torch'" in (readiness.lacks_engine(version, [beat()]) or "")
+    with pytest.raises(ModelNotReady, match="which no live worker has"):
+        readiness.check(registry, [beat(("x", 1))], "m")
+    able = [beat(engines={"torch": "2"})]
+    assert readiness.lacks_engine(version, able) is None
+    with pytest.raises(ModelNotReady, match="AIAAS_TORCHSCRIPT_TENANTS"):
+        readiness.check(registry, able, "m")
+    readiness.check(registry, [beat(("m", 1), engines={"torch": "2"})], "m")
 
 
 def test_ready_with_a_split_needs_every_version_that_takes_traffic():

@@ -48,6 +48,10 @@ for name in sorted(filter(str.isdigit, os.listdir(work))):
         convert = Spec(name="canonical", action=Convert(format=said[-1]["format"]))
         again = msgspec.structs.replace(refer, base="canonical")
         Pipeline(msgspec.structs.replace(job, steps=(convert, again)), Out()).run()
+        if (said[-1].get("conversion") or {}).get("engine") == "torch":
+            again = msgspec.structs.replace(again, action=Refer(engine="torch"))
+            Pipeline(msgspec.structs.replace(job, steps=(again,)), Out()).run()
+            assert said[-1]["kind"] == "rejected" or said[-1]["engine"] == "torch"
     last = said[-1]
     told = {"name": name, "kind": last["kind"], "code": last.get("code"), "found": last.get("found")}
     told["seconds"] = round(time.monotonic() - begun, 2)
@@ -74,6 +78,8 @@ outside = os.environ["OUTSIDE"]
 tried("read /etc/passwd", lambda: open("/etc/passwd").read())
 tried("read a file beside", lambda: open(outside + "/secret").read())
 tried("read it by a link", lambda: (os.symlink(outside + "/secret", "link"), open("link").read()))
+tried("take in a file beside", lambda: os.link(outside + "/secret", "hard"))
+tried("move a file beside", lambda: os.rename(outside + "/secret", "moved"))
 tried("list /", lambda: os.listdir("/"))
 tried("list /tmp", lambda: os.listdir("/tmp"))
 tried("read the parent's environment", lambda: open(f"/proc/{os.getppid()}/environ").read())
@@ -84,8 +90,10 @@ tried("run a program", lambda: subprocess.run(["/bin/true"], check=True))
 tried("signal the parent", lambda: os.kill(os.getppid(), 0))
 tried("connect", lambda: socket.create_connection(("127.0.0.1", int(os.environ["PORT"])), 2))
 tried("listen", lambda: socket.create_server(("127.0.0.1", 0)))
-open("own", "w").write("x")
-print("own file: " + open("own").read())
+os.mkdir("before"), os.mkdir("after")
+open("before/own", "w").write("x")
+os.rename("before/own", "after/own")
+print("own file: " + open("after/own").read())
 """
 
 

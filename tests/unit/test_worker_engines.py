@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -184,6 +186,53 @@ async def test_a_program_gives_the_answers_of_its_module(executor, program):
         given = ROWS[:rows]
         given.flags.writeable = False  # as tensors of a request are
         for found, expected in zip(await answers(engine, executor, x=given), module(ROWS[:rows].copy()), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+COMPILED = b'{"parameters": {"torch_compile": 1}}'
+
+
+@pytest.mark.parametrize(("eager_s", "compiled_s", "kept"), [(0.004, 0.0, True), (0.0, 0.004, False)])
+async def test_what_was_compiled_serves_only_where_it_is_faster(
+    executor, program, monkeypatch, eager_s, compiled_s, kept
+):
+    import torch  # noqa: PLC0415 - `program` skips where it is missing
+
+    model, module = program
+    load = torch.export.load
+
+    def slowed(run, seconds):
+        def running(*given):
+            time.sleep(seconds)
+            return run(*given)
+
+        return running
+
+    def loaded(file):
+        exported = load(file)
+        monkeypatch.setattr(exported, "module", lambda: slowed(original(), eager_s))
+        return exported
+
+    original = load(io.BytesIO(model.content)).module
+    monkeypatch.setattr(torch.export, "load", loaded)
+    monkeypatch.setattr(torch, "compile", lambda _, dynamic: slowed(original(), compiled_s if dynamic else 0))
+    engine = engines.load(model.content, variant(model, COMPILED, "torch"), SETTINGS)
+    assert engine.runtime.options == {"compiled": kept}
+    for found, expected in zip(await answers(engine, executor, x=ROWS.copy()), module(ROWS.copy()), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here: torch.compile needs one")
+async def test_a_program_that_is_compiled_gives_the_same_answers(executor, program, monkeypatch):
+    model, module = program
+    torch_engine = pytest.importorskip("services.worker.torch_engine")
+    monkeypatch.setattr(torch_engine, "_GAIN", 0.0)  # whether it pays or not
+    engine = engines.load(model.content, variant(model, COMPILED, "torch"), SETTINGS)
+    assert engine.runtime.options == {"compiled": True}
+    for rows in (1, 7):
+        for found, expected in zip(
+            await answers(engine, executor, x=ROWS[:rows].copy()), module(ROWS[:rows].copy()), strict=True
+        ):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 

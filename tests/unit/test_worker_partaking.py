@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from services.worker.partaking import Partaking, lacking
-from shared.events import Measurements, ModelRetired, ModelUploaded, OptimizationClaimed, VariantReady
+from shared.events import FormatRecognised, Measurements, ModelRetired, ModelUploaded, OptimizationClaimed, VariantReady
 from shared.events import ModelReady as Ready
 from support.facts import SIGNATURE, artifact, folded
 from support.waiting import eventually
@@ -28,7 +28,7 @@ class FakeIntake:
             self.log.append("drained")
 
 
-def model(engine, *more):
+def model(engine, *more, recognised=None):
     attempt = {"model": "m", "version": 1, "attempt": 1, "owner": "o"}
     ready = VariantReady(
         **attempt,
@@ -40,20 +40,27 @@ def model(engine, *more):
         engine=engine,
     )
     uploaded = ModelUploaded(model="m", upload_id="u", artifact=artifact(), tenant="acme")
-    registry = folded(uploaded, OptimizationClaimed(**attempt), ready, Ready(**attempt, variant="v", reason=""), *more)
+    known = () if recognised is None else (FormatRecognised(**attempt, format=recognised, needs=(), handed_on=False),)
+    done = ready, Ready(**attempt, variant="v", reason="")
+    registry = folded(uploaded, OptimizationClaimed(**attempt), *known, *done, *more)
     return registry.model("m")
 
 
 def test_what_is_lacking_is_what_ready_versions_need():
-    assert lacking(model("torch"), {"onnxruntime": "1"}, ["*"]) == {"torch"}
-    assert lacking(model("torch"), {"onnxruntime": "1", "torch": "2"}, ["*"]) == set()
-    assert lacking(model("onnxruntime"), {"onnxruntime": "1"}, []) == set()
-    assert lacking(model("torch", ModelRetired(model="m")), {"onnxruntime": "1"}, ["*"]) == set()
+    everyone = {"pt2": ["*"]}
+    assert lacking(model("torch"), {"onnxruntime": "1"}, everyone) == {"torch"}
+    assert lacking(model("torch"), {"onnxruntime": "1", "torch": "2"}, everyone) == set()
+    assert lacking(model("onnxruntime"), {"onnxruntime": "1"}, {}) == set()
+    assert lacking(model("torch", ModelRetired(model="m")), {"onnxruntime": "1"}, everyone) == set()
 
 
 @pytest.mark.parametrize(("tenants", "trusted"), [([], False), (["other"], False), (["acme"], True), (["*"], True)])
 def test_programs_are_loaded_of_tenants_alone_who_were_let(tenants, trusted):
-    assert bool(lacking(model("torch"), {"torch": "2"}, tenants)) is not trusted
+    lists = {"pt2": tenants, "torchscript": []}
+    assert bool(lacking(model("torch"), {"torch": "2"}, lists)) is not trusted
+    script = model("torch", recognised="torchscript")
+    assert lacking(script, {"torch": "2"}, lists) == {"AIAAS_TORCHSCRIPT_TENANTS with 'acme'"}
+    assert not lacking(script, {"torch": "2"}, {"torchscript": ["acme"]})
 
 
 async def test_it_joins_and_leaves_and_joins_again():

@@ -6,6 +6,7 @@ and `networks`, `pt2`, `torchscript`, `tensorflow`. They give a `Source`: an ONN
 beside it. `canonical` brings the model into the one form that the rest of the optimizer knows, `parity` runs both at
 several shapes. `convert` is the way through all of it.
 
-What can't be converted is `NotConvertible`, a rejection like others, with a code of its own: another engine may take
-it as it is. torch is imported in `networks`, `pt2`, `torchscript` and `exporting` alone, TensorFlow in `tensorflow`.
+What can't be converted is `NotConvertible`, a rejection like others, with a code of its own. What torch itself runs is
+kept as it is, for the torch engine of workers: `pt2` and `torchscript` give a `Loaded`, which becomes a `Source` or
+runs. torch is imported in `networks`, `pt2`, `torchscript` and `exporting` alone, TensorFlow in `tensorflow`.
 """

@@ -1,24 +1,33 @@
-"""The way through a conversion: recognise, vet, convert, canonical form, run beside the original."""
+"""The way through a conversion: recognise, vet, convert, canonical form, run beside the original.
+
+What torch itself runs (`.pt2`, TorchScript) and does not become ONNX, or another model, is kept as it is: the archive
+that vetting made of it, for the torch engine of workers.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from services.optimizer.conversion import architectures, keras_config, parity, program_archive, script_archive, weights
 from services.optimizer.conversion.canonical import OPSET, canonical
 from services.optimizer.conversion.recognise import CONFIG, recognise
+from services.optimizer.conversion.source import NotConvertible
+from services.optimizer.formats import TORCHS_OWN
 from services.optimizer.rejections import Rejection
 from services.optimizer.sandbox import signature, vet
 from services.optimizer.sandbox.engine import Engine
 from shared.events import Conversion
+from shared.runtime_config import TORCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from services.optimizer.conversion.recognise import Recognised
-    from services.optimizer.conversion.source import Source
+    from services.optimizer.conversion.source import Loaded, Source
     from services.optimizer.messages import Job
     from shared.signature import Signature
 
@@ -27,9 +36,23 @@ TOKENIZER = "tokenizer.json"
 """In a bundle it is only looked at: what texts become is declared with the upload."""
 
 
+_NO_ONNX_FORM: Final = frozenset(
+    {
+        "not_convertible",
+        "not_equivalent",
+        "invalid_model",
+        "load_failed",
+        "operator_domain",
+        "unsupported_operator",
+        "unsupported_opset",
+    }
+)
+"""What may be wrong with the ONNX that was made of a program, and says nothing against the program."""
+
+
 @dataclass(frozen=True)
 class Converted:
-    """One ONNX file, and how it came about."""
+    """One file, ONNX if it can be, and how it came about."""
 
     content: bytes
     conversion: Conversion
@@ -53,9 +76,39 @@ def convert(content: bytes, expected: str, job: Job, say: Callable[[str, float],
         say("tokenizer", 0.08)
         tokenizer.vet_content(found.archive.read(TOKENIZER))
     say("convert", 0.1)
-    source = _source(found, content, job)
     sha256 = hashlib.sha256(content).hexdigest()
-    about = {"source_format": found.format, "source_sha256": sha256, "how": source.how}
+    if found.format not in TORCHS_OWN:
+        return _as_onnx(_source(found, content, job), found.format, sha256, job, say)
+    loaded = program(found, job.threads)
+    try:
+        return _as_onnx(loaded.source(), found.format, sha256, job, say)
+    except Rejection as rejection:
+        if rejection.code not in _NO_ONNX_FORM:
+            raise
+        return _as_it_is(loaded, rejection, Conversion(format=found.format, sha256=sha256, engine=TORCH))
+
+
+def _as_it_is(loaded: Loaded, why: Rejection, about: Conversion) -> Converted:
+    """The program itself.
+
+    Raises:
+        NotConvertible: what it takes or gives can't be carried.
+    """
+    try:
+        loaded.signature()
+    except Rejection as rejection:
+        raise NotConvertible(f"{why.found}. Nor can it be served as it is: {rejection.found}") from why
+    return Converted(loaded.content, replace(about, how="vetted, and kept as it is", problem=why.found[:4000]))
+
+
+def _as_onnx(source: Source, name: str, sha256: str, job: Job, say: Callable[[str, float], None]) -> Converted:
+    """The canonical form, run beside the original.
+
+    Raises:
+        NotConvertible: it has none.
+        Rejection: it is no model that can be served, or answers otherwise.
+    """
+    about = {"source_format": name, "source_sha256": sha256, "how": source.how}
     # A model that was one before keeps its opset: no number of it is changed.
     made = source.model if source.run is None else canonical(source.model, about)
     inline = made.SerializeToString(deterministic=True)
@@ -64,7 +117,7 @@ def convert(content: bytes, expected: str, job: Job, say: Callable[[str, float],
     model = vet.parse(inline)
     ran = _compared(inline, signature.read(model), source, job, say)
     conversion = Conversion(
-        format=found.format,
+        format=name,
         sha256=sha256,
         how=source.how[:4000],
         opset=OPSET if source.run is not None else max(each.version for each in model.opset_import),
@@ -86,6 +139,28 @@ def _compared(
     return parity.compare(engine, found, source.run, source.settings)
 
 
+def program(found: Recognised, threads: int) -> Loaded:
+    """An upload of one of torch's own formats: vetted, then loaded.
+
+    Raises:
+        NotConvertible: torch does not load it, or it uses what is not taken here.
+        Rejection: it does more than compute.
+    """
+    archive, member = found.archive, found.member
+    assert archive is not None  # noqa: S101 - for the type checker: both formats are archives
+    own = archive if member is None else archive.inner(member)
+    if found.format == "torchscript":
+        config = script_archive.takes(own, archive.read(CONFIG) if member and CONFIG in archive else None)
+        clean = script_archive.vetted(own, config)
+        from services.optimizer.conversion import torchscript  # noqa: PLC0415 - it loads torch
+
+        return torchscript.Script(clean, config, threads)
+    clean = program_archive.vetted(own)
+    from services.optimizer.conversion import pt2  # noqa: PLC0415 - as above
+
+    return pt2.Program(clean, threads)
+
+
 def _source(found: Recognised, content: bytes, job: Job) -> Source:
     """By format; each pays for its own imports."""
     archive, member = found.archive, found.member
@@ -99,18 +174,6 @@ def _source(found: Recognised, content: bytes, job: Job) -> Source:
             from services.optimizer.conversion import networks  # noqa: PLC0415 - it loads torch
 
             return networks.convert(config, tensors, job.threads)
-        case "pt2" if archive is not None:
-            clean = program_archive.vetted(archive if member is None else archive.inner(member))
-            from services.optimizer.conversion import pt2  # noqa: PLC0415 - it loads torch
-
-            return pt2.convert(clean, job.threads)
-        case "torchscript" if archive is not None:
-            script = archive if member is None else archive.inner(member)
-            clean = script_archive.vetted(script)
-            takes = script_archive.takes(script, archive.read(CONFIG) if member and CONFIG in archive else None)
-            from services.optimizer.conversion import torchscript  # noqa: PLC0415 - it loads torch
-
-            return torchscript.convert(clean, takes, job.threads)
         case "savedmodel" | "keras" | "tflite":
             if found.format == "keras" and archive is not None:
                 keras_config.check(archive)

@@ -11,7 +11,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -19,12 +19,32 @@ from torch import Tensor
 
 from services.optimizer.conversion.canonical import OPSET, loaded
 from services.optimizer.conversion.source import NotConvertible, Source, first_line
+from services.optimizer.rejections import Rejection
+from shared.signature import TensorSpec
+from shared.tensors import MAX_RANK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from services.optimizer.sandbox.engine import Feeds
-    from shared.tensors import Array
+    from shared.signature import Dim
+    from shared.tensors import Array, Datatype
+
+DTYPES: Final[Mapping[Datatype, torch.dtype]] = {
+    "FP64": torch.float64,
+    "FP32": torch.float32,
+    "FP16": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT64": torch.int64,
+    "INT32": torch.int32,
+    "INT16": torch.int16,
+    "INT8": torch.int8,
+    "UINT64": torch.uint64,
+    "UINT32": torch.uint32,
+    "UINT16": torch.uint16,
+    "UINT8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def from_module(
@@ -138,6 +158,27 @@ def _name(model: Any, dims: Sequence[Mapping[int, str]]) -> None:
                 dim.dim_param = names[dim.dim_param]
 
 
+def spec_of(name: str, tensor: Tensor, shape: Sequence[Dim]) -> TensorSpec:
+    """A tensor as the protocol describes it.
+
+    Raises:
+        Rejection: it has no words for it.
+    """
+    datatype: Datatype | None = next((known for known, dtype in DTYPES.items() if dtype == tensor.dtype), None)
+    if datatype is None:
+        raise Rejection("unsupported_input", f"Tensor {name!r} has elements of type {tensor.dtype}")
+    if len(shape) > MAX_RANK:
+        raise Rejection("unsupported_input", f"Tensor {name!r} has rank {len(shape)}")
+    return TensorSpec(name=name, datatype=datatype, shape=tuple(shape))
+
+
+def _cause(err: BaseException) -> BaseException:
+    """What exporters wrap in words of their own."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    return err
+
+
 @contextmanager
 def exporting() -> Iterator[None]:
     """A place for torch's own code, which warns and raises as it likes."""
@@ -149,6 +190,6 @@ def exporting() -> Iterator[None]:
     except (MemoryError, NotConvertible):
         raise
     except Exception as err:
-        raise NotConvertible(f"torch does not convert it: {first_line(err)}") from err
+        raise NotConvertible(f"torch does not convert it: {first_line(_cause(err))}") from err
     finally:
         logging.disable(logging.NOTSET)

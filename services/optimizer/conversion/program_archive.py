@@ -7,13 +7,12 @@ program needs them: pickles of weights, of constants, of sample inputs, compiled
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import zipfile
 from typing import TYPE_CHECKING, Any, Final
 
 from services.optimizer.conversion import program
+from services.optimizer.conversion.archives import zipped
 from services.optimizer.rejections import Rejection
 
 if TYPE_CHECKING:
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 _FORMAT: Final = {"archive_format": b"pt2", "archive_version": b"0", ".data/version": b"6\n", "byteorder": b"little"}
 """What every archive of the kind says of itself."""
+_NAME: Final = "model"
+"""What a program is called whatever it was called: `torch.export.load` looks for that."""
 _PAYLOAD: Final = re.compile(r"(weight|tensor)_\d{1,9}")
 _MAX_JSON_BYTES: Final = 256 * 1024 * 1024
 _HARMLESS_PREFIXES: Final = ("data/weights/", "data/constants/", "data/sample_inputs/", "models/", ".data/", "extra/")
@@ -39,25 +40,24 @@ def vetted(archive: Archive) -> bytes:
     names = [name for name in archive.named(".json") if name.startswith("models/")]
     if len(names) != 1:
         raise Rejection("invalid_model", f"The .pt2 holds {len(names)} programs; it may hold one")
-    model = names[0].removeprefix("models/").removesuffix(".json")
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", model):
-        raise Rejection("invalid_model", "The program has an unusable name")
+    called = names[0].removeprefix("models/").removesuffix(".json")
     kept = {
         **_FORMAT,
-        names[0]: program.vetted(_small(archive, names[0])),
-        f"data/sample_inputs/{model}.pt": b"",
+        f"models/{_NAME}.json": program.vetted(_small(archive, names[0])),
+        f"data/sample_inputs/{_NAME}.pt": b"",
     }
     for what in ("weights", "constants"):
-        kept |= _payloads(archive, f"data/{what}/", f"{model}_{what}_config.json")
-    return _zipped(kept)
+        kept |= _payloads(archive, f"data/{what}/", called, f"_{what}_config.json")
+    return zipped(kept)
 
 
-def _payloads(archive: Archive, directory: str, config_name: str) -> dict[str, bytes]:
+def _payloads(archive: Archive, directory: str, called: str, config: str) -> dict[str, bytes]:
     """The plain bytes of weights or constants, and the JSON that says which is which.
 
     Raises:
         Rejection: some are pickles, or custom objects.
     """
+    config_name = called + config
     try:
         document: Any = json.loads(_small(archive, directory + config_name))
         entries = dict(document["config"])
@@ -72,8 +72,8 @@ def _payloads(archive: Archive, directory: str, config_name: str) -> dict[str, b
             program.check_expression(sizes)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise Rejection("invalid_model", f"{config_name[:100]!r} is not as torch.export writes it: {err!r}") from err
-    config = json.dumps({"config": entries}).encode()
-    return {directory + config_name: config, **{directory + path: archive.read(directory + path) for path in paths}}
+    payloads = {directory + path: archive.read(directory + path) for path in sorted(paths)}
+    return {f"{directory}{_NAME}{config}": json.dumps({"config": entries}).encode(), **payloads}
 
 
 def _expressions(part: Any) -> list[Any]:
@@ -92,11 +92,3 @@ def _small(archive: Archive, name: str) -> bytes:
     if archive.sizes.get(name, 0) > _MAX_JSON_BYTES:
         raise Rejection("invalid_model", f"{name[:100]!r} has {archive.sizes[name]} bytes")
     return archive.read(name)
-
-
-def _zipped(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as fresh:
-        for name, content in members.items():
-            fresh.writestr(f"model/{name}", content)
-    return buffer.getvalue()

@@ -12,22 +12,20 @@ The file does not say what its inputs are: `config.json` does, beside it in a bu
 
 from __future__ import annotations
 
-import io
 import re
-import zipfile
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from services.optimizer.conversion import pickles
+from services.optimizer.conversion.archives import zipped
 from services.optimizer.conversion.recognise import CONFIG
 from services.optimizer.rejections import Rejection
 
 if TYPE_CHECKING:
     from services.optimizer.conversion.archives import Archive
 
-DATATYPES: Final = ("FP64", "FP32", "FP16", "INT64", "INT32", "INT16", "INT8", "UINT8", "BOOL")
 _MAX_CODE_BYTES: Final = 16 * 1024 * 1024
 _MAX_ELEMENTS: Final = 1 << 28
 _KNOWN: Final = re.compile(
@@ -45,7 +43,7 @@ class Input(Struct, frozen=True, forbid_unknown_fields=True):
     """An input: a whole number in `shape` is fixed, a name is a free dimension."""
 
     name: _Name
-    datatype: str
+    datatype: Literal["FP64", "FP32", "FP16", "INT64", "INT32", "INT16", "INT8", "UINT8", "BOOL"]
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 28)] | _Name, ...], Meta(max_length=8)]
 
 
@@ -59,8 +57,8 @@ class Takes(Struct, frozen=True, forbid_unknown_fields=True):
     """Sizes of named dimensions that the model runs at, where 2 rows and 16 of everything else will not do."""
 
 
-def vetted(archive: Archive) -> bytes:
-    """The script's archive with its vetted members alone.
+def vetted(archive: Archive, config: Takes) -> bytes:
+    """The script's archive with its vetted members alone, and with what it takes.
 
     Raises:
         Rejection: something in it does more than compute.
@@ -77,11 +75,7 @@ def vetted(archive: Archive) -> bytes:
         elif name.endswith(".pkl"):
             pickles.check(member, name)
         kept[name] = member
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as fresh:
-        for name, member in kept.items():
-            fresh.writestr(f"model/{name}", member)
-    return buffer.getvalue()
+    return zipped(kept | {f"extra/{CONFIG}": msgspec.json.encode(config)})
 
 
 def _check_code(name: str, content: bytes, size: int) -> None:
@@ -107,10 +101,6 @@ def takes(archive: Archive, beside: bytes | None) -> Takes:
         )
         raise Rejection("invalid_bundle", found)
     try:
-        config = msgspec.json.decode(content, type=Takes)
+        return msgspec.json.decode(content, type=Takes)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as err:
         raise Rejection("invalid_bundle", f"config.json: {str(err)[:300]}") from err
-    for each in config.inputs:
-        if each.datatype not in DATATYPES:
-            raise Rejection("invalid_bundle", f"config.json: datatype {each.datatype[:20]!r} is not known here")
-    return config

@@ -1,9 +1,9 @@
-"""What a format's module gives: an ONNX model, and the original to run beside it."""
+"""What a format's module gives: an ONNX model with the original to run beside it; or, of torch, what it has loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from services.optimizer.rejections import Rejection
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from services.optimizer.sandbox.engine import Feeds
+    from shared.signature import Signature
     from shared.tensors import Array
 
 
@@ -36,6 +37,31 @@ class Source:
     how: str
     run: Callable[[Feeds], Sequence[Array]] | None = None
     settings: Sequence[Mapping[str, int]] = ()
+
+
+class Loaded(Protocol):
+    """A vetted upload that torch has loaded."""
+
+    content: bytes
+    """The archive that vetting made of it: what a worker loads if it does not become ONNX."""
+
+    @property
+    def module(self) -> Any:
+        """What runs: from tensors in the signature's order to tensors, in whatever containers."""
+
+    def source(self) -> Source:
+        """As ONNX.
+
+        Raises:
+            NotConvertible: torch does not export it.
+        """
+
+    def signature(self) -> Signature:
+        """What it takes and gives as it is; batch axes are not known here.
+
+        Raises:
+            Rejection: that can't be carried.
+        """
 
 
 def first_line(err: BaseException) -> str:

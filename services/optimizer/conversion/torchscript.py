@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from services.optimizer.conversion.exporting import exporting, flat, from_script
+from services.optimizer.conversion.exporting import DTYPES, exporting, flat, from_script, spec_of
 from services.optimizer.conversion.source import NotConvertible, first_line
 from services.optimizer.rejections import Rejection
+from shared.signature import Signature, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,40 +23,48 @@ _MAX_ELEMENTS: Final = 1 << 28
 _OPERATORS: Final = re.compile(r"(aten|prim)::\w+")
 _NEVER: Final = frozenset({"aten::save", "aten::load", "aten::from_file", "aten::_from_file", "prim::PythonOp"})
 _BATCH, _ROWS, _OTHER_EXAMPLE = "batch", 2, 16
-_DTYPES: Final = {
-    "FP64": torch.float64,
-    "FP32": torch.float32,
-    "FP16": torch.float16,
-    "INT64": torch.int64,
-    "INT32": torch.int32,
-    "INT16": torch.int16,
-    "INT8": torch.int8,
-    "UINT8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
-def convert(clean: bytes, config: Takes, threads: int) -> Source:
-    """The script, vetted, with what it takes.
+class Script:
+    """A script, vetted and loaded, with what it takes."""
 
-    Raises:
-        Rejection: it does more than compute, or is not as `config` says.
-        NotConvertible: torch does not load or export it.
-    """
-    torch.set_num_threads(threads)
-    with exporting():
-        module: Any = torch.jit.load(io.BytesIO(clean), map_location="cpu").eval()  # type: ignore[no-untyped-call] # torch has it untyped
-    _check_operators(module)
-    for name in filter(None, config.module.split(".")):
-        if name not in dict(module.named_children()):
-            raise Rejection("invalid_bundle", f"The script has no part {config.module[:100]!r}")
-        module = getattr(module, name)
-    example = {each.name: _example(each, config.sizes) for each in config.inputs}
-    dims = {
-        each.name: {axis: dim for axis, dim in enumerate(each.shape) if isinstance(dim, str)} for each in config.inputs
-    }
-    names, free = _outputs(module, config, example)
-    return from_script(module, example, dims | free, names, "TorchScript")
+    def __init__(self, clean: bytes, config: Takes, threads: int) -> None:
+        """Load.
+
+        Raises:
+            Rejection: it does more than compute, or is not as `config` says.
+            NotConvertible: torch does not load it, or it does not run on the inputs that `config` names.
+        """
+        self.content = clean
+        self._config = config
+        torch.set_num_threads(threads)
+        with exporting():
+            module: Any = torch.jit.load(io.BytesIO(clean), map_location="cpu").eval()  # type: ignore[no-untyped-call] # torch has it untyped
+        _check_operators(module)
+        for name in filter(None, config.module.split(".")):
+            if name not in dict(module.named_children()):
+                raise Rejection("invalid_bundle", f"The script has no part {config.module[:100]!r}")
+            module = getattr(module, name)
+        self.module = module
+        self._example = {each.name: _example(each, config.sizes) for each in config.inputs}
+        self._answer, self._free = _outputs(module, config, self._example)
+
+    def source(self) -> Source:
+        """See `Loaded`."""
+        dims = {
+            each.name: {axis: dim for axis, dim in enumerate(each.shape) if isinstance(dim, str)}
+            for each in self._config.inputs
+        }
+        return from_script(self.module, self._example, dims | self._free, list(self._answer), "TorchScript")
+
+    def signature(self) -> Signature:
+        """Inputs as `config.json` says, outputs as they came out."""
+        inputs = (TensorSpec(name=each.name, datatype=each.datatype, shape=each.shape) for each in self._config.inputs)
+        outputs = (
+            spec_of(name, tensor, [self._free[name].get(axis, size) for axis, size in enumerate(tensor.shape)])
+            for name, tensor in self._answer.items()
+        )
+        return Signature(inputs=tuple(inputs), outputs=tuple(outputs))
 
 
 def _check_operators(module: Any) -> None:
@@ -87,27 +96,28 @@ def _example(about: Input, sizes: dict[str, int]) -> torch.Tensor:
         elements *= dim
     if elements > _MAX_ELEMENTS:
         raise Rejection("invalid_bundle", f"config.json: input {about.name!r} has {elements} numbers")
-    dtype = _DTYPES[about.datatype]
+    dtype = DTYPES[about.datatype]
     return torch.rand(shape, dtype=dtype) if dtype.is_floating_point else torch.ones(shape, dtype=dtype)
 
 
 @torch.no_grad()
 def _outputs(
     module: Any, config: Takes, example: dict[str, torch.Tensor]
-) -> tuple[list[str], dict[str, dict[int, str]]]:
-    """Names of the outputs, and of their free axes: those that are longer where the inputs are.
+) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, str]]]:
+    """The outputs by name, and the names of their free axes: those that are longer where the inputs are.
 
     Raises:
         NotConvertible: it does not run on such inputs, or does not answer with tensors.
     """
     try:
-        shapes = _shapes(module(*example.values()))
+        answer = flat(module(*example.values()))
     except Exception as err:  # whatever the script raises
         raise NotConvertible(f"It does not run on the inputs of config.json: {first_line(err)}") from err
-    if config.outputs and len(config.outputs) != len(shapes):
+    if config.outputs and len(config.outputs) != len(answer):
         raise Rejection(
-            "invalid_bundle", f"config.json names {len(config.outputs)} outputs, the script has {len(shapes)}"
+            "invalid_bundle", f"config.json names {len(config.outputs)} outputs, the script has {len(answer)}"
         )
+    shapes = [tuple(each.shape) for each in answer]
     numbered = ["output"] if len(shapes) == 1 else [f"output_{index}" for index in range(len(shapes))]
     names = list(config.outputs) or numbered
     free: dict[str, dict[int, str]] = {name: {} for name in names}
@@ -121,7 +131,7 @@ def _outputs(
             for axis, (short, long) in enumerate(zip(before, after, strict=False)):
                 if short != long:
                     free[name][axis] = dim if long == sizes[dim] else f"{name}_{axis}"
-    return names, free
+    return dict(zip(names, answer, strict=True)), free
 
 
 def _longer(config: Takes, dim: str) -> int:

@@ -35,7 +35,7 @@ from shared.tensors import DTYPES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from services.optimizer.sandbox.engine import Engine
+    from services.optimizer.sandbox.engine import Runner
     from services.optimizer.sandbox.probes import Axes
     from shared.signature import Signature, TensorSpec
     from shared.tensors import Array
@@ -74,7 +74,7 @@ class Batching:
 
 
 def find(
-    engine: Engine, signature: Signature, *, cap: int, max_run_s: float, seed: int, until_s: float = math.inf
+    engine: Runner, signature: Signature, *, cap: int, max_run_s: float, seed: int, until_s: float = math.inf
 ) -> Batching:
     """The batching that holds for the model.
 
@@ -106,7 +106,7 @@ def find(
     return Batching(works, _none(signature), None)
 
 
-def holds(engine: Engine, signature: Signature, batching: Batching, seed: int) -> bool:
+def holds(engine: Runner, signature: Signature, batching: Batching, seed: int) -> bool:
     """Whether another variant of the model is independent along the same axes, up to the same cap."""
     if batching.outputs is None:
         return False
@@ -163,7 +163,7 @@ def _unlikeliness(specs: Iterable[TensorSpec], axes: Axes) -> tuple[int, int]:
 class _Search:
     """Looks for settings on which the model runs."""
 
-    def __init__(self, engine: Engine, signature: Signature, seed: int) -> None:
+    def __init__(self, engine: Runner, signature: Signature, seed: int) -> None:
         self._engine = engine
         self._signature = signature
         self._seed = seed
@@ -245,7 +245,7 @@ def _row_axis(shapes: Sequence[tuple[int, ...]]) -> int | None:
 class Proof:
     """Compares rows in company with rows alone."""
 
-    def __init__(self, engine: Engine, rows: Rows, inputs: Axes, outputs: tuple[int, ...]) -> None:
+    def __init__(self, engine: Runner, rows: Rows, inputs: Axes, outputs: tuple[int, ...]) -> None:
         self._engine = engine
         self._inputs = inputs
         self._outputs = outputs
@@ -276,7 +276,7 @@ class Proof:
             mixed = self._engine.run(stack(rows, self._inputs))
             for place in range(kept, size, 2):
                 pairs = zip(pick(mixed, self._outputs, place), pick(together, self._outputs, place), strict=True)
-                if not all(_close(found, expected) for found, expected in pairs):
+                if not all(alike(found, expected) for found, expected in pairs):
                     return False
         return True
 
@@ -286,9 +286,9 @@ class Proof:
             alone = self._alone[_member(size, place)]
             pairs = list(zip(pick(together, self._outputs, place), alone, strict=True))
             # Labels and such flip where numbers only move a little: what they prove is in the share that is close.
-            if not all(_close(found, right, LOOSE, LOOSE) for found, right in pairs if right.dtype.kind == "f"):
+            if not all(alike(found, right, LOOSE, LOOSE) for found, right in pairs if right.dtype.kind == "f"):
                 return False
-            close.append(all(_close(found, expected) for found, expected in pairs))
+            close.append(all(alike(found, expected) for found, expected in pairs))
         return True
 
     def cap(self, most: int, max_run_s: float) -> int:
@@ -316,7 +316,8 @@ def _member(size: int, place: int) -> int:
     return (size + place) % _POOL
 
 
-def _close(found: Array, expected: Array, rtol: float = RTOL, atol: float = ATOL) -> bool:
+def alike(found: Array, expected: Array, rtol: float = RTOL, atol: float = ATOL) -> bool:
+    """Whether two answers are the same within what different kernels make of the same numbers."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return False
     if found.dtype.kind != "f":  # BF16 comes as bit patterns, and counts as equal only if it is

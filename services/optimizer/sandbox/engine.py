@@ -12,7 +12,7 @@ import ctypes
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -31,6 +31,22 @@ _FATAL_ONLY: Final = 4
 
 Feeds = dict[str, "Array"]
 """An array for each input by name: `shared.tensors.DTYPES`, but strings as `str` objects."""
+
+
+class Runner(Protocol):
+    """What runs a model: `Engine` here, or `torch_engine` what did not become ONNX."""
+
+    outputs: list[str]
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """All outputs, in the signature's order.
+
+        Raises:
+            Rejection: `execution_failed`, `out_of_memory`, or `run_timeout`.
+        """
+
+    def duration_s(self, feeds: Mapping[str, Array]) -> float:
+        """How long one run takes, in seconds. Raises as `run`."""
 
 
 class Engine:

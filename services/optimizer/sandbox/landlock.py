@@ -24,9 +24,11 @@ _VERSION_FLAG: Final = 1
 _BENEATH: Final = 1
 _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
 _REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_REG = 1 << 4, 1 << 5, 1 << 7, 1 << 8
+_REFER: Final = 1 << 13
+"""To move files from one directory to another, if both have it: TensorFlow does, where it saves variables."""
 _TRUNCATE: Final = 1 << 14
 _READ: Final = _READ_FILE | _READ_DIR
-_OWN: Final = _READ | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _TRUNCATE
+_OWN: Final = _READ | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _REFER | _TRUNCATE
 _OF_FILES: Final = _WRITE_FILE | _READ_FILE | _TRUNCATE
 _HANDLED: Final = ((1, 13), (2, 14), (3, 15), (5, 16))
 """Since which version how many rights there are."""

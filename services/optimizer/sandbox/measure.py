@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from services.optimizer.sandbox.batching import Batching
-    from services.optimizer.sandbox.engine import Engine, Feeds
+    from services.optimizer.sandbox.engine import Feeds, Runner
     from services.optimizer.sandbox.reference import Reference
     from shared.quality.estimates import Comparison
     from shared.tensors import Array
@@ -121,7 +121,7 @@ def rows_used(reference: Reference) -> dict[str, int]:
     return {} if reference.sets.judged is None else {"judged": len(reference.sets.judged)}
 
 
-def comparisons(reference: Reference, one: Engine, other: Engine, size: int) -> tuple[Comparison, ...]:
+def comparisons(reference: Reference, one: Runner, other: Runner, size: int) -> tuple[Comparison, ...]:
     """What `other` loses against `one` on the rows to judge by, `size` of them in a run.
 
     Raises:
@@ -170,7 +170,7 @@ def _labelled(output: str, expected: Array, found: Array, truth: Array | None) -
         return ()  # the labels are not of this output
 
 
-def answers(engine: Engine, rows: Sequence[Feeds], batching: Batching, size: int) -> dict[str, Array]:
+def answers(engine: Runner, rows: Sequence[Feeds], batching: Batching, size: int) -> dict[str, Array]:
     """Answers by output, [rows, ...]. Where rows' answers differ in shape, those of the most common one."""
     axes = batching.outputs
     found: dict[str, dict[int, Array]] = {name: {} for name in engine.outputs}
@@ -199,7 +199,7 @@ def runs(rows: Sequence[Feeds], size: int) -> Iterator[list[int]]:
     yield from (waiting for waiting in by_shape.values() if waiting)
 
 
-def latencies_s(engines: Sequence[Engine], reference: Reference) -> dict[int, list[float]]:
+def latencies_s(engines: Sequence[Runner], reference: Reference) -> dict[int, list[float]]:
     """Median seconds of a run of each engine, by batch size."""
     return {size: _medians(engines, batch) for size, batch in feeds(reference).items()}
 
@@ -227,7 +227,7 @@ def _resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _medians(engines: Sequence[Engine], batch: Feeds) -> list[float]:
+def _medians(engines: Sequence[Runner], batch: Feeds) -> list[float]:
     for engine in engines:
         engine.run(batch)  # the first run of a shape allocates
     times: list[list[float]] = [[] for _ in engines]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, Literal, TextIO
 
 import msgspec
 import numpy as np
@@ -22,9 +22,10 @@ from services.optimizer.sandbox import measure
 from services.optimizer.sandbox.building import build
 from services.optimizer.sandbox.engine import PROVIDERS
 from services.optimizer.sandbox.lessons import Lessons
-from services.optimizer.sandbox.reference import Reference, examined, resumed, to_train
+from services.optimizer.sandbox.reference import Reference, examined, kept, resumed, to_train
 from shared.machine import isa
 from shared.quality.estimates import NotComparable
+from shared.runtime_config import TORCH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,17 +94,19 @@ class Pipeline:
                 ):
                     report(self._out, Recognised(format=name))
                     return
-                self._step(spec)
+                found = self._step(spec)
+                if found.conversion is not None and found.conversion.engine == TORCH:
+                    return  # it is not ONNX: another plan comes next
         except Rejection as rejection:
             report(self._out, Rejected(code=rejection.code, found=rejection.found[:_MAX_REASON_CHARS]))
         except MemoryError:
             report(self._out, Rejected(code="out_of_memory", found="Examining the model took more memory than it may"))
 
-    def _step(self, spec: Spec) -> None:
+    def _step(self, spec: Spec) -> Found:
         self._say(spec, "", 0.0)
         match spec.action:
-            case Refer():
-                found = self._refer(spec)
+            case Refer(engine=engine):
+                found = self._refer(spec, engine)
             case Convert(format=name):
                 found = self._convert(spec, name)
             case Train():
@@ -115,6 +118,7 @@ class Pipeline:
             case _:
                 found = self._candidate(spec)
         report(self._out, found)
+        return found
 
     def _other_format(self) -> str | None:
         """The upload's format if a plan with a conversion is needed."""
@@ -122,7 +126,7 @@ class Pipeline:
         return None if found.format == ONNX else found.format
 
     def _convert(self, spec: Spec, name: str) -> Found:
-        """One ONNX file of an upload of another format.
+        """One ONNX file of an upload of another format, or the program itself.
 
         Raises:
             Rejection: it can't be, or answers differently.
@@ -188,7 +192,7 @@ class Pipeline:
             self._known = resumed(self._job)
         return self._known
 
-    def _refer(self, spec: Spec) -> Found:
+    def _refer(self, spec: Spec, engine: Literal["onnxruntime", "torch"]) -> Found:
         """The reference: what it is, and how fast.
 
         Raises:
@@ -199,7 +203,8 @@ class Pipeline:
 
             self._say(spec, "tokenizer", 0.02)
             tokenizer.vet(self._job.tokenizers)
-        known = examined(self._job, spec.base, lambda what, fraction: self._say(spec, what, fraction))
+        examine = kept if engine == TORCH else examined
+        known = examine(self._job, spec.base, lambda what, fraction: self._say(spec, what, fraction))
         self._known = known
         self._say(spec, "measure", 0.8)
         measured = measure.of_reference(known)
@@ -211,6 +216,7 @@ class Pipeline:
             measurements=measured,
             batched=known.batched,
             rows=measure.rows_used(known),
+            engine=engine,
         )
 
     def _candidate(self, spec: Spec) -> Found:

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 import onnx
 
 from services.optimizer.actions import REFERENCE, UPLOAD
+from services.optimizer.conversion.convert import program
+from services.optimizer.conversion.recognise import recognise
 from services.optimizer.messages import UPLOAD_FILE, Batched, data_file, step_file
+from services.optimizer.recipes.errors import NotBuilt
 from services.optimizer.rejections import Rejection
 from services.optimizer.sandbox import batching, signature, vet
-from services.optimizer.sandbox.batching import Batching
+from services.optimizer.sandbox.batching import Batching, alike
 from services.optimizer.sandbox.datasets import DataSet, Unusable, read
 from services.optimizer.sandbox.engine import Engine
 from services.optimizer.sandbox.probes import Rows, Setting, stack
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from services.optimizer.messages import Job
-    from services.optimizer.sandbox.engine import Feeds
+    from services.optimizer.sandbox.engine import Feeds, Runner
     from services.optimizer.sandbox.probes import Axes
     from shared.signature import Signature
 
@@ -58,11 +61,23 @@ class Reference:
 
     job: Job
     content: bytes
-    model: ModelProto
-    engine: Engine
+    graph: ModelProto | None
+    """The model as ONNX; None if torch runs it as it is."""
+    engine: Runner
     signature: Signature
     batching: Batching
     sets: Sets
+
+    @property
+    def model(self) -> ModelProto:
+        """What candidates are built from.
+
+        Raises:
+            NotBuilt: it has no ONNX form.
+        """
+        if self.graph is None:
+            raise NotBuilt("candidates are built from ONNX, which the upload did not become")
+        return self.graph
 
     def engine_of(self, content: bytes) -> Engine:
         """Another form of the model, loaded.
@@ -103,6 +118,46 @@ def engine(job: Job, content: bytes, found: Signature) -> Engine:
     return Engine(content, found, threads=job.threads, run_timeout_s=job.run_timeout_s)
 
 
+def kept(job: Job, base: str, say: Callable[[str, float], None]) -> Reference:
+    """Vet a program that did not become ONNX, once more and before it is loaded here, and find out how torch runs it.
+
+    What it answers must not depend on what it answered before.
+
+    Raises:
+        Rejection: it can't be served.
+    """
+    from services.optimizer.sandbox.torch_engine import TorchEngine  # noqa: PLC0415 - it loads torch
+
+    say("vet", 0.1)
+    loaded = program(recognise(source_file(base).read_bytes(), job.limits.file_bytes), job.threads)
+    found = loaded.signature()
+    say("load", 0.2)
+    runner = TorchEngine(loaded, found, threads=job.threads, run_timeout_s=job.run_timeout_s)
+    say("batching", 0.4)
+    batched = _batching(job, runner, found)
+    feeds = stack(Rows(found, batched.setting, batched.inputs, job.seed).plain(1), batched.inputs)
+    fresh = TorchEngine(
+        program(recognise(loaded.content, job.limits.file_bytes), job.threads),
+        found,
+        threads=job.threads,
+        run_timeout_s=job.run_timeout_s,
+    )
+    if not all(map(alike, runner.run(feeds), fresh.run(feeds))):
+        raise Rejection("not_equivalent", "Loaded anew, it answers otherwise: it draws numbers, or keeps a state")
+    return Reference(job, loaded.content, None, runner, found, batched, _sets(job, found, batched.inputs))
+
+
+def _batching(job: Job, runner: Runner, found: Signature) -> Batching:
+    return batching.find(
+        runner,
+        found,
+        cap=job.batch_cap,
+        max_run_s=job.max_batch_run_s,
+        seed=job.seed,
+        until_s=time.monotonic() + job.search_budget_s,
+    )
+
+
 def examined(job: Job, base: str, say: Callable[[str, float], None]) -> Reference:
     """Vet the file that the plan starts from, and find out how it runs.
 
@@ -117,14 +172,7 @@ def examined(job: Job, base: str, say: Callable[[str, float], None]) -> Referenc
     inline = model.SerializeToString(deterministic=True)
     loaded = engine(job, inline, found)
     say("batching", 0.4)
-    batched = batching.find(
-        loaded,
-        found,
-        cap=job.batch_cap,
-        max_run_s=job.max_batch_run_s,
-        seed=job.seed,
-        until_s=time.monotonic() + job.search_budget_s,
-    )
+    batched = _batching(job, loaded, found)
     if inline != content:
         _compare(job, loaded, engine(job, content, found), found, batched)
     del content
