@@ -9,6 +9,7 @@ and metadata are left out, and structures are those of tuples, lists and dicts. 
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import re
 from typing import Any, Final
@@ -185,17 +186,22 @@ def _is_arithmetic(node: ast.AST) -> bool:
         case ast.Call(func=ast.Name(id=name)):
             return name in _FUNCTIONS
         case ast.Name(id=name):
-            return name in _FUNCTIONS or (_SYMBOL.fullmatch(name) is not None and "__" not in name)
+            return name in _FUNCTIONS or _is_symbol(name)
         case ast.keyword(arg=name):
             return name in _ASSUMPTIONS
         case ast.Constant(value=str() as name):
-            return _SYMBOL.fullmatch(name) is not None and "__" not in name
+            return _is_symbol(name)
         case ast.Constant(value=bool() | int() | float() as number):
             return abs(number) < 2**64
         case ast.BinOp(op=ast.Pow(), right=right):
             return isinstance(right, ast.Constant) and isinstance(right.value, int) and abs(right.value) <= _MAX_POWER
         case _:
             return isinstance(node, _PARTS)
+
+
+def _is_symbol(name: str) -> bool:
+    """Whether a name can only be a symbol: SymPy takes that of a function of Python for the function."""
+    return _SYMBOL.fullmatch(name) is not None and "__" not in name and not hasattr(builtins, name)
 
 
 def _check_structure(text: Any) -> None:
