@@ -17,8 +17,10 @@ import pytest
 
 from support.backbone import Backbone
 
-# How long an example takes says more about the machine's load than about the code.
-hypothesis.settings.register_profile("aiaas", deadline=None)
+# How long an example takes says more about the machine's load than about the code. The same examples each time, so that
+# what fails is the change; AIAAS_TEST_FRESH_EXAMPLES=1 looks for others.
+FRESH = bool(os.environ.get("AIAAS_TEST_FRESH_EXAMPLES"))
+hypothesis.settings.register_profile("aiaas", deadline=None, derandomize=not FRESH)
 hypothesis.settings.load_profile("aiaas")
 
 SERVERS = ("AIAAS_KAFKA_BOOTSTRAP_SERVERS", "AIAAS_REDIS_URL")
