@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 MODEL = f"story-{time.time_ns()}"
 """Another in each run: a data directory may be used again."""
+MOST_ROWS = 1_000_000
 STEADY_CALLERS, CROWD, CROWD_PER_S = 4, 500, 6000
 PAUSE_S = 0.05
 UNAVAILABLE = 503
@@ -57,12 +58,12 @@ class Seen:
         print(f"{time.time() - self.began_s:6.0f} s  {text}", flush=True)
 
 
-async def call(door: FrontDoor, seen: Seen, until_s: float, pause_s: float) -> None:
-    """One caller, until it is late."""
-    number = 0
+async def call(door: FrontDoor, seen: Seen, until_s: float, pause_s: float, caller: int) -> None:
+    """One caller, until it is late. Each has rows of its own: the same ones from all would be drift, rightly."""
+    number = caller * MOST_ROWS
     while time.time() < until_s:
         number += 1
-        answer = await door.infer(MODEL, row(number % 1000))
+        answer = await door.infer(MODEL, row(number))
         seen.answers[answer.status] += 1
         await asyncio.sleep(pause_s)
 
@@ -113,7 +114,7 @@ async def live(stack: RunningStack, seen: Seen, seconds: float, out: Path) -> li
             seen.say(f"and leaves; lost: {found['faults']}")
 
         await asyncio.gather(
-            *(call(door, seen, end_s, PAUSE_S) for _ in range(STEADY_CALLERS)),
+            *(call(door, seen, end_s, PAUSE_S, caller) for caller in range(STEADY_CALLERS)),
             at(start_s + quarter_s, lambda: deploy(door, seen)),
             at(start_s + 2 * quarter_s, kill),
             at(start_s + 3 * quarter_s, crowd),
