@@ -143,6 +143,11 @@ class Version:
     """What an optimizer must have for that."""
 
     @property
+    def program_format(self) -> str:
+        """Which format of torch's own its file has, where torch serves it as it is."""
+        return self.recognised or "pt2"
+
+    @property
     def model_file(self) -> Artifact:
         """The version's model as one file: ONNX, as uploaded, converted or trained, or what torch runs as it is."""
         converted = self.steps.get(CANONICAL)

@@ -15,6 +15,8 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+from aiokafka import TopicPartition
+
 from services.audit import archive_reader, archive_source, kafka_source
 from services.audit.kafka_source import KafkaSource, Start
 from services.audit.opening import standing
@@ -55,23 +57,18 @@ class JoinedSource:
             if other != log or not goes_on:
                 async for outcome in self._archive.outcomes_of(other, selection):
                     yield outcome
-        ends = {at.partition: found[0] for at, found in last.items() if found is not None and goes_on}
-        starts = {
-            at: Start(ends[at.partition].next, Watermarks(archive_reader.marks_of(ends[at.partition])))
-            for at in last
-            if at.partition in ends
+        ends = {at: found[0] for at, found in last.items() if found is not None and goes_on}
+        starts = {at: Start(end.next, Watermarks(archive_reader.marks_of(end))) for at, end in ends.items()}
+        rest = await self._kafka.streams(selection, starts)
+        numbers = await archive_reader.partitions_of(self._store, log) if goes_on else []
+        archived = {
+            at: self._archive.partition(log, at.partition, selection, ends[at].next if at in ends else None)
+            for at in (TopicPartition(self._topic, number) for number in numbers)
         }
-        rest = {at.partition: some for at, some in (await self._kafka.streams(selection, starts)).items()}
-        archived = await archive_reader.partitions_of(self._store, log) if goes_on else []
-        streams = []
-        for number in sorted({*archived, *rest}):
-            some = []
-            if number in archived:
-                end = ends[number].next if number in ends else None
-                some.append(self._archive.partition(log, number, selection, end))
-            if number in rest:
-                some.append(rest[number])
-            streams.append(_one_after_the_other(some))
+        streams = [
+            _one_after_the_other([part[at] for part in (archived, rest) if at in part])
+            for at in sorted({*archived, *rest})
+        ]
         async for outcome in merged(streams, lambda outcome: outcome.timestamp_ms):
             yield outcome
 

@@ -62,7 +62,7 @@ async def export(backbone: Backbone, asked: Asked) -> Export:
     if source is None:
         known = ", ".join(version.variants)
         raise InvalidInput(f"variant {(asked.variant or '')[:80]!r} is none of {known}")
-    _check_means(asked.format, source.engine, version.recognised, backbone.heartbeats.alive())
+    _check_means(asked.format, source.engine, version.program_format, backbone.heartbeats.alive())
     if (there := same(registry.model(asked.model).exports, asked.version, asked.format, source.artifact)) is not None:
         return there
     event = export_events.ExportRequested(
@@ -79,8 +79,8 @@ async def export(backbone: Backbone, asked: Asked) -> Export:
     return after.exports[event.export_id]
 
 
-def _check_means(file_format: str, engine: str, uploaded: str | None, alive: Iterable[Heartbeat]) -> None:
-    if engine == TORCH and file_format not in (own := (uploaded or "pt2", "bundle")):
+def _check_means(file_format: str, engine: str, program_format: str, alive: Iterable[Heartbeat]) -> None:
+    if engine == TORCH and file_format not in (own := (program_format, "bundle")):
         what = f"it is served as it was uploaded, since it does not become ONNX: {file_format} can't be had of it"
         raise Unsupported(f"{what}, only {' and '.join(own)}")
     needs = FORMATS[file_format].needs

@@ -38,7 +38,7 @@ def check(registry: Registry, alive: Iterable[Heartbeat], model: str, number: in
             check_engine(version, alive)
             what = f"no live worker holds version {version.number} ({variant.name}) of {model!r} yet"
             if variant.engine != ONNXRUNTIME:
-                variable = f"AIAAS_{(version.recognised or 'pt2').upper()}_TENANTS"
+                variable = f"AIAAS_{version.program_format.upper()}_TENANTS"
                 what += f"; workers load such files only of tenants in their {variable}"
             raise ModelNotReady(what)
 

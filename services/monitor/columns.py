@@ -6,6 +6,7 @@ is gone through.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
@@ -28,13 +29,11 @@ def texts(told: Sequence[str | None], longest: int = SHORT) -> pa.StringArray:
 
 def numbers(told: Sequence[int | None]) -> pa.Int64Array:
     """The numbers, each no less than 0 and no more than `MOST_NS`."""
-    try:
+    with suppress(OverflowError):
         column = pa.array(told, type=pa.int64())
-    except OverflowError:
-        return pa.array([number and bounded(number) for number in told], type=pa.int64())
-    span = pc.min_max(column).as_py()
-    if (span["min"] or 0) >= 0 and (span["max"] or 0) <= MOST_NS:
-        return column
+        span = pc.min_max(column).as_py()
+        if (span["min"] or 0) >= 0 and (span["max"] or 0) <= MOST_NS:
+            return column
     return pa.array([number and bounded(number) for number in told], type=pa.int64())
 
 

@@ -16,6 +16,7 @@ from shared.optimization import LoggedRequests, Training
 from shared.runtime_config import ONNXRUNTIME
 
 STEP_NAME: Final = r"\A[a-z0-9][a-z0-9.-]{0,79}\Z"
+EngineName = Literal["onnxruntime", "torch"]
 StepName = Annotated[str, Meta(pattern=STEP_NAME)]
 UPLOAD: Final = "upload"
 """The base of what starts from the version's own file."""
@@ -36,7 +37,7 @@ class Refer(
 ):
     """Vet the file, read its signature, find its batch axes, measure it: what all candidates are held against."""
 
-    engine: Literal["onnxruntime", "torch"] = ONNXRUNTIME
+    engine: EngineName = ONNXRUNTIME
     """What runs it: torch, if it is an upload that did not become ONNX."""
 
 

@@ -126,7 +126,7 @@ def _ancestor(version: Version) -> dict[str, Any]:
 def _model_file(version: Version, variant: Variant) -> str:
     if variant.engine != TORCH:
         return "model.onnx"
-    return "model.pt" if version.recognised == "torchscript" else "model.pt2"
+    return "model.pt" if version.program_format == "torchscript" else "model.pt2"
 
 
 def readme(version: Version, variant: Variant, model_file: str) -> str:

@@ -145,7 +145,7 @@ class Exporter:
         if variant is None or variant.artifact.sha256 != export.source.sha256:
             raise Rejection("not_exportable", f"Variant {export.variant!r} is not there any more")
         try:
-            if variant.engine == TORCH and export.format not in (version.recognised or "pt2", "bundle"):
+            if variant.engine == TORCH and export.format not in (version.program_format, "bundle"):
                 raise Rejection("not_exportable", "It did not become ONNX, and is served as it was uploaded")
             if export.format == "onnx" or (variant.engine == TORCH and export.format != "bundle"):
                 async for _ in self._store.stream(export.source):

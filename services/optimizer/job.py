@@ -121,8 +121,7 @@ class _Attempt:
         self._means = jobs.means()
         self._version = task.version
         self._options = task.version.optimization or Optimization()
-        self._plan: Plan = plans.plan(task.version, self._means)
-        self._meter = self._metered()
+        self._follow(plans.plan(task.version, self._means))
         self._policy = conclusion.policy_of(self._options.policy, task.policy, jobs.settings.policy)
         self._steps: dict[str, Step] = {}
         self._documents: dict[str, Document] = {}
@@ -208,8 +207,7 @@ class _Attempt:
             raise _HandedOn(event)
         await self._hooks.record(event)
         self._version = replace(self._version, recognised=name, needs=needs)
-        self._plan = plans.plan(self._version, self._means)
-        self._meter = self._metered()
+        self._follow(plans.plan(self._version, self._means))
         await self._reuse()
 
     def _check_allowed(self, name: str) -> None:
@@ -439,8 +437,7 @@ class _Attempt:
         self._documents[step.name] = document
         if step.conversion is not None and step.conversion.engine == TORCH:
             self._check_runtime(step.conversion)
-            self._plan = plans.as_it_is(self._version, self._means)
-            self._meter = self._metered()
+            self._follow(plans.as_it_is(self._version, self._means))
         if step.name not in _UNBUDGETED:
             self._spent_s += step.seconds
 
@@ -463,8 +460,10 @@ class _Attempt:
 
     # ------------------------------------------------------------------ small questions
 
-    def _metered(self) -> Meter:
-        return Meter([spec.name for spec in self._plan.steps], self._hooks.on_progress)
+    def _follow(self, plan: Plan) -> None:
+        """From now on this is to be done, and progress is through it."""
+        self._plan = plan
+        self._meter = Meter([spec.name for spec in plan.steps], self._hooks.on_progress)
 
     def _left(self) -> list[Spec]:
         """What a child has to do, and what is drawn for it."""

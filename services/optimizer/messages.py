@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct, json
 
-from services.optimizer.actions import Spec, StepName
+from services.optimizer.actions import EngineName, Spec, StepName
 from services.optimizer.rejections import ADVICE
 from shared.confine import Limits
 from shared.events import Conversion, Latency, MachineClass, Measurements
@@ -195,7 +195,7 @@ class Found(_Message, frozen=True, kw_only=True, tag="found"):
     """The step made a file that is no candidate, such as trained weights."""
     conversion: Conversion | None = None
     """Of what was uploaded."""
-    engine: Literal["onnxruntime", "torch"] = ONNXRUNTIME
+    engine: EngineName = ONNXRUNTIME
     """What runs the file."""
 
     def __post_init__(self) -> None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from shared.registry import Model
 
 ANYONE: Final = "*"
-_PROGRAM: Final = "pt2"
 
 
 def lacking(model: Model, engines: Collection[str], tenants: Mapping[str, Collection[str]]) -> set[str]:
@@ -34,7 +33,7 @@ def lacking(model: Model, engines: Collection[str], tenants: Mapping[str, Collec
     for version in ready:
         if version.serving.engine != TORCH:
             continue
-        own = version.recognised or _PROGRAM
+        own = version.program_format
         let = tenants.get(own, ())
         if ANYONE not in let and version.tenant not in let:
             missing.add(f"AIAAS_{own.upper()}_TENANTS with {version.tenant!r}")

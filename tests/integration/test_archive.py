@@ -11,15 +11,14 @@ from aiokafka.admin import AIOKafkaAdminClient
 from services.audit import archive_reader, archive_source, joined_source, kafka_source, signing
 from services.audit.chain import Chain
 from services.audit.commands import explained, restored
-from services.audit.records import RecordedRequest, Selection
-from services.audit.settings import AuditSettings
+from services.audit.records import RecordedRequest
 from services.audit.store import ArchiveStore
 from services.audit.verify.run import verify
 from services.worker.settings import WorkerSettings
 from shared import kafka, topics
 from shared.errors import Conflict
 from shared.results import Result
-from support.archive import archived_up_to
+from support.archive import archived_up_to, archiving, everything
 from support.processes import service
 from support.served import body, serving
 from support.waiting import eventually
@@ -35,13 +34,7 @@ def settings(backbone):
 
 @pytest.fixture
 def audit_settings(settings, backbone):
-    shared = {"topic_prefix": settings.topic_prefix, "artifact_store_url": settings.artifact_store_url}
-    return backbone.settings(AuditSettings, audit_interval_s=0.2, audit_segment_rows=40, **shared)
-
-
-async def everything(opened, **selected):
-    async with opened as source:
-        return [outcome async for outcome in source.outcomes(Selection(**selected))]
+    return archiving(backbone, settings, segment_rows=40)
 
 
 async def test_the_archive_is_what_was_recorded_through_kills(settings, audit_settings, backbone):

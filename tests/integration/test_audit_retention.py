@@ -15,13 +15,12 @@ from services.audit import joined_source, kafka_source
 from services.audit.commands import explained, exported
 from services.audit.records import RecordedRequest, Selection
 from services.audit.replay import use
-from services.audit.settings import AuditSettings
 from services.audit.state import state
 from services.audit.verify.run import verify
 from services.worker.settings import WorkerSettings
 from shared import kafka, topics
 from shared.results import Result
-from support.archive import archived_up_to
+from support.archive import archived_up_to, archiving, everything
 from support.processes import service
 from support.served import serving
 
@@ -36,13 +35,7 @@ def settings(backbone):
 
 @pytest.fixture
 def audit_settings(settings, backbone):
-    shared = {"topic_prefix": settings.topic_prefix, "artifact_store_url": settings.artifact_store_url}
-    return backbone.settings(AuditSettings, audit_interval_s=0.2, audit_segment_rows=8, **shared)
-
-
-async def everything(opened, **selected):
-    async with opened as source:
-        return [outcome async for outcome in source.outcomes(Selection(**selected))]
+    return archiving(backbone, settings, segment_rows=8)
 
 
 async def forgotten(settings, topic, ends):

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from services.audit import archive_reader
+from services.audit.records import Selection
+from services.audit.settings import AuditSettings
 from services.audit.store import ArchiveStore
 from shared import topics
 from support.waiting import eventually
 
 if TYPE_CHECKING:
-    from services.audit.settings import AuditSettings
+    from contextlib import AbstractAsyncContextManager
+
+    from services.audit.records import RecordedOutcome
+    from services.audit.source import Source
+    from shared.settings import PlatformSettings
+    from support.backbone import Backbone
+
+
+def archiving(backbone: Backbone, settings: PlatformSettings, *, segment_rows: int) -> AuditSettings:
+    """Of an archiver of the same platform, in no time to lose."""
+    return backbone.settings(
+        AuditSettings,
+        audit_interval_s=0.2,
+        audit_segment_rows=segment_rows,
+        topic_prefix=settings.topic_prefix,
+        artifact_store_url=settings.artifact_store_url,
+    )
+
+
+async def everything(opened: AbstractAsyncContextManager[Source], **selected: Any) -> list[RecordedOutcome]:
+    """All that a source has of a selection."""
+    async with opened as source:
+        return [outcome async for outcome in source.outcomes(Selection(**selected))]
 
 
 async def archived_up_to(

@@ -7,7 +7,6 @@ the bytes that were loaded again.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,10 +14,10 @@ import numpy as np
 
 from services.optimizer.messages import EXPORT_FILE, UPLOAD_FILE, Exported
 from services.optimizer.rejections import Rejection
-from services.optimizer.sandbox import batching, signature, vet
+from services.optimizer.sandbox import signature, vet
 from services.optimizer.sandbox.batching import Batching
 from services.optimizer.sandbox.probes import Rows, Setting, key, stack
-from services.optimizer.sandbox.reference import engine
+from services.optimizer.sandbox.reference import batching_of, engine
 from shared.export_events import Parity
 
 if TYPE_CHECKING:
@@ -72,14 +71,7 @@ def _batching(job: Job, loaded: Engine, found: Signature) -> Batching:
     if job.batched is not None:
         known = job.batched
         return Batching(Setting(known.sizes, known.highs), dict(known.inputs), known.outputs, known.cap)
-    return batching.find(
-        loaded,
-        found,
-        cap=job.batch_cap,
-        max_run_s=job.max_batch_run_s,
-        seed=job.seed,
-        until_s=time.monotonic() + job.search_budget_s,
-    )
+    return batching_of(job, loaded, found)
 
 
 def _built(

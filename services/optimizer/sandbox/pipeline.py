@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 import msgspec
 import numpy as np
@@ -30,7 +30,7 @@ from shared.runtime_config import TORCH
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from services.optimizer.actions import Spec
+    from services.optimizer.actions import EngineName, Spec
     from services.optimizer.messages import Job
     from services.optimizer.sandbox.building import Built
     from shared.tensors import Array
@@ -192,7 +192,7 @@ class Pipeline:
             self._known = resumed(self._job)
         return self._known
 
-    def _refer(self, spec: Spec, engine: Literal["onnxruntime", "torch"]) -> Found:
+    def _refer(self, spec: Spec, engine: EngineName) -> Found:
         """The reference: what it is, and how fast.
 
         Raises:

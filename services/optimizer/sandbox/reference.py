@@ -134,7 +134,7 @@ def kept(job: Job, base: str, say: Callable[[str, float], None]) -> Reference:
     say("load", 0.2)
     runner = TorchEngine(loaded, found, threads=job.threads, run_timeout_s=job.run_timeout_s)
     say("batching", 0.4)
-    batched = _batching(job, runner, found)
+    batched = batching_of(job, runner, found)
     feeds = stack(Rows(found, batched.setting, batched.inputs, job.seed).plain(1), batched.inputs)
     fresh = TorchEngine(
         program(recognise(loaded.content, job.limits.file_bytes), job.threads),
@@ -147,7 +147,8 @@ def kept(job: Job, base: str, say: Callable[[str, float], None]) -> Reference:
     return Reference(job, loaded.content, None, runner, found, batched, _sets(job, found, batched.inputs))
 
 
-def _batching(job: Job, runner: Runner, found: Signature) -> Batching:
+def batching_of(job: Job, runner: Runner, found: Signature) -> Batching:
+    """The batching that holds for the model, looked for within the job's bounds."""
     return batching.find(
         runner,
         found,
@@ -172,7 +173,7 @@ def examined(job: Job, base: str, say: Callable[[str, float], None]) -> Referenc
     inline = model.SerializeToString(deterministic=True)
     loaded = engine(job, inline, found)
     say("batching", 0.4)
-    batched = _batching(job, loaded, found)
+    batched = batching_of(job, loaded, found)
     if inline != content:
         _compare(job, loaded, engine(job, content, found), found, batched)
     del content
