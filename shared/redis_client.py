@@ -18,7 +18,7 @@ from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from shared import tls
@@ -139,6 +139,15 @@ async def connect(settings: PlatformSettings) -> AsyncIterator[Redis]:
         yield redis
     finally:
         await redis.aclose(close_connection_pool=True)
+
+
+async def memory(redis: Redis) -> tuple[int, int]:
+    """Bytes used and their bound, 0 if there is none, or if this user may not ask (`INFO`)."""
+    try:
+        told = await redis.info("memory")
+    except NoPermissionError:
+        return 0, 0
+    return told["used_memory"], told["maxmemory"]
 
 
 class _TlsConnection(SSLConnection):

@@ -34,16 +34,19 @@ return nothing and {} or found
 fields and values of the mark. Returns n owners and n answers, nil where there was none; nothing if there were none."""
 
 PUT: Final = Script("""
-local n, nothing, earlier = tonumber(ARGV[2]), true, {}
+local n, m, nothing, earlier = tonumber(ARGV[2]), tonumber(ARGV[3]), true, {}
 for i = 1, n do
-    earlier[i] = redis.call('SET', KEYS[i], ARGV[2 + i], 'NX', 'GET', 'EX', ARGV[1])
+    earlier[i] = redis.call('SET', KEYS[i], ARGV[3 + i], 'NX', 'GET', 'EX', ARGV[1])
     nothing = nothing and not earlier[i]
 end
-local at = 3 + n
-if KEYS[n + 1] then
+for i = n + 1, n + m do
+    redis.call('EXPIRE', KEYS[i], ARGV[1])
+end
+local at = 4 + n
+if KEYS[n + m + 1] then
     local last = at + tonumber(ARGV[at])
     for i = at + 1, last do
-        redis.call('HDEL', KEYS[n + 1], ARGV[i])
+        redis.call('HDEL', KEYS[n + m + 1], ARGV[i])
     end
     at = last + 1
 end
@@ -54,10 +57,10 @@ if nothing then
 end
 return nothing and {} or earlier
 """)
-"""Offer answers, end a run, tell gateways. Keys: n results, maybe the hash of runs. Arguments: TTL, n, n answers, with
-a hash of runs the number of its fields and these, then channels and messages. Returns n earlier answers, nil where
-there was none, and nothing if there were none at all; only then is anything published, since what was packed would
-else not be what counts."""
+"""Offer answers, end a run, tell gateways. Keys: n results, m claims that last no longer than these, maybe the hash of
+runs. Arguments: TTL, n, m, n answers, with a hash of runs the number of its fields and these, then channels and
+messages. Returns n earlier answers, nil where there was none, and nothing if there were none at all; only then is
+anything published, since what was packed would else not be what counts."""
 
 LEASE: Final = Script("""
 local rate, burst, wanted, back = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])

@@ -15,7 +15,8 @@ the winner. Pub/sub forgets, so it only shortens a wait: whoever waits also read
 A batch costs a worker two round trips, however many requests are in it: a script before the run (`screen`) and one
 after it (`put`). A script that fails half way is simply run again, since nothing in it happens twice.
 
-Redis is the index of answers, not their record: that is the outcome log. After the TTL an id is free again.
+Redis is the index of answers, not their record: that is the outcome log. After the TTL, which `shared.keeping` shortens
+as Redis fills, an id is free again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import msgspec
 from shared import logs, redis_client
 from shared.codec import pack, unpack
 from shared.errors import InvalidInput
+from shared.keeping import Keeping
 from shared.redis_client import Scripts, edge
 from shared.redis_scripts import LEASE, PUT, SCREEN
 from shared.results import Result
@@ -105,15 +107,21 @@ class Ran(msgspec.Struct, frozen=True, gc=False):
 class Replies:
     """Commands on the keys above. Each raises `RepliesUnavailable` when Redis is down, full or slow."""
 
-    def __init__(self, redis: Redis, ttl_s: int) -> None:
+    def __init__(self, redis: Redis, keeping: Keeping) -> None:
         self._redis = redis
-        self._ttl_s = ttl_s
+        self._keeping = keeping
         self._scripts = Scripts(redis)
+
+    @property
+    def kept_s(self) -> int:
+        """For how many seconds an answer that is stored now is kept."""
+        return self._keeping.ttl_s
 
     async def ping(self) -> None:
         """Return if Redis takes a write: one that is full still answers a PING."""
+        await self._mind_the_room()
         with edge():
-            await self._redis.set("aiaas:probe", b"", ex=self._ttl_s)
+            await self._redis.set("aiaas:probe", b"", ex=self.kept_s)
 
     async def put(
         self, results: Sequence[Result], reply_to: Sequence[str | None] = (), ran: Ran | None = None
@@ -121,17 +129,23 @@ class Replies:
         """Offer answers; returns, for each, the one that counts: the first that was ever offered for its id.
 
         `reply_to` names the gateway that waits for each, if one does: it is told the answer that counts. `ran` ends
-        the mark that `screen` set.
+        the mark that `screen` set. A claim is not kept longer than its answer, or the id would seem to be running.
         """
         if not results and ran is None:
             return []
         offered = [result.encode() for result in results]
         waiting = [(to, result, data) for to, result, data in zip(reply_to, results, offered, strict=False) if to]
         told = _messages(waiting)
+        await self._mind_the_room()
+        shortened = results if self._keeping.is_shortened else ()
         earlier = await self._scripts.run(
             PUT,
-            keys=[*(_result_key(result.model_name, result.id) for result in results), *(ran.keys if ran else ())],
-            args=[self._ttl_s, len(offered), *offered, *(ran.fields if ran else ()), *told],
+            keys=[
+                *(_result_key(result.model_name, result.id) for result in results),
+                *(_claim_key(result.model_name, result.id) for result in shortened),
+                *(ran.keys if ran else ()),
+            ],
+            args=[self.kept_s, len(offered), len(shortened), *offered, *(ran.fields if ran else ()), *told],
         )
         if not earlier:
             return list(results)
@@ -143,6 +157,12 @@ class Replies:
             again = zip(reply_to, winners, strict=False)
             await self._publish(_messages([(to, winner, winner.encode()) for to, winner in again if to]))
         return winners
+
+    async def _mind_the_room(self) -> None:
+        if self._keeping.is_due():
+            with edge():
+                used, most = await redis_client.memory(self._redis)
+            self._keeping.adapt(used, most)
 
     async def get(self, keys: Sequence[tuple[str, str]]) -> list[Result | None]:
         """The answers of requests `(model, id)`, None where there is none."""
@@ -186,7 +206,7 @@ class Replies:
                 *([_running_key(model)] if marks else ()),
             ],
             args=[
-                self._ttl_s,
+                self.kept_s,
                 len(ids),
                 *(_packed(claim) for claim in claims.values()),
                 *(part for where, offsets in marks.items() for part in (f"{where}:{run}", pack(offsets))),
@@ -275,14 +295,14 @@ class Replies:
     async def remember(self, model: str, request_id: str) -> None:
         """Keep a claim for another TTL. Only for requests without an answer: a claim must not outlive its answer."""
         with edge():
-            await self._redis.expire(_claim_key(model, request_id), self._ttl_s)
+            await self._redis.expire(_claim_key(model, request_id), self.kept_s)
 
     async def reserve(self, model: str, request_id: str, digest: str, longer_s: float) -> Reserved:
         """Use an id for the request with this digest; returns what the id was first used for, and what became of it.
 
         The digest is kept for the TTL and `longer_s`, in which the answer comes: so it is not forgotten before that.
         """
-        kept_s = self._ttl_s + math.ceil(longer_s)
+        kept_s = self.kept_s + math.ceil(longer_s)
         with edge():
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.set(_once_key(model, request_id), digest, nx=True, get=True, ex=kept_s)
@@ -312,7 +332,7 @@ class Replies:
 async def connect(settings: PlatformSettings) -> AsyncIterator[Replies]:
     """The replies, for the life of a service."""
     async with redis_client.connect(settings) as redis:
-        yield Replies(redis, settings.result_ttl_s)
+        yield Replies(redis, Keeping(settings.result_ttl_s, settings.result_ttl_least_s))
 
 
 async def server_facts(settings: PlatformSettings) -> dict[str, str]:
@@ -321,9 +341,10 @@ async def server_facts(settings: PlatformSettings) -> dict[str, str]:
         redis = replies._redis  # noqa: SLF001 - same module
         with edge():
             info = await redis.info("server")
+            used, _ = await redis_client.memory(redis)
             config = await redis.config_get("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
     found = {_raw(name).decode(): _raw(value or "").decode() for name, value in config.items() if name}
-    return {"redis_version": str(info.get("redis_version")), **found}
+    return {"redis_version": str(info.get("redis_version")), "used_memory": str(used), **found}
 
 
 def marks_of(claims: Iterable[Claim]) -> dict[str, list[int]]:

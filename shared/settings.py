@@ -61,7 +61,9 @@ class PlatformSettings(BaseSettings):
     redis_timeout_s: float = Field(default=2.0, gt=0)
     """How long one Redis command may take before Redis counts as down."""
     result_ttl_s: int = Field(default=3600, ge=60)
-    """How long results, and the ids they belong to, are kept in Redis."""
+    """How long results, and the ids they belong to, are kept in Redis while it has room."""
+    result_ttl_least_s: int = Field(default=60, ge=1)
+    """For how long they are kept at least, when Redis fills up (`shared.keeping`)."""
 
     artifact_store_url: str = "file:///tmp/aiaas/artifacts"
     claim_bytes: int = Field(default=768 * 1024, ge=0, le=900_000)

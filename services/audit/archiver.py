@@ -6,7 +6,8 @@ manifests say, and nothing else: nothing is committed to Kafka, and a crash mean
 
 What is held is bounded: a portion whose requests and results would be too many bytes is taken in halves. Kafka, Redis
 or the store being away is waited for. Results that Redis has no more are archived as `expired`: it keeps them for
-`AIAAS_RESULT_TTL_S`, so an archiver may be away for so long without loss, and for Kafka's retention without more loss.
+`AIAAS_RESULT_TTL_S`, less as it fills (`shared.keeping`), so an archiver may be away for so long without loss, and for
+Kafka's retention without more loss.
 """
 
 from __future__ import annotations

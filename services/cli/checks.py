@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from shared.keeping import kept_s
 from shared.settings import is_loopback
 from shared.topics import FIXED, MAX_RECORD_BYTES, MODELS, REQUESTS, Topic, Topics
 
@@ -93,12 +94,19 @@ class Facts:
     archive: ArchiveFacts | None = None
     """None if Kafka does not answer."""
     result_ttl_s: int = 3600
-    """For so long Redis has results that the archiver can still take."""
+    result_ttl_least_s: int = 60
+
+    @property
+    def kept_s(self) -> int:
+        """For so long Redis keeps what is written now, and the archiver can take it."""
+        redis = self.redis or {}
+        used, most = (int(redis.get(name) or 0) for name in ("used_memory", "maxmemory"))
+        return kept_s(used / most if most else 0.0, self.result_ttl_s, min(self.result_ttl_least_s, self.result_ttl_s))
 
 
 def examine(facts: Facts, names: Topics) -> list[Finding]:
     """All findings: Kafka, its topics, Redis, who can listen in, the archive, the machine."""
-    archive = [] if facts.archive is None else _archive(facts.archive, facts.result_ttl_s)
+    archive = [] if facts.archive is None else _archive(facts.archive, facts.kept_s)
     return [*_kafka(facts, names), *_redis(facts), *_access(facts), *archive, *_machine(facts)]
 
 
@@ -224,6 +232,12 @@ def _redis(facts: Facts) -> Iterator[Finding]:
         "set a bound below the machine's memory: full is an honest 503, killed is not",
         otherwise="warn",
     )
+    kept = f"answers are kept for {facts.kept_s} s"
+    if facts.kept_s == facts.result_ttl_s:
+        yield Finding("ok", "used_memory", kept)
+    else:
+        seen = f"{kept}, not {facts.result_ttl_s}: Redis is filling up"
+        yield Finding("warn", "used_memory", seen, "raise maxmemory, or lower AIAAS_RESULT_TTL_S to what you need")
 
 
 def _access(facts: Facts) -> Iterator[Finding]:
@@ -248,11 +262,11 @@ def _link(link: Link) -> Finding:
     return Finding("warn", what, f"in the clear to {where}", link.advice)
 
 
-def _archive(archive: ArchiveFacts, result_ttl_s: int) -> Iterator[Finding]:
+def _archive(archive: ArchiveFacts, kept_s: int) -> Iterator[Finding]:
     if archive.error:
         yield Finding("warn", "archive", archive.error, "audits outlive Kafka by it alone: see docs/audit.md")
         return
-    yield _archived(archive, result_ttl_s)
+    yield _archived(archive, kept_s)
     if archive.lost:
         seen = f"{archive.lost} outcomes left Kafka before they were archived"
         advice = "keep the archiver running, or raise the topic's retention.ms: `aiaas audit verify` names the gap"
@@ -266,7 +280,7 @@ def _archive(archive: ArchiveFacts, result_ttl_s: int) -> Iterator[Finding]:
     yield _signing_key(archive)
 
 
-def _archived(archive: ArchiveFacts, result_ttl_s: int) -> Finding:
+def _archived(archive: ArchiveFacts, kept_s: int) -> Finding:
     seen = f"{archive.archived} outcomes archived, {archive.waiting} wait"
     if archive.waiting:
         seen += f", the first for {archive.waiting_s:.0f} s"
@@ -274,7 +288,7 @@ def _archived(archive: ArchiveFacts, result_ttl_s: int) -> Finding:
         seen += "; Kafka's log is another than the archived one"
     if archive.waiting_s <= _ARCHIVED_WITHIN_S:
         return Finding("ok", "archive", seen)
-    late = archive.waiting_s > result_ttl_s
+    late = archive.waiting_s > kept_s
     lost = "results leave Redis unarchived, " if late else ""
     advice = f"{lost}is an archiver running (`aiaas archiver`), and what does its log say?"
     return Finding("fail" if late else "warn", "archive", seen, advice)

@@ -75,6 +75,7 @@ async def gather(settings: PlatformSettings) -> Facts:
         links=links(settings, gateway_url(os.environ.get("AIAAS_GATEWAY_URL"))),
         archive=None if kafka_config is None else await _archive_facts(settings),
         result_ttl_s=settings.result_ttl_s,
+        result_ttl_least_s=settings.result_ttl_least_s,
     )
 
 

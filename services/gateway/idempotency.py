@@ -12,7 +12,7 @@ another gateway, or what the first could not get acknowledged. Of these the work
 outcome for the others (`duplicate_of`).
 
 A refused request (400, 503, …) was not accepted and leaves its key free. An accepted one holds it until
-`result_ttl_s` after its deadline; its answer is repeated whatever it was, a failure too. While a first request is
+the TTL of answers after its deadline; its answer is repeated whatever it was, a failure too. While a first request is
 under way the draft allows 409; here the second waits for the same answer, which is what its caller wants.
 """
 

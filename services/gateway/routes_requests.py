@@ -74,10 +74,9 @@ async def _owner(gateway: Gateway, backbone: Backbone, model: str, request_id: s
     """
     claim = await backbone.replies.claimed(model, request_id)
     if claim is None or (gateway.settings.api_keys and claim.tenant != tenant):
-        kept_s = gateway.settings.result_ttl_s
         raise UnknownRequest(
             f"model {model[:100]!r} has no request {request_id[:200]!r}: it was never accepted, no worker has met it "
-            f"yet, or it is over for longer than {kept_s} s and forgotten"
+            f"yet, or it is over for longer than {backbone.replies.kept_s} s and forgotten"
         )
     return claim
 

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from shared import replies as module
 from shared.codec import pack, unpack
 from shared.errors import RepliesUnavailable
+from shared.keeping import Keeping
 from shared.replies import ANNOUNCED_PAYLOAD_BYTES, Claim, Ran, Replies, Reserved, Screened
 from shared.results import Result
 from shared.settings import PlatformSettings
@@ -30,7 +31,7 @@ async def harness(request):
         return
     backbone = request.getfixturevalue("backbone")
     redis = Redis.from_url(backbone.redis_url)
-    yield Harness(Replies(redis, TTL_S), backbone.model())
+    yield Harness(Replies(redis, Keeping(TTL_S, TTL_S)), backbone.model())
     await redis.aclose()
 
 
@@ -431,4 +432,4 @@ async def test_garbage_on_a_channel_is_skipped(backbone):
 @pytest.mark.stack
 async def test_what_doctor_wants_to_know(backbone):
     facts = await module.server_facts(backbone.settings())
-    assert {"redis_version", "appendonly", "appendfsync", "maxmemory", "maxmemory-policy"} <= set(facts)
+    assert {"redis_version", "used_memory", "appendonly", "appendfsync", "maxmemory", "maxmemory-policy"} <= set(facts)

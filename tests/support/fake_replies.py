@@ -38,6 +38,10 @@ class FakeReplies:
     def pass_time(self, seconds_s: float) -> None:
         self._now_s += seconds_s
 
+    @property
+    def kept_s(self) -> float:
+        return self._ttl_s
+
     async def ping(self) -> None:
         self._check()
 

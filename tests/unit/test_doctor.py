@@ -21,6 +21,7 @@ REDIS = {
     "redis_version": "7.2.4",
     "appendonly": "yes",
     "appendfsync": "everysec",
+    "used_memory": "1048576",
     "maxmemory": "1073741824",
     "maxmemory-policy": "noeviction",
 }
@@ -64,6 +65,7 @@ def test_a_wrong_broker_setting_fails(setting, wrong):
         ("maxmemory-policy", "allkeys-lru", "fail"),
         ("appendfsync", "no", "warn"),
         ("maxmemory", "0", "warn"),
+        ("used_memory", "536870912", "warn"),
     ],
 )
 def test_a_wrong_redis_setting_is_found(setting, wrong, verdict):

@@ -1,7 +1,8 @@
 """Which Redis the stack uses: that of `AIAAS_REDIS_URL`, else a Valkey server of its own.
 
 Ours keeps an append-only file (a second of answers may be lost in a crash; the outcome log has them), never evicts, and
-refuses writes when its memory bound is reached: the platform then answers 503 rather than forgetting answers.
+refuses writes when its memory bound is reached: the platform then answers 503 rather than forgetting answers. Before
+that it keeps them for less (`shared.keeping`).
 """
 
 from __future__ import annotations

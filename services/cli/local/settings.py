@@ -21,6 +21,10 @@ def _default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "aiaas"
 
 
+def _default_redis_memory_mib() -> int:
+    return max(1024, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8 // 1024**2)
+
+
 class LocalStackSettings(PlatformSettings):
     """Where the stack keeps its state, which servers it starts, and how patient it is."""
 
@@ -29,7 +33,8 @@ class LocalStackSettings(PlatformSettings):
     local_kafka_heap_mib: int = Field(default=512, ge=192)
     local_kafka_jvm_options: str = ""
     """Appended to the broker's command line, so that they win; `-XX:TieredStopAtLevel=4` for long benchmarks."""
-    local_redis_memory_mib: int = Field(default=1024, ge=16)
+    local_redis_memory_mib: int = Field(default_factory=_default_redis_memory_mib, ge=16)
+    """By default an eighth of the machine's memory, 1 GiB at least; it is taken only as answers come."""
     cache_dir: Path = Field(default_factory=_default_cache_dir)
     """What is downloaded or prepared once for all stacks of this user."""
 
