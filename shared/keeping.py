@@ -1,9 +1,9 @@
 """For how long Redis keeps answers: as long as is configured while it has room, for less as it fills.
 
-A Redis that never evicts is full sooner or later, and then refuses all writes. An answer of a small model takes 1.5 KB
+A Redis that never evicts is full sooner or later, and then refuses all writes. An answer of a small model takes 1.6 KB
 with its receipt and its claim: 1 GiB holds those of an hour at 200 requests a second, and would be full after three
 minutes at 4,000. So whoever writes looks at Redis's memory, and the fuller it is the shorter what is written from then
-on is kept: `longest_s` up to a quarter of `maxmemory`, `least_s` from seven tenths. What was promised is kept; nothing
+on is kept: `longest_s` up to a fifth of `maxmemory`, `least_s` from two fifths. What was promised is kept; nothing
 is evicted. Only where `least_s` of answers are too many is Redis full, and the platform waits (`RepliesUnavailable`).
 """
 
@@ -14,10 +14,10 @@ from typing import Final
 
 from shared import logs
 
-_ROOMY: Final = 0.25
-_TIGHT: Final = 0.7
+_ROOMY: Final = 0.2
+_TIGHT: Final = 0.4
 """The parts of the memory up to which answers are kept the longest, and from which they are kept the least."""
-_STEEPNESS: Final = 4
+_STEEPNESS: Final = 3
 _LOOK_EVERY_S: Final = 1.0
 _TELL_FACTOR: Final = 2
 """What changes by this factor is told in the log."""
@@ -58,8 +58,9 @@ class Keeping:
 def kept_s(fill: float, longest_s: int, least_s: int) -> int:
     """For how many seconds to keep what is written while `fill` (0 to 1) of the memory is used.
 
-    The fourth power between the two bounds makes the way down steep at first: at any steady rate the memory settles
-    where as much expires as is written, below the upper bound if `least_s` of answers fit into a third of the memory.
+    Between the two bounds it falls with the third power, steeply at first, since what was written before still takes
+    its room, as does a tenth of it that has expired and was not collected yet. The rest, above the upper bound, is for
+    that: Redis is not full if `least_s` of answers fit into four tenths of it.
     """
     left = min(1.0, max(0.0, (_TIGHT - fill) / (_TIGHT - _ROOMY)))
     return round(least_s + (longest_s - least_s) * left**_STEEPNESS)
