@@ -14,6 +14,7 @@ import tritonclient.http as triton
 from shared import logs
 from shared.topics import DEAD_LETTERS, MAX_RECORD_BYTES
 from support import uploads
+from support.waiting import eventually
 
 pytestmark = pytest.mark.stack
 COLUMNS = 8
@@ -82,8 +83,12 @@ async def test_200_mb_both_ways_through_an_unmodified_client(door, stack, backbo
     assert grown_mb["gateway"] < GATEWAY_MB, grown_mb
 
     outcomes = door.outcomes()
-    outcomes.poll()
-    [receipt] = [receipts[0] for (model, _), receipts in outcomes.by_id.items() if model == name]
+
+    def receipts():
+        outcomes.poll()
+        return [found[0] for (model, _), found in outcomes.by_id.items() if model == name]
+
+    [receipt] = await eventually(receipts, what="the receipt")
     assert receipt.output_sha256 == hashlib.sha256(-array).hexdigest()
     state = await door.state(name, receipt.request_id)
     [output] = state["result"]["outputs"]

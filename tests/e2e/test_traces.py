@@ -66,7 +66,7 @@ async def test_a_request_is_one_trace_from_its_caller_to_its_answer(there, backb
     await there.door.send(model, asked, ce_id="up-1", traceparent=f"00-{UPSTREAM}-{SPAN}-01")
     spans = await eventually(lambda: _whole(collector, UPSTREAM, 6), within_s=40)
     assert spans["process"].parent_id == SPAN
-    [of_later] = [span for span in collector.spans if span.attributes.get("messaging.message.id") == _id(later)][:1]
+    of_later = await eventually(lambda: _of_request(collector, _id(later)), within_s=40)
     spans = await eventually(lambda: _whole(collector, of_later.trace_id, 9), within_s=40)
     assert spans["process"].parent_id == spans["POST"].span_id
     assert not [span for span in collector.spans if span.trace_id == "9" * 32]
@@ -74,6 +74,11 @@ async def test_a_request_is_one_trace_from_its_caller_to_its_answer(there, backb
 
 def _id(response):
     return response.headers["x-request-id"]
+
+
+def _of_request(collector, request_id):
+    """Any span of a request, when one has come."""
+    return next((s for s in collector.spans if s.attributes.get("messaging.message.id") == request_id), None)
 
 
 def _whole(collector, trace_id, count):

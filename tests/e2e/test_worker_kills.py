@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.chaos]
 MODEL = onnx_models.linear()
 SEED = int(os.environ.get("AIAAS_TEST_FUZZ_SEED", "20261123"))
 REQUESTS = 600
+"""At least: they are sent until the last worker was killed."""
 KILLS = 4
 PACE_S = 0.02
 
@@ -39,11 +40,13 @@ async def test_kills_at_random_moments_repeat_some_outcomes_and_lose_none(there,
     name, rng = backbone.model(), random.Random(SEED)
     await there.serve(name, MODEL)
     session = onnxruntime.InferenceSession(MODEL.content)
-    outcomes, sending = there.door.outcomes(), asyncio.Event()
+    outcomes, killed, sending, sent = there.door.outcomes(), asyncio.Event(), asyncio.Event(), 0
 
     async def send():
-        for number in range(REQUESTS):
-            await there.door.send(name, body(row(number)), ce_id=f"k{number}", partition=number % 4)
+        nonlocal sent
+        while sent < REQUESTS or not killed.is_set():
+            await there.door.send(name, body(row(sent)), ce_id=f"k{sent}", partition=sent % 4)
+            sent += 1
             await asyncio.sleep(PACE_S)
         sending.set()
 
@@ -61,6 +64,7 @@ async def test_kills_at_random_moments_repeat_some_outcomes_and_lose_none(there,
             await asyncio.sleep(rng.random() / 4)  # anywhere between two commits
             await there.kill_worker(index % 2)
             there.start_worker(index % 2)
+        killed.set()
 
     async def read_early():
         """What is accepted while it rages must be what is accepted in the end."""
@@ -71,15 +75,15 @@ async def test_kills_at_random_moments_repeat_some_outcomes_and_lose_none(there,
         return early
 
     _, _, early = await asyncio.gather(send(), kill(), read_early())
-    await settled(REQUESTS, within_s=90)
+    await settled(sent, within_s=90)
     await asyncio.sleep(1)
     again = there.door.outcomes()
     await asyncio.to_thread(again.poll)
 
-    assert len(again.accepted) == REQUESTS
+    assert len(again.accepted) == sent
     assert {receipt.status for receipt in again.accepted.values()} == {"succeeded"}
     assert {at: again.accepted[at].output_sha256 for at in early} == early
-    for number in range(REQUESTS):
+    for number in range(sent):
         [receipt] = again.by_id[name, f"k{number}"]
         [result] = await there.rig.replies.get([(name, f"k{number}")])
         assert output_digest(result.outputs) == receipt.output_sha256

@@ -89,9 +89,16 @@ def silent(timeout_s):
 # ------------------------------------------------------------------ places and lanes
 
 
-async def test_a_flood_of_normal_requests_leaves_high_ones_a_place(stack):
+async def flooded(stack):
+    """Requests that have taken all places that they may."""
+    seen = len(stack.worker.records)
     flood = [asyncio.create_task(stack.infer(parameters=silent(2))) for _ in range(PLACES)]
-    await eventually(lambda: len(stack.worker.records) >= PLACES)
+    await eventually(lambda: len(stack.worker.records) >= seen + PLACES, what="a flood")
+    return flood
+
+
+async def test_a_flood_of_normal_requests_leaves_high_ones_a_place(stack):
+    flood = await flooded(stack)
     for body in (BODY, BODY | {"parameters": {"priority": 2}}, BODY | {"parameters": {"x": "priority"}}):
         refused = await stack.gateway.client.post(stack.path, json=body)
         assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
@@ -102,8 +109,7 @@ async def test_a_flood_of_normal_requests_leaves_high_ones_a_place(stack):
 
 
 async def test_a_refusal_does_not_wait_for_the_body(stack):
-    flood = [asyncio.create_task(stack.infer(parameters=silent(2))) for _ in range(PLACES)]
-    await asyncio.sleep(0.5)
+    flood = await flooded(stack)
     reader, writing = await asyncio.open_connection("127.0.0.1", stack.settings.gateway_port)
     began_s = time.monotonic()
     writing.write(f"POST {stack.path} HTTP/1.1\r\nhost: x\r\nx-api-key: key-of-bob\r\n".encode())

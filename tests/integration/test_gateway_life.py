@@ -38,6 +38,14 @@ async def served(backbone, **overrides):
             yield gateway, model, running
 
 
+async def under_way(gateway, model, running, body):
+    """A request that its worker has seen, and whose caller waits."""
+    seen = len(running.records)
+    waiting = asyncio.create_task(gateway.client.post(f"/v2/models/{model}/infer", json=body))
+    await eventually(lambda: len(running.records) > seen, what="the record")
+    return waiting
+
+
 async def test_keys_are_tenants_and_tenants_are_apart(backbone):
     async with served(backbone, api_keys='{"key-of-alice": "alice", "key-of-bob": "bob"}') as (gateway, model, running):
         alice, bob = {"x-api-key": "key-of-alice"}, {"authorization": "Bearer key-of-bob"}
@@ -84,8 +92,7 @@ async def test_without_redis_nothing_is_enqueued_and_nobody_waits_long(backbone)
         infer = f"/v2/models/{model}/infer"
         assert (await gateway.client.post(infer, json=BODY)).status_code == 200
         silent = BODY | {"parameters": {"behaviour": "silent", "timeout": 3_000_000}}
-        waiting = asyncio.create_task(gateway.client.post(infer, json=silent))
-        await asyncio.sleep(0.3)
+        waiting = await under_way(gateway, model, running, silent)
         await redis.cut()
         gone = await gateway.until("/v2/health/ready", lambda response: response.status_code == 503)
         assert gone.json()["waiting_for"] == ["redis"]
@@ -117,10 +124,9 @@ async def test_a_caller_that_leaves_finds_its_answer_by_its_id(backbone):
 
 
 async def test_stopping_lets_callers_have_their_answer(backbone):
-    async with served(backbone) as (gateway, model, _):
+    async with served(backbone) as (gateway, model, running):
         slow = BODY | {"parameters": {"behaviour": "slow"}}
-        waiting = asyncio.create_task(gateway.client.post(f"/v2/models/{model}/infer", json=slow))
-        await asyncio.sleep(0.2)
+        waiting = await under_way(gateway, model, running, slow)
         await gateway.stopped()
         assert (await waiting).status_code == 200
         with pytest.raises(httpx.ConnectError):
@@ -128,10 +134,9 @@ async def test_stopping_lets_callers_have_their_answer(backbone):
 
 
 async def test_stopping_tells_the_rest_after_a_bound(backbone):
-    async with served(backbone, drain_timeout_s=0.5) as (gateway, model, _):
+    async with served(backbone, drain_timeout_s=0.5) as (gateway, model, running):
         silent = BODY | {"parameters": {"behaviour": "silent"}}
-        waiting = asyncio.create_task(gateway.client.post(f"/v2/models/{model}/infer", json=silent))
-        await asyncio.sleep(0.2)
+        waiting = await under_way(gateway, model, running, silent)
         await asyncio.wait_for(gateway.stopped(), 10)
         told = await waiting
         assert (told.status_code, told.json()["code"]) == (503, "stopping")

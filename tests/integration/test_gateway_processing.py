@@ -15,6 +15,7 @@ from support.facts import PROCESSING, SIGNATURE
 from support.gateway import Gateway, worker, writer
 from support.ports import free_port
 from support.processing import tokenizer_json
+from support.waiting import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="module")]
 LIMIT_BYTES = 64 * 1024
@@ -173,6 +174,7 @@ async def test_a_picture_or_an_array_may_be_sent_and_goes_on_as_it_is(gateway, s
     body = {"inputs": [tensor], "parameters": {"behaviour": "silent", "timeout": 1_000_000}}
     response = await gateway.client.post(f"/v2/models/{model}/infer", json=body)
     assert response.status_code == 504
+    await eventually(lambda: records, what="the record")
     [(_, request)] = records
     assert [(sent.name, sent.datatype) for sent in request.inputs] == [(tensor["name"], tensor["datatype"])]
 
