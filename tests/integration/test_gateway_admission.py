@@ -158,10 +158,17 @@ async def test_two_gateways_let_in_no_more_than_the_quota_and_bob_is_not_touched
     async with Gateway(other) as second:
         await second.ready()
         began_s, statuses, bobs = time.monotonic(), [], []
+        expected = 8 + 4 * 3 - 2 * 2  # in 3 s, but for what each gateway may have leased and not used
+
+        def goes_on():
+            """For 3 s; on a machine that is too busy to ask so often, until the expected ones were let in."""
+            took_s = time.monotonic() - began_s
+            assert took_s < 20, f"{statuses.count(200)} of {expected} were let in"
+            return took_s < 3 or statuses.count(200) < expected
 
         async def flood(gateway):
             async with httpx.AsyncClient(base_url=gateway.url, headers=ALICE) as client:
-                while time.monotonic() - began_s < 3:
+                while goes_on():
                     response = await stack.infer(client=client)
                     statuses.append(response.status_code)
                     if response.status_code == 429:
@@ -171,7 +178,7 @@ async def test_two_gateways_let_in_no_more_than_the_quota_and_bob_is_not_touched
 
         async def quiet(gateway):
             async with httpx.AsyncClient(base_url=gateway.url, headers=BOB) as client:
-                while time.monotonic() - began_s < 3:
+                while goes_on():
                     bobs.append((await stack.infer(client=client)).status_code)
                     await asyncio.sleep(0.05)
 
@@ -180,7 +187,7 @@ async def test_two_gateways_let_in_no_more_than_the_quota_and_bob_is_not_touched
     let_in = statuses.count(200)
     assert set(statuses) == {200, 429}
     assert let_in <= 8 + 4 * took_s
-    assert let_in >= 8 + 4 * 3 - 2 * 2  # but for what each gateway may have leased and not used
+    assert let_in >= expected
     assert set(bobs) == {200}
 
 
