@@ -24,19 +24,19 @@ _TELL_FACTOR: Final = 2
 
 
 class Keeping:
-    """`ttl_s` is for how long what is written now is kept: `longest_s` until `adapt` says less."""
+    """`ttl_s` is for how long what is written now is kept: the longest until `adapt` says less."""
 
     def __init__(self, longest_s: int, least_s: int) -> None:
-        self.longest_s = longest_s
-        self.least_s = min(least_s, longest_s)
         self.ttl_s = longest_s
+        self._longest_s = longest_s
+        self._least_s = least_s
         self._told_s = longest_s
         self._next_look_s = 0.0
 
     @property
     def is_shortened(self) -> bool:
         """Whether answers are kept for less than is configured."""
-        return self.ttl_s < self.longest_s
+        return self.ttl_s < self._longest_s
 
     def is_due(self) -> bool:
         """Whether it is time to look at the memory again: once a second, for whoever asks first."""
@@ -48,19 +48,20 @@ class Keeping:
 
     def adapt(self, used: int, most: int) -> None:
         """Decide by bytes used and their bound, 0 if there is none."""
-        self.ttl_s = kept_s(used / most if most else 0.0, self.longest_s, self.least_s)
+        self.ttl_s = kept_s(used, most, self._longest_s, self._least_s)
         before, now = self._told_s, self.ttl_s
         if max(before, now) >= _TELL_FACTOR * min(before, now) or (now != before and not self.is_shortened):
             self._told_s = now
             logs.get().warning("answers are kept", for_s=now, before_s=before, redis_used=used, redis_maxmemory=most)
 
 
-def kept_s(fill: float, longest_s: int, least_s: int) -> int:
-    """For how many seconds to keep what is written while `fill` (0 to 1) of the memory is used.
+def kept_s(used: float, most: float, longest_s: int, least_s: int) -> int:
+    """For how many seconds to keep what is written while so much of the memory is used; there is room if `most` is 0.
 
     Between the two bounds it falls with the third power, steeply at first, since what was written before still takes
     its room, as does a tenth of it that has expired and was not collected yet. The rest, above the upper bound, is for
     that: Redis is not full if `least_s` of answers fit into four tenths of it.
     """
+    fill, least_s = used / most if most else 0.0, min(least_s, longest_s)
     left = min(1.0, max(0.0, (_TIGHT - fill) / (_TIGHT - _ROOMY)))
     return round(least_s + (longest_s - least_s) * left**_STEEPNESS)

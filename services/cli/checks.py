@@ -101,7 +101,7 @@ class Facts:
         """For so long Redis keeps what is written now, and the archiver can take it."""
         redis = self.redis or {}
         used, most = (int(redis.get(name) or 0) for name in ("used_memory", "maxmemory"))
-        return kept_s(used / most if most else 0.0, self.result_ttl_s, min(self.result_ttl_least_s, self.result_ttl_s))
+        return kept_s(used, most, self.result_ttl_s, self.result_ttl_least_s)
 
 
 def examine(facts: Facts, names: Topics) -> list[Finding]:

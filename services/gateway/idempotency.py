@@ -11,9 +11,9 @@ already in the log and the caller joins it. If not, it is appended: the first of
 another gateway, or what the first could not get acknowledged. Of these the worker runs the first and repeats its
 outcome for the others (`duplicate_of`).
 
-A refused request (400, 503, …) was not accepted and leaves its key free. An accepted one holds it until
-the TTL of answers after its deadline; its answer is repeated whatever it was, a failure too. While a first request is
-under way the draft allows 409; here the second waits for the same answer, which is what its caller wants.
+A refused request (400, 503, …) was not accepted and leaves its key free. An accepted one holds it beyond its deadline
+for as long as answers are kept; its answer is repeated whatever it was, a failure too. While a first request is under
+way the draft allows 409; here the second waits for the same answer, which is what its caller wants.
 """
 
 from __future__ import annotations

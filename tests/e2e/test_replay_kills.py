@@ -68,7 +68,9 @@ async def test_no_answer_changes_whatever_is_killed(there, backbone, tmp_path): 
             there.start_worker(index)
         killed.set()
 
-    await asyncio.gather(send(), kill())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(send())
+        group.create_task(kill())
     await have(sent)
     there.gateway.kill()
     for number in range(2):

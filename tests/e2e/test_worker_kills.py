@@ -74,7 +74,11 @@ async def test_kills_at_random_moments_repeat_some_outcomes_and_lose_none(there,
             early |= {at: receipt.output_sha256 for at, receipt in list(outcomes.accepted.items())}
         return early
 
-    _, _, early = await asyncio.gather(send(), kill(), read_early())
+    async with asyncio.TaskGroup() as group:
+        reading = group.create_task(read_early())
+        group.create_task(send())
+        group.create_task(kill())
+    early = reading.result()
     await settled(sent, within_s=90)
     await asyncio.sleep(1)
     again = there.door.outcomes()

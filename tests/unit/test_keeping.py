@@ -20,13 +20,13 @@ GIB = 1024**3
     ("fill", "seconds"), [(0, HOUR_S), (0.2, HOUR_S), (0.3, 502), (0.4, MINUTE_S), (1, MINUTE_S), (1.2, MINUTE_S)]
 )
 def test_the_fuller_the_shorter(fill, seconds):
-    assert kept_s(fill, HOUR_S, MINUTE_S) == pytest.approx(seconds, abs=1)
+    assert kept_s(fill, 1, HOUR_S, MINUTE_S) == pytest.approx(seconds, abs=1)
 
 
 @given(st.floats(0, 2), st.floats(0, 2), st.integers(1, 10_000), st.integers(1, 10_000))
 def test_it_is_monotonic_and_within_its_bounds(one, other, longest_s, least_s):
     least_s = min(longest_s, least_s)
-    fuller, emptier = kept_s(max(one, other), longest_s, least_s), kept_s(min(one, other), longest_s, least_s)
+    fuller, emptier = kept_s(max(one, other), 1, longest_s, least_s), kept_s(min(one, other), 1, longest_s, least_s)
     assert least_s <= fuller <= emptier <= longest_s
 
 
@@ -44,7 +44,7 @@ def test_a_gibibyte_is_never_full_at_4000_a_second_whatever_came_before(phases):
     used = 0
     for now_s, per_s in enumerate(per_s for per_s, during_s in phases for _ in range(during_s)):
         used -= expires.pop(now_s, 0)
-        expires[now_s + kept_s(used / GIB, HOUR_S, MINUTE_S)] += per_s * ANSWER_BYTES
+        expires[now_s + kept_s(used, GIB, HOUR_S, MINUTE_S)] += per_s * ANSWER_BYTES
         used += per_s * ANSWER_BYTES
         assert used < GIB
 
@@ -65,4 +65,4 @@ def test_a_look_is_due_once_a_second(monkeypatch):
 
 
 def test_the_least_is_no_more_than_the_longest():
-    assert Keeping(30, MINUTE_S).least_s == 30
+    assert kept_s(1, 1, 30, MINUTE_S) == 30
