@@ -21,7 +21,7 @@ class OptimizerSettings(PlatformSettings):
     """The largest data set that is looked at."""
     threads: int = Field(default=1, ge=1)
     """Intra-op threads of a measured run."""
-    batch_cap: int = Field(default=128, ge=1, le=1024)
+    batch_cap: int = Field(default=256, ge=1, le=1024)
     """Most rows that a variant may be proved for; the measured time and memory of a run may lower it."""
     max_batch_run_s: float = Field(default=0.25, gt=0)
     """How long a run of a full batch may take: the cap of a slow model stays below it, and an urgent request waits no

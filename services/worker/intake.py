@@ -49,7 +49,7 @@ _HALF_FULL_POLL_MS = 10
 _FULL_POLL_MS = 100
 """The same while there is none in either."""
 _HASTY_MS = 10
-_AT_ONCE = 128
+_AT_ONCE = 256
 """Records taken in one step: some milliseconds in which nothing else runs."""
 _MAX_OPEN_ROWS = 8192
 """Rows of one model that wait for an earlier one: what a duplicate that waits for its first may hold up."""

@@ -42,7 +42,7 @@ async def test_one_network_in_every_format_gives_the_same_answers(settings, name
     content = await attempt.model(fp32)
     (found,) = run(content, **{fp32.signature.inputs[0].name: bundles.rows()})
     np.testing.assert_allclose(found, bundles.answers(bundles.rows()), rtol=1e-5, atol=1e-6)
-    assert fp32.batch_cap == 128
+    assert fp32.batch_cap == 256
     assert [spec.batch_axis for spec in (*fp32.signature.inputs, *fp32.signature.outputs)] == [0, 0]
     if name == "onnx":
         assert [event.step for event in attempt.told] == ["fp32"]
@@ -205,7 +205,7 @@ async def test_what_does_not_become_onnx_is_served_by_torch_as_it_is(settings, n
     assert (canonical.step, canonical.conversion.engine, canonical.conversion.format) == ("canonical", "torch", name)
     assert "bessel_j0" in canonical.conversion.problem
     assert canonical.conversion.problem in ready.reason
-    assert (variant.variant, variant.engine, variant.batch_cap) == ("fp32", "torch", 128)
+    assert (variant.variant, variant.engine, variant.batch_cap) == ("fp32", "torch", 256)
     assert variant.artifact.sha256 == canonical.file.sha256 == reference.file.sha256
     signature = variant.signature
     assert [(spec.datatype, spec.shape, spec.batch_axis) for spec in signature.inputs] == [("FP32", ("batch", 8), 0)]

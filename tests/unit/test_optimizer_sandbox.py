@@ -92,7 +92,7 @@ async def test_an_mlp_becomes_ready(settings, store, tmp_path):
     fp32, int8, ready = events
     assert isinstance(fp32, ev.VariantReady)
     assert fp32.artifact == artifact  # the same bytes, so the same object in the store
-    assert (fp32.attempt, fp32.owner, fp32.batch_cap) == (2, settings.owner, 128)
+    assert (fp32.attempt, fp32.owner, fp32.batch_cap) == (2, settings.owner, 256)
     assert [spec.batch_axis for spec in (*fp32.signature.inputs, *fp32.signature.outputs)] == [0, 0]
     assert [latency.batch_size for latency in fp32.measurements.latencies] == [1, 8, 32]
     assert isinstance(ready, ev.ModelReady)
