@@ -104,7 +104,8 @@ async def from_kafka(count: int) -> None:
             await producer.send(topic, b"{}", partition=0)
         await producer.flush()
         writer = await stack.enter_async_context(OutcomeWriter(settings))
-        await writer.append(topic, 0, [receipt(topic, offset) for offset in range(count)])
+        receipts = [receipt(topic, offset) for offset in range(count)]
+        await writer.append(topic, 0, [(each.request_id, encode_event(each)) for each in receipts])
 
         recorder = Recorder()
         fold, log = OutcomeFold(sink=recorder), await outcome_log.describe(settings, admin)

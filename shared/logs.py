@@ -122,8 +122,9 @@ def _write_all() -> None:
     elif logging.getLogger().isEnabledFor(logging.INFO):  # `configure` gives both one level
         stamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         about = {**structlog.contextvars.get_contextvars(), "level": "info", "timestamp": stamp}
-        dumped = [_dump({**line, "event": event, **about}) for event, lines in unwritten for line in lines]
-        sys.stderr.write(b"".join(dumped).decode())
+        for event, lines in unwritten:
+            end = b"," + _dump({"event": event, **about})[1:]
+            sys.stderr.write(b"".join([part for line in lines for part in (_dump(line)[:-2], end)]).decode())
 
 
 def trace_id(traceparent: str | None) -> str | None:

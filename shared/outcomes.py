@@ -22,7 +22,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
 from shared import topics
-from shared.codec import cloud_event_headers, decode_event, encode_event, rfc3339
+from shared.codec import cloud_event_headers, decode_event, rfc3339
 from shared.errors import InvalidInput, LogUnavailable
 from shared.outcome_events import Receipt
 from shared.steady_producer import SteadyProducer
@@ -59,8 +59,10 @@ class OutcomeWriter:
     async def __aexit__(self, *exc: object) -> None:
         await self._steady.__aexit__(*exc)
 
-    async def append(self, request_topic: str, request_partition: int, receipts: Sequence[Receipt]) -> None:
+    async def append(self, request_topic: str, request_partition: int, receipts: Sequence[tuple[str, bytes]]) -> None:
         """Append a contiguous run of outcomes and return when all of it is acknowledged.
+
+        `receipts` are request ids, and the receipts as `encode_event` gives them.
 
         Raises:
             LogUnavailable: not acknowledged; some of it may be in the log.
@@ -74,22 +76,19 @@ class OutcomeWriter:
             await self._steady.replace(producer)
             raise LogUnavailable(f"Kafka did not acknowledge outcomes of {key.decode()}: {err!r}") from err
 
-    async def _append(self, producer: AIOKafkaProducer, key: bytes, receipts: Sequence[Receipt]) -> None:
+    async def _append(self, producer: AIOKafkaProducer, key: bytes, receipts: Sequence[tuple[str, bytes]]) -> None:
         partition = await self._partition_of(producer, key)
         builder = producer.create_batch()
         stamped = ("ce_time", rfc3339(time.time_ns()).encode())
         about = [stamped if name == "ce_time" else (name, value) for name, value in self._about if name != "ce_id"]
-        for receipt in receipts:
-            record = {
-                "key": key,
-                "value": encode_event(receipt),
-                "timestamp": None,
-                "headers": [("ce_id", receipt.request_id.encode()), *about],
-            }
-            if builder.size() > _BATCH_BYTES or not builder.append(**record):
+        for request_id, receipt in receipts:
+            headers = [("ce_id", request_id.encode()), *about]
+            if builder.size() > _BATCH_BYTES or not builder.append(
+                timestamp=None, key=key, value=receipt, headers=headers
+            ):
                 await self._send(producer, builder, partition)
                 builder = producer.create_batch()
-                builder.append(**record)
+                builder.append(timestamp=None, key=key, value=receipt, headers=headers)
         await self._send(producer, builder, partition)
 
     async def _send(self, producer: AIOKafkaProducer, builder: object, partition: int) -> None:

@@ -54,6 +54,7 @@ Datatype = Literal[
     "BF16",
     "BYTES",
 ]
+FloatDatatype = Literal["FP16", "FP32", "FP64", "BF16"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MAX_RANK: Final = 32
@@ -163,6 +164,16 @@ def to_numpy(tensor: Tensor) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
+def joined(tensors: Sequence[Tensor], axis: int) -> Array:
+    """The arrays of tensors of one datatype, whose shapes differ along `axis` at most, as one; see `to_numpy`."""
+    first = tensors[0]
+    if axis or first.datatype == "BYTES":
+        return np.concatenate([to_numpy(tensor) for tensor in tensors], axis=axis)
+    # Rows lie one after the other: so do the bytes.
+    data, rows = b"".join([tensor.data for tensor in tensors]), sum([tensor.shape[0] for tensor in tensors])
+    return np.frombuffer(data, DTYPES[first.datatype]).reshape(rows, *first.shape[1:])
+
+
 def from_numpy(name: str, array: npt.ArrayLike, datatype: str | None = None) -> Tensor:
     """A tensor over the array's own memory, copied only if it isn't contiguous and little-endian.
 
@@ -196,16 +207,21 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any])
     count, _ = _check_shape(Tensor(name, datatype, shape, b""))
     flat = _flatten(name, shape, data)
     if len(flat) != count:
-        refuse(name, f"has {len(flat)} elements, but shape {list(shape)} has {count}")
+        _refuse_number(name, len(flat), shape, count)
     # Types are looked at before numpy sees the list: it would promote [true, 2] to integers and [2, 2.5] to floats.
     if strange := set(map(type, flat)) - _JSON_TYPES[datatype]:
         refuse(name, f"of {datatype} has elements of type {', '.join(sorted(kind.__name__ for kind in strange))}")
     if datatype == "BYTES":
         return Tensor(name, datatype, shape, _pack_elements(name, flat))
-    try:
-        return Tensor(name, datatype, shape, _pack_numbers(datatype, flat))
-    except (OverflowError, FloatingPointError, struct.error):
-        refuse(name, f"has numbers outside the range of {datatype}")
+    return _of_numbers(name, datatype, shape, flat)
+
+
+def from_floats(name: str, datatype: FloatDatatype, shape: tuple[int, ...], flat: list[float]) -> Tensor:
+    """As `from_json`, of elements that are known to be floats, in a flat list."""
+    count, _ = _check_shape(Tensor(name, datatype, shape, b""))
+    if len(flat) != count:
+        _refuse_number(name, len(flat), shape, count)
+    return _of_numbers(name, datatype, shape, flat)
 
 
 def to_json(tensor: Tensor) -> Array | list[str]:
@@ -309,6 +325,17 @@ def _pack_numbers(datatype: str, flat: list[Any]) -> bytes:
     with np.errstate(over="raise"):
         array = bf16_bits(flat) if datatype == "BF16" else np.array(flat, dtype=DTYPES[datatype])
     return array.tobytes()
+
+
+def _of_numbers(name: str, datatype: str, shape: tuple[int, ...], flat: list[Any]) -> Tensor:
+    try:
+        return Tensor(name, datatype, shape, _pack_numbers(datatype, flat))
+    except (OverflowError, FloatingPointError, struct.error):
+        refuse(name, f"has numbers outside the range of {datatype}")
+
+
+def _refuse_number(name: str, given: int, shape: tuple[int, ...], count: int) -> NoReturn:
+    refuse(name, f"has {given} elements, but shape {list(shape)} has {count}")
 
 
 def _pack_elements(name: str, elements: Sequence[Any]) -> bytes:

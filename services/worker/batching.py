@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shared.signature import rows
-from shared.tensors import Tensor, from_numpy, to_numpy
+from shared.tensors import Tensor, from_numpy, joined, to_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Sequence
@@ -62,9 +62,9 @@ def concatenate(requests: Sequence[InferenceRequest], signature: Signature) -> d
     given = [{tensor.name: tensor for tensor in request.inputs} for request in requests]
     feeds: dict[str, Array] = {}
     for spec in signature.inputs:
-        arrays = [to_numpy(tensors[spec.name]) for tensors in given]
-        joined = len(arrays) > 1 and spec.batch_axis is not None
-        feeds[spec.name] = np.concatenate(arrays, axis=spec.batch_axis or 0) if joined else arrays[0]
+        tensors = [by_name[spec.name] for by_name in given]
+        together = len(tensors) > 1 and spec.batch_axis is not None
+        feeds[spec.name] = joined(tensors, spec.batch_axis or 0) if together else to_numpy(tensors[0])
     return feeds
 
 
@@ -96,7 +96,7 @@ def answer(
     request: InferenceRequest, outputs: tuple[Tensor, ...], defaults: Collection[str] = ()
 ) -> tuple[Tensor, ...]:
     """The outputs that the request asks for; if it names none, the `defaults`, which are all if there are none."""
-    asked = {output.name for output in request.outputs} or defaults
-    if not asked:
+    if not request.outputs and not defaults:
         return outputs
+    asked = {output.name for output in request.outputs} or defaults
     return tuple(tensor for tensor in outputs if tensor.name in asked)

@@ -334,7 +334,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         if not ready:
             return
         try:
-            await self._writer.append(ledger.topic, ledger.partition, [outcome.receipt for _, outcome in ready])
+            receipts = [(outcome.request_id, outcome.receipt) for _, outcome in ready]
+            await self._writer.append(ledger.topic, ledger.partition, receipts)
         except LogUnavailable as err:
             await self._start_again(ledger, err)
             return

@@ -25,6 +25,7 @@ from services.worker.observing import Observer
 from services.worker.receipts import memberships, queue_ns
 from services.worker.settle import answer
 from shared.background import set_within
+from shared.codec import rfc3339
 from shared.errors import AiaasError, RepliesUnavailable, RequestCancelled, TooLarge
 from shared.outcome_events import Timings
 from shared.replies import Ran
@@ -191,7 +192,7 @@ class Lane:
             answers = await self._run_due(batch, jobs)
         self._under_way -= 1
         self._work.set()
-        ran = Ran(batch.jobs[0].model, run, tuple({job.claim.where for job in batch.jobs}))
+        ran = Ran(batch.jobs[0].model, run, tuple({job.ledger.where for job in batch.jobs}))
         return self._hand_on(answers, ran)
 
     async def _hand_on(self, answers: Sequence[Answer], ran: Ran) -> None:
@@ -252,6 +253,7 @@ class Lane:
         taken_ns = time.perf_counter_ns()
         self._slow = ran_ns - fed_ns > _SLOW_NS
         self._count(jobs, ran_ns - fed_ns)
+        completed_at = rfc3339(time.time_ns())
         return [
             self._succeeded(
                 batch,
@@ -264,6 +266,7 @@ class Lane:
                     compute_infer=ran_ns - fed_ns,
                     compute_output=taken_ns - ran_ns,
                 ),
+                completed_at,
             )
             for index, (job, membership) in enumerate(zip(jobs, memberships(jobs), strict=True))
         ]
@@ -297,14 +300,20 @@ class Lane:
             return False
 
     def _succeeded(
-        self, batch: Batch, job: Job, outputs: tuple[Tensor, ...], membership: BatchMembership, timings: Timings
+        self,
+        batch: Batch,
+        job: Job,
+        outputs: tuple[Tensor, ...],
+        membership: BatchMembership,
+        timings: Timings,
+        completed_at: str,
     ) -> Answer:
         if (size := sum([len(tensor.data) for tensor in outputs])) > self._settings.max_result_bytes:
             error = TooLarge(f"the answer has {size} bytes, more than {self._settings.max_result_bytes}")
             return self._failed(batch, job, error)
         to_store = self._output_store.takes(_request(job), size)
         digest = None if to_store else output_digest(outputs)
-        receipt = self._receipts.succeeded(job, digest, batch.engine.runtime, membership, timings)
+        receipt = self._receipts.succeeded(job, digest, batch.engine.runtime, membership, timings, completed_at)
         return answer(job, receipt, outputs=outputs, to_store=to_store)
 
     def _failed(self, batch: Batch, job: Job, error: AiaasError) -> Answer:

@@ -14,14 +14,14 @@ from collections import deque
 
 import msgspec
 
-from shared.outcome_events import Receipt
 from shared.results import Result
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """What a row is completed with: the receipt, and the reply to copy to a topic if the request asked for one."""
+    """What a row is completed with: the encoded receipt, and the reply to copy to a topic if the request wants that."""
 
-    receipt: Receipt
+    request_id: str
+    receipt: bytes
     copy: ReplyCopy | None = None
 
 

@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from services.worker.batching import rows_alone, shape_key
 from services.worker.job import Plan
 from services.worker.preparation import Preparation
@@ -25,17 +27,15 @@ from shared.processed_signature import validate
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
-    from services.worker.batching import ShapeKey
     from services.worker.engine import Engine
     from services.worker.job import Job
     from services.worker.ledger import Ledger
     from services.worker.preparation import Step
     from services.worker.processing.processor import Processor
     from services.worker.shelf import Shelf
-    from shared.oip import InferenceRequest
-    from shared.registry import Registry, Variant
+    from shared.registry import Registry, Variant, Version
 
-_MAX_FORMS: Final = 1024
+_MAX_PLANS: Final = 1024
 _GOOD_PART: Final = 4
 """A quarter of what may run together is worth running: beyond that, larger batches hardly cost less a row."""
 
@@ -77,13 +77,15 @@ class ModelServer:
         self._settle = settle
         self._wake = wake
         self._max_batch_bytes = max_batch_bytes
-        self._forms: dict[Hashable, tuple[ShapeKey, int | None]] = {}
+        self._plans: dict[Hashable, Plan] = {}
+        """Of requests that need no preparation, by version and form: most have few forms."""
 
     # ------------------------------------------------------------------ which version answers
 
     def adopt(self, registry: Registry) -> None:
         """Route by `registry` if what it routes to is in memory; else ask the shelf for it, and keep the old one."""
         self.latest = registry
+        self._plans.clear()
         before, after = self.routed(), self._routed(registry)
         missing = [variant for variant in after if variant not in before and not self._shelf.has(variant)]
         changed = [variant for variant in self._reconfigured(registry) if not self._shelf.has(variant)]
@@ -203,7 +205,7 @@ class ModelServer:
                     unserved.append(job)
                 elif plan is not None and plan.unprepared:
                     self._preparation.start(job)
-                elif plan is None or not self._shelf.has(plan.variant) or not used.admits(job, plan):
+                elif plan is None or not (used.of(plan) or self._shelf.has(plan.variant)) or not used.admits(job, plan):
                     later.append(job)
                 else:
                     used.add(job, plan)
@@ -256,29 +258,36 @@ class ModelServer:
             raise AssertionError("a job without a request has an error and is never queued")
         version = registry.route(self.name, job.request_id, job.headers.model_version)
         variant = version.serving
-        job.plan = Plan(registry.offset, version, variant, (), None)  # what does not fit still names its version
+        bare = job.plan = self._bare(registry, version)  # what does not fit still names its version
         if self._preparation.wanted(job):
-            return Plan(registry.offset, version, variant, (), None, unprepared=True)
-        key, rows = self._fit(request, variant)
-        return Plan(registry.offset, version, variant, key, None if job.deaths else rows)
-
-    def _fit(self, request: InferenceRequest, variant: Variant) -> tuple[ShapeKey, int | None]:
-        """Shape key and rows of a request that fits the variant; remembered, since most requests have few forms."""
+            return replace(bare, unprepared=True)
         form = (
-            variant.key,
-            variant.row_cap,
+            registry.offset,
+            version.number,
             tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in request.inputs]),
             tuple([(output.name, *output.parameters) for output in request.outputs]),
         )
-        known = self._forms.get(form)
-        if known is None:
+        plan = self._plans.get(form)
+        if plan is None:
             validate(request, variant.signature, variant.processing)
-            known = shape_key(request, variant.signature), rows_alone(request, variant)
+            plan = replace(bare, key=shape_key(request, variant.signature), rows=rows_alone(request, variant))
             if all(spec.batch_axis is not None for spec in variant.signature.inputs):  # else the key holds data
-                if len(self._forms) >= _MAX_FORMS:
-                    self._forms.clear()
-                self._forms[form] = known
-        return known
+                self._remember(form, plan)
+        return replace(plan, rows=None) if job.deaths else plan
+
+    def _bare(self, registry: Registry, version: Version) -> Plan:
+        """The plan of a request of which nothing is known but its version."""
+        form = registry.offset, version.number
+        plan = self._plans.get(form)
+        if plan is None:
+            plan = Plan(registry.offset, version, version.serving, (), None)
+            self._remember(form, plan)
+        return plan
+
+    def _remember(self, form: Hashable, plan: Plan) -> None:
+        if len(self._plans) >= _MAX_PLANS:
+            self._plans.clear()
+        self._plans[form] = plan
 
 
 def _late() -> DeadlineExceeded:
@@ -295,6 +304,10 @@ class _Used:
         self._bytes = 0
         self._max_bytes = max_bytes
         self._ids: set[str] = set()
+
+    def of(self, plan: Plan) -> bool:
+        """Whether its first job has this plan, and so what it needs."""
+        return self.plan is plan
 
     def admits(self, job: Job, plan: Plan) -> bool:
         first = self.plan

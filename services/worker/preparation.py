@@ -48,7 +48,10 @@ class Preparation:
 
     def wanted(self, job: Job) -> bool:
         """Whether a job has to be prepared before it can run."""
-        return any(step.wanted(job) for step in self._steps)
+        for step in self._steps:  # noqa: SIM110 - it is asked of every job, and a generator costs more than the answer
+            if step.wanted(job):
+                return True
+        return False
 
     def start(self, job: Job) -> None:
         """Prepare a job."""

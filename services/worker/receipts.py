@@ -55,11 +55,8 @@ def _rows(job: Job) -> int | None:
 
 def _members_sha256(jobs: Sequence[Job]) -> str:
     """The digest of a batch's membership and order."""
-    digest = hashlib.sha256()
-    for job in jobs:
-        record = job.record
-        digest.update(f"{record.topic}-{record.partition}-{record.offset} {job.input_sha256}\n".encode())
-    return digest.hexdigest()
+    lines = [f"{(at := job.record).topic}-{at.partition}-{at.offset} {job.input_sha256}\n" for job in jobs]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def queue_ns(job: Job) -> int:
@@ -83,10 +80,16 @@ class Receipts:
         return Coordinates(cluster_id=self._cluster_id, topic=topic, partition=partition, offset=offset)
 
     def succeeded(
-        self, job: Job, output_sha256: str | None, runtime: Runtime, batch: BatchMembership, timings: Timings
+        self,
+        job: Job,
+        output_sha256: str | None,
+        runtime: Runtime,
+        batch: BatchMembership,
+        timings: Timings,
+        completed_at: str,
     ) -> Receipt:
         """The model answered; the digest of large outputs is not known yet, and filled in by `claims`."""
-        return self._receipt(job, "succeeded", None, timings, runtime, batch, output_sha256)
+        return self._receipt(job, "succeeded", None, timings, runtime, batch, output_sha256, completed_at)
 
     def failed_in_run(self, job: Job, code: str, runtime: Runtime, batch: BatchMembership, timings: Timings) -> Receipt:
         """The run raised, or took too long."""
@@ -105,6 +108,7 @@ class Receipts:
         runtime: Runtime | None = None,
         batch: BatchMembership | None = None,
         output_sha256: str | None = None,
+        completed_at: str | None = None,
     ) -> Receipt:
         record, plan = job.record, job.plan
         return Receipt(
@@ -125,7 +129,7 @@ class Receipts:
             timings_ns=timings,
             worker=self._worker,
             reexecuted=runtime is not None and job.deaths > 0,
-            completed_at=rfc3339(time.time_ns()),
+            completed_at=completed_at or rfc3339(time.time_ns()),
             processing_sha256=plan.variant.processing_sha256 if plan else None,
         )
 

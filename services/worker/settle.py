@@ -186,7 +186,8 @@ class Settlement:
             copy = None
             if job.headers.reply_topic and (job.error is None or isinstance(job.error, RunError)):
                 copy = ReplyCopy(job.headers.reply_topic, job.record.key, job.headers.echo, winner)
-            job.ledger.complete(job.record.offset, Outcome(receipt, copy))
+            encoded = _encoded(receipt, winner)
+            job.ledger.complete(job.record.offset, Outcome(receipt.request_id, encoded, copy))
         self._completed([job for job, _, _ in outcomes])
         logs.canonical("request", [_line(*outcome) for outcome in outcomes])
         if self.spans is not None:
@@ -239,6 +240,13 @@ def _without_repeats(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 def _conflict(job: Job, first: Claim | Coordinates) -> IdConflict:
     where = f"{first.topic}/{first.partition} offset {first.offset}"
     return IdConflict(f"id {job.request_id!r} belongs to another request: {where}")
+
+
+def _encoded(receipt: Receipt, result: Result) -> bytes:
+    """A receipt's bytes: those in the answer, unless it has none, or another record's."""
+    if result.receipt is None or receipt.duplicate_of is not None:
+        return encode_event(receipt)
+    return result.receipt
 
 
 def _line(job: Job, receipt: Receipt, result: Result) -> dict[str, Any]:

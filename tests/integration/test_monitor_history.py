@@ -22,7 +22,7 @@ from shared.outcome_events import BatchMembership, Timings
 from shared.outcomes import OutcomeWriter
 from shared.signature import Signature, TensorSpec
 from shared.telemetry import Telemetry
-from support.facts import receipt, uploaded
+from support.facts import encoded, receipt, uploaded
 from support.ports import free_port
 from support.waiting import eventually
 
@@ -60,7 +60,7 @@ def outcome(settings, offset: int, at_s: float):
 
 async def append(settings, outcomes) -> None:
     async with OutcomeWriter(settings) as writer:
-        await writer.append(settings.topics.requests("m"), 0, outcomes)
+        await writer.append(settings.topics.requests("m"), 0, encoded(outcomes))
 
 
 def sampled(text: str, name: str) -> Counter:

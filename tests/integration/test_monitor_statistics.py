@@ -10,7 +10,7 @@ from shared import kafka, statistics, topics
 from shared.codec import decode_event
 from shared.outcome_events import BatchMembership, ModelStatistics, Timings
 from shared.outcomes import OutcomeWriter
-from support.facts import receipt
+from support.facts import encoded, receipt
 from support.monitor_process import Monitor
 from support.ports import free_port
 from support.waiting import eventually
@@ -64,7 +64,7 @@ async def append(settings, receipts):
     async with OutcomeWriter(settings) as writer:
         for partition in (0, 1):
             of = [each for at, each in receipts if at == partition]
-            await writer.append(settings.topics.requests("m"), partition, of)
+            await writer.append(settings.topics.requests("m"), partition, encoded(of))
 
 
 async def published(settings):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared.artifacts import Artifact
+from shared.codec import encode_event
 from shared.events import Event, Measurements, ModelReady, ModelUploaded, OptimizationClaimed, VariantReady
 from shared.outcome_events import Coordinates, Receipt, Timings
 from shared.processing import DecodeImage, Labels, Processing, Softmax, TopK
 from shared.registry import Entry, Registry, fold
 from shared.signature import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 OWNER = "optimizer-1/abc"
 SIGNATURE = Signature(
@@ -48,6 +52,11 @@ def made_ready(model: str = "m", version: int = 1, attempt: int = 1, owner: str 
         VariantReady(**about, variant="fp32", artifact=artifact(f"fp32 {version} {attempt}"), **variant),
         ModelReady(**about, variant="fp32", reason="the reference"),
     ]
+
+
+def encoded(receipts: Iterable[Receipt]) -> list[tuple[str, bytes]]:
+    """Receipts as `OutcomeWriter.append` takes them."""
+    return [(each.request_id, encode_event(each)) for each in receipts]
 
 
 def receipt(offset: int = 0, *, topic: str = "t.requests.m", partition: int = 0, **fields: Any) -> Receipt:

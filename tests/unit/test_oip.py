@@ -276,6 +276,33 @@ def test_the_quick_way_and_the_careful_way_agree(document, behind):
     assert outcome(oip._request) == outcome(oip._careful_request)
 
 
+@given(STRANGE_REQUEST)
+def test_the_quick_way_with_floats_in_json_agrees_too(document):
+    text = orjson.dumps(document, default=bytes.hex)
+
+    def outcome(read):
+        try:
+            return read()
+        except InvalidInput as err:
+            return err.message
+
+    careful = outcome(lambda: oip._careful_request(orjson.loads(text), oip._Tail(b"")))
+    assert outcome(lambda: oip._json_request(text)) == careful
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64", "BF16"])
+@pytest.mark.parametrize("number", ["1", "-1.5", "16777217", "18446744073709551616", "1e-400", "1e39", "1e999", "NaN"])
+def test_a_number_is_the_same_the_quick_way_and_the_careful_way(datatype, number):
+    def outcome(more):
+        head = orjson.dumps({"inputs": [{"name": "x", "datatype": datatype, "shape": [1]}]})[:-3]
+        try:
+            return decode_request(None, head + b',"data":[' + number.encode() + b"]}]" + more + b"}").inputs
+        except InvalidInput as err:
+            return err.message
+
+    assert outcome(b"") == outcome(b',"outputs":[{"name":"y"}]')
+
+
 def test_binary_outputs_follow_the_output_then_the_request():
     outputs = (RequestedOutput("a", binary=False), RequestedOutput("b", binary=True), RequestedOutput("c"))
     names = ["a", "b", "c"]

@@ -9,11 +9,14 @@ import pytest
 from aiokafka import TopicPartition
 
 from services.worker.intake import HeldBytes, Intake
+from services.worker.ledger import Outcome
 from services.worker.model_server import ModelServer
 from services.worker.settings import WorkerSettings
+from shared.codec import decode_event
 from shared.errors import LogUnavailable
+from shared.outcome_events import Receipt
 from shared.registry import Registry
-from support.facts import receipt
+from support.facts import encoded, receipt
 from support.waiting import eventually
 
 TOPIC = "aiaas.requests.m"
@@ -55,7 +58,7 @@ class FakeWriter:
     async def append(self, _topic, partition, receipts):
         if self.failing:
             raise LogUnavailable("Kafka is away")
-        self.appended += [(partition, r.request.offset) for r in receipts]
+        self.appended += [(partition, decode_event(Receipt, value).request.offset) for _, value in receipts]
 
 
 class SlowReplies:
@@ -105,7 +108,7 @@ async def intake(settled):
 
 
 def complete(intake, job):
-    job.ledger.complete(job.record.offset, SimpleNamespace(receipt=receipt(job.record.offset), copy=None))
+    job.ledger.complete(job.record.offset, Outcome(*encoded([receipt(job.record.offset)])[0]))
     intake.completed([job])
 
 
