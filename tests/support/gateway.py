@@ -1,8 +1,8 @@
 """A gateway in this process, and the other end of its topics: a registry writer and a worker that echoes.
 
 `Gateway` serves real HTTP on a free port with the real Kafka and Redis. `Worker` answers every request of a model with
-its inputs as outputs, or as the request's `behaviour` parameter says: `silent` never answers, `fail` fails, `slow`
-answers after half a second, `held` at the end of `Worker.holding`. `make_ready` writes what an optimizer and a worker would have written of an
+its inputs as outputs, or as the request's `behaviour` parameter says: `silent` never answers, `fail` fails, `held`
+answers at the end of `Worker.holding`. `make_ready` writes what an optimizer and a worker would have written of an
 upload. `a_client_that_leaves` does so once something is there.
 """
 
@@ -220,8 +220,6 @@ class Worker:
         if not (await self._replies.claim(self._model, headers.request_id, claim)).same_record(claim):
             return
         self.answered.append(headers.request_id)
-        if behaviour == "slow":
-            await asyncio.sleep(0.5)
         if behaviour == "held":
             await self._let_go.wait()
         await self._replies.put([self._result(headers, request, behaviour)], [headers.reply_channel])
