@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 
 import httpx
 import pytest
@@ -13,7 +12,7 @@ from services.gateway.settings import GatewaySettings
 from shared import kafka, topics
 from shared.codec import decode_event
 from shared.metric_events import HttpAnswered
-from support.gateway import Gateway, echo_signature, json_input, worker, writer
+from support.gateway import Gateway, a_client_that_leaves, echo_signature, json_input, worker, writer
 from support.ports import free_port
 from support.waiting import eventually
 
@@ -64,8 +63,8 @@ async def test_keys_are_tenants_and_tenants_are_apart(backbone):
             assert (await client.get("/v2/health/live")).status_code == 200
             assert (await client.get("/v2/health/ready")).status_code == 200
 
-            assert (await client.post(infer, json=BODY, headers=bob)).status_code == 200
-            assert running.records[-1][0].tenant == "bob"
+            assert (await client.post(infer, json=BODY | {"id": "of bob"}, headers=bob)).status_code == 200
+            assert (await running.record_of("of bob"))[0].tenant == "bob"
             accepted = await client.post(infer, json=BODY, headers=alice | {"prefer": "respond-async"})
             url = accepted.json()["status_url"]
             assert (await client.get(url, headers=bob)).status_code == 404
@@ -110,25 +109,38 @@ async def test_without_redis_nothing_is_enqueued_and_nobody_waits_long(backbone)
 
 async def test_a_caller_that_leaves_finds_its_answer_by_its_id(backbone):
     async with served(backbone) as (gateway, model, running):
-        for behaviour, state in (("slow", "succeeded"), ("silent", "queued")):
-            seen = len(running.records)
-            content = json.dumps(BODY | {"parameters": {"behaviour": behaviour}})
-            _, out = await asyncio.open_connection("127.0.0.1", gateway.settings.gateway_port)
-            head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
-            out.write(f"{head}{content}".encode())
-            await eventually(lambda seen=seen: len(running.records) > seen)
-            out.close()
-            url = f"/v2/models/{model}/requests/{running.records[-1][0].request_id}"
+        for behaviour, state in (("held", "succeeded"), ("silent", "queued")):
+            body = BODY | {"id": behaviour, "parameters": {"behaviour": behaviour}}
+            with running.holding():
+                headers, _ = await a_client_that_leaves(
+                    gateway.url,
+                    lambda client, body=body: client.post(f"/v2/models/{model}/infer", json=body),
+                    running.record_of(behaviour),
+                )
+            url = f"/v2/models/{model}/requests/{headers.request_id}"
             found = await gateway.until(url, lambda response, state=state: response.json().get("state") == state)
             assert found.status_code == 200
 
 
 async def test_stopping_lets_callers_have_their_answer(backbone):
     async with served(backbone) as (gateway, model, running):
-        slow = BODY | {"parameters": {"behaviour": "slow"}}
-        waiting = await under_way(gateway, model, running, slow)
-        await gateway.stopped()
+
+        async def refused():
+            try:
+                _, out = await asyncio.open_connection("127.0.0.1", gateway.settings.gateway_port)
+            except ConnectionRefusedError:
+                return True
+            out.close()
+            return False
+
+        held = BODY | {"parameters": {"behaviour": "held"}}
+        with running.holding():
+            waiting = await under_way(gateway, model, running, held)
+            stopping = asyncio.create_task(gateway.stopped())
+            await eventually(refused, what="the end of new connections")
+            assert not waiting.done()
         assert (await waiting).status_code == 200
+        await stopping
         with pytest.raises(httpx.ConnectError):
             await gateway.client.get("/v2/health/live")
 

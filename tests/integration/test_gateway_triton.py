@@ -203,7 +203,7 @@ async def test_what_no_worker_says_in_time_is_told_as_unfinished(stack):
         began_s = time.monotonic()
         status, sentence = await stack.refused(call, stack.model)
         assert (status, meanwhile in sentence) == ("503", True), sentence
-        assert 1.5 < time.monotonic() - began_s < 6
+        assert 1.5 < time.monotonic() - began_s < 30
         stack.fleet.willing.set()
         await stack.ask(call, stack.model)
     assert await stack.ask("is_model_ready", stack.model)
@@ -317,14 +317,14 @@ async def test_infer_without_an_id_and_of_a_version(stack):
 
 
 async def test_parameters_travel_with_the_request(stack):
-    await stack.ask(
-        "infer", stack.model, tensors(), priority=1, timeout=15_000_000, parameters={"colour": "blue", "n": 3}
-    )
-    headers, request = stack.worker.records[-1]
+    parameters, timeout_s, began_s = {"colour": "blue", "n": 3}, 50, time.time()
+    about = {"request_id": "travels", "priority": 1, "timeout": timeout_s * 1_000_000, "parameters": parameters}
+    await stack.ask("infer", stack.model, tensors(), **about)
+    headers, request = await stack.worker.record_of("travels")
     assert request.parameters["colour"] == "blue"
     assert request.parameters["n"] == 3
     assert request.parameters["priority"] == 1
-    assert 10 < headers.deadline_ms / 1000 - time.time() < 16
+    assert began_s - 0.001 <= headers.deadline_ms / 1000 - timeout_s <= time.time()
     status, _ = await stack.refused(
         "infer", stack.model, tensors(), timeout=200_000, parameters={"behaviour": "silent"}
     )

@@ -1,8 +1,9 @@
 """A gateway in this process, and the other end of its topics: a registry writer and a worker that echoes.
 
 `Gateway` serves real HTTP on a free port with the real Kafka and Redis. `Worker` answers every request of a model with
-its inputs as outputs, or as the request's `behaviour` parameter says: `silent` never answers, `fail` fails, `slow`
-answers after half a second. `make_ready` writes what an optimizer and a worker would have written of an upload.
+its inputs as outputs, or as the request's `behaviour` parameter says: `silent` never answers, `fail` fails, `held`
+answers at the end of `Worker.holding`. `make_ready` writes what an optimizer and a worker would have written of an
+upload. `a_client_that_leaves` does so once something is there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from shared.replies import Claim, connect
 from shared.results import Result
 from shared.signature import Signature, TensorSpec
 from shared.tensors import DTYPES, from_numpy
+from support.waiting import eventually
 
 VARIANT = Artifact(uri="file:///variant", sha256="ab" * 32, byte_size=7)
 
@@ -175,9 +177,28 @@ class Worker:
         self._consumer = consumer
         self._replies = replies
         self._later = set()
+        self._let_go = asyncio.Event()
+        self._let_go.set()
         self.records = []
         self.value_bytes = []
         self.answered = []
+
+    @contextlib.contextmanager
+    def holding(self):
+        """What is `held` has no answer in this block, and has it after that."""
+        self._let_go.clear()
+        try:
+            yield
+        finally:
+            self._let_go.set()
+
+    async def record_of(self, own_id):
+        """The `(headers, request)` of the request that has this `id` in its body, as soon as it is seen."""
+
+        def found():
+            return next((seen for seen in self.records if seen[1].id == own_id), None)
+
+        return await eventually(found, within_s=30, what=f"the record of {own_id}")
 
     async def run(self):
         while True:
@@ -199,8 +220,8 @@ class Worker:
         if not (await self._replies.claim(self._model, headers.request_id, claim)).same_record(claim):
             return
         self.answered.append(headers.request_id)
-        if behaviour == "slow":
-            await asyncio.sleep(0.5)
+        if behaviour == "held":
+            await self._let_go.wait()
         await self._replies.put([self._result(headers, request, behaviour)], [headers.reply_channel])
 
     def _result(self, headers, request, behaviour):
@@ -216,6 +237,19 @@ def claim_of(record, headers):
     """The claim that a worker makes for a record."""
     digest = hashlib.sha256(record.value).hexdigest()
     return Claim(record.topic, record.partition, record.offset, headers.tenant, digest)
+
+
+async def a_client_that_leaves(url, ask, seen):
+    """Have a client `ask`, and close its connection once `seen` is there, before an answer; returns what was seen."""
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        asking = asyncio.create_task(ask(client))
+        try:
+            found = await seen
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+    assert asking.cancelled(), f"it was answered before it left: {asking}"
+    return found
 
 
 @contextlib.asynccontextmanager

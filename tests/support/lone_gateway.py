@@ -110,9 +110,8 @@ class LoneGateway:
 
     def __init__(self, directory, **settings):
         self.store_url = (directory / "store").as_uri()
-        self.settings = GatewaySettings(
-            **{"gateway_port": free_port(), "artifact_store_url": self.store_url, "instance": "here", **settings}
-        )
+        of_tests = {"gateway_port": free_port(), "artifact_store_url": self.store_url, "instance": "here"}
+        self.settings = GatewaySettings(**{**of_tests, "request_timeout_s": 600, **settings})  # no deadline by surprise
         self.gateway = Gateway(self.settings)
         self.replies = FakeReplies()
         self.log = Log(self._take)

@@ -144,7 +144,20 @@ def test_a_result_keeps_its_claim_checks():
 # ------------------------------------------------------------------ patience
 
 
-async def test_a_store_that_comes_back_is_waited_for():
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that only passes while `patiently` sleeps."""
+    clock = SimpleNamespace(now_s=0.0)
+
+    async def sleep(seconds):
+        clock.now_s += seconds
+
+    loop = SimpleNamespace(time=lambda: clock.now_s)
+    monkeypatch.setattr(claims, "asyncio", SimpleNamespace(get_running_loop=lambda: loop, sleep=sleep))
+    return clock
+
+
+async def test_a_store_that_comes_back_is_waited_for(clock):
     failures = iter([StoreUnavailable("away"), StoreUnavailable("away")])
 
     async def attempt():
@@ -152,18 +165,23 @@ async def test_a_store_that_comes_back_is_waited_for():
             raise failure
         return 7
 
-    assert await claims.patiently(attempt, 5) == 7
+    assert await claims.patiently(attempt, 0.5) == 7
+    assert clock.now_s == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize(("error", "most_s"), [(StoreUnavailable("away"), 0.5), (ArtifactNotFound("gone"), 0.05)])
-async def test_patience_has_an_end_and_is_for_the_store_alone(error, most_s):
+@pytest.mark.parametrize(
+    ("error", "attempts_s"), [(StoreUnavailable("away"), [0, 0.1, 0.3, 0.7]), (ArtifactNotFound("gone"), [0])]
+)
+async def test_patience_has_an_end_and_is_for_the_store_alone(clock, error, attempts_s):
+    attempted_s = []
+
     async def attempt():
+        attempted_s.append(clock.now_s)
         raise error
 
-    begun_s = time.monotonic()
     with pytest.raises(type(error)):
-        await claims.patiently(attempt, 0.3)
-    assert time.monotonic() - begun_s < most_s
+        await claims.patiently(attempt, 1.0)
+    assert attempted_s == pytest.approx(attempts_s)
 
 
 # ------------------------------------------------------------------ in the worker
@@ -211,10 +229,12 @@ async def test_more_than_may_be_held_waits_its_turn_and_more_than_ever_fits_is_r
     claim = claims.without_data(await claims.put(store, tensor(rows=150)))  # 600 bytes
     jobs = [job(claim) for _ in range(3)]
     tasks = [asyncio.create_task(fetching.apply(each)) for each in jobs]
-    await asyncio.wait(tasks, timeout=0.3)
+    await asyncio.wait_for(tasks[0], 30)
+    assert held.fetched.used == 600  # and not what all of them have
     assert [task.done() for task in tasks] == [True, False, False]
     held.release([jobs[0]])
-    await asyncio.wait_for(tasks[1], 5)
+    await asyncio.wait_for(tasks[1], 30)
+    assert held.fetched.used == 600
     tasks[2].cancel()
     await asyncio.gather(tasks[2], return_exceptions=True)
     held.release(jobs[1:])

@@ -6,12 +6,14 @@ import asyncio
 import math
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from services.gateway import admission as gateway_admission
 from services.gateway import quotas as gateway_quotas
 from services.gateway.admission import Admission
 from services.gateway.backlog import Backlog, places
@@ -226,10 +228,10 @@ def admission(**overrides):
 
 
 class Beats:
-    """What `Heartbeats.heard_lately` gives."""
+    """What `Heartbeats.heard_lately` gives: heard at `at_s`, or now."""
 
-    def __init__(self, *beats):
-        self._beats = [(time.monotonic(), told) for told in beats]
+    def __init__(self, *beats, at_s=None):
+        self._beats = [(time.monotonic() if at_s is None else at_s, told) for told in beats]
 
     def heard_lately(self):
         return self._beats
@@ -284,18 +286,19 @@ def test_a_priority_that_only_the_body_tells_finds_the_kept_places():
         place.confirm(high=False, timeout_s=1)
 
 
-def test_what_can_not_be_answered_in_time_is_refused():
+def test_what_can_not_be_answered_in_time_is_refused(monkeypatch):
+    now_s = 2.0
+    monkeypatch.setattr(gateway_admission, "time", SimpleNamespace(monotonic=lambda: now_s))
     gate = admission(max_request_timeout_s=60)
-    gate.look(folded(), Beats(beat(lag=5000, answered=0)))
-    time_of = time.monotonic() + 2
-    gate._backlog.heard([(time_of, beat(lag=5000, answered=200))])  # 100 a second: 50 s
+    gate.look(folded(), Beats(beat(lag=5000, answered=0), at_s=0.0))
+    gate.look(folded(), Beats(beat(lag=5000, answered=200), at_s=now_s))  # 100 a second: 50 s
     with gate.request("m") as place:
         place.confirm(high=False, timeout_s=55)
         place.confirm(high=True, timeout_s=1)  # high priority does not queue behind them
-        with pytest.raises(Overloaded, match="takes 5") as caught:
+        with pytest.raises(Overloaded, match=r"takes 50\.0 s") as caught:
             place.confirm(high=False, timeout_s=30)
-    assert 18 <= caught.value.retry_after_s <= 23
-    gate._backlog.heard([(time_of, beat(lag=100_000, answered=200))])  # beyond any deadline: before the body
+    assert caught.value.retry_after_s == 20
+    gate.look(folded(), Beats(beat(lag=100_000, answered=200), at_s=now_s))  # beyond any deadline: before the body
     assert refused(gate.request("m")).retry_after_s == MOST_RETRY_AFTER_S
     with gate.request("m", high=True):
         pass
@@ -343,6 +346,15 @@ def quotas(**fields):
     return Quotas({"alice": Quota(**{"requests_per_s": 10, "burst": 100, **fields})})
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """The time that leases end by: it stands still unless a test moves it."""
+    clock = SimpleNamespace(now_s=1000.0)
+    monkeypatch.setattr(gateway_quotas, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    return clock
+
+
+@pytest.mark.usefixtures("clock")
 async def test_no_more_is_let_in_than_the_bucket_gives_and_few_questions_are_asked():
     bucket, one, two = Bucket(100), quotas(), quotas()
     assert sum(await asyncio.gather(outcomes(one, bucket, 200), outcomes(two, bucket, 200))) == 100
@@ -354,11 +366,10 @@ async def test_no_more_is_let_in_than_the_bucket_gives_and_few_questions_are_ask
     assert len(bucket.asked) == asked  # a refusal costs no round trip
 
 
-async def test_what_was_not_used_goes_back(monkeypatch):
-    monkeypatch.setattr(gateway_quotas, "_LEASE_S", 0.05)
+async def test_what_was_not_used_goes_back(clock):
     bucket, one = Bucket(100), quotas()
     assert await outcomes(one, bucket, 20) == 20
-    await asyncio.sleep(0.1)
+    clock.now_s += 2 * gateway_quotas._LEASE_S
     assert await outcomes(one, bucket, 1) == 1
     assert bucket.tokens >= 100 - 21 - 25  # but for one chunk, it is all there
 

@@ -198,9 +198,15 @@ async def test_one_reader_tells_all_who_follow(watching):
 
 async def test_an_outage_of_redis_is_outlived(watching):
     watch, replies, _ = watching
+    asked = asyncio.Event()
+
+    async def running(model):
+        asked.set()
+        return await FakeReplies.running(replies, model)
+
     with watch.following("m", "r", CLAIM, QUEUED) as following:
-        replies.down = True
-        await asyncio.sleep(0.6)
+        replies.down, replies.running = True, running
+        await asyncio.wait_for(asked.wait(), 30)
         assert following.state == QUEUED
         replies.down = False
         await replies.put([ENDED])
@@ -239,8 +245,8 @@ def test_an_event_is_what_the_standard_says():
     ]
 
 
-async def stream(following, *, takes_s=0.0, lifetime_s=10.0, leaves=None):
-    """What a client gets that takes so long over each piece."""
+async def stream(following, *, takes=None, lifetime_s=3600.0, leaves=None):
+    """What a client gets. Each piece has been sent when `takes(piece)` returns."""
     watch_exit, sent = asyncio.Event(), []
 
     class Watched:
@@ -256,9 +262,10 @@ async def stream(following, *, takes_s=0.0, lifetime_s=10.0, leaves=None):
 
     async def send(message):
         sent.append(message)
-        await asyncio.sleep(takes_s)
+        if takes is not None and message.get("body"):
+            await takes(message["body"])
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await EventStream(Watched(), lambda s: {"state": s.state}, lifetime_s, {})({"type": "http"}, receive, send)
     assert watch_exit.is_set()
     assert not sent[-1].get("more_body", False)
@@ -266,27 +273,44 @@ async def stream(following, *, takes_s=0.0, lifetime_s=10.0, leaves=None):
 
 
 async def test_a_slow_reader_gets_the_latest_and_not_what_was_before():
-    following = Following(CLAIM, QUEUED)
-    reading = asyncio.create_task(stream(following, takes_s=0.2))
-    await asyncio.sleep(0.3)
+    following, begun, goes_on = Following(CLAIM, QUEUED), asyncio.Event(), asyncio.Event()
+
+    async def takes(_):
+        begun.set()
+        await goes_on.wait()
+
+    reading = asyncio.create_task(stream(following, takes=takes))
+    await begun.wait()
     for position in (2, 1, 0):
-        await asyncio.sleep(0.01)
         following.tell(RequestState("queued", position))
+        await asyncio.sleep(0)
     following.tell(RequestState("succeeded", result=ENDED))
+    goes_on.set()
     assert [line for line in (await reading).splitlines() if line.startswith("id")] == ["id: queued-3", "id: succeeded"]
 
 
 async def test_a_quiet_stream_is_kept_alive(monkeypatch):
     monkeypatch.setattr("services.gateway.event_stream._KEEP_ALIVE_S", 0.02)
-    text = await stream(Following(CLAIM, QUEUED), lifetime_s=0.1)
-    assert text.startswith('retry: 1000\nevent: state\nid: queued-3\ndata: {"state":"queued"}\n\n')
-    assert text.count(": nothing new\n\n") >= 2
-    assert "outcome" not in text
+    leaves, pieces = asyncio.Event(), []
+
+    async def takes(piece):
+        pieces.append(piece)
+        if len(pieces) == 3:
+            leaves.set()
+
+    await stream(Following(CLAIM, QUEUED), takes=takes, leaves=leaves)
+    state = b'retry: 1000\nevent: state\nid: queued-3\ndata: {"state":"queued"}\n\n'
+    assert pieces[:3] == [state, b": nothing new\n\n", b": nothing new\n\n"]
+
+
+async def test_a_stream_that_has_had_its_time_ends_without_an_outcome():
+    assert "outcome" not in await stream(Following(CLAIM, QUEUED), lifetime_s=0.1)
 
 
 async def test_a_client_that_leaves_ends_its_stream():
     leaves = asyncio.Event()
-    reading = asyncio.create_task(stream(Following(CLAIM, QUEUED), leaves=leaves))
-    await asyncio.sleep(0.05)
-    leaves.set()
-    assert (await reading).count("event:") == 1
+
+    async def takes(_):
+        leaves.set()
+
+    assert (await stream(Following(CLAIM, QUEUED), takes=takes, leaves=leaves)).count("event:") == 1

@@ -32,7 +32,7 @@ class Service:
 
     async def ask(self, request):
         """All that comes back until the connection is closed."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
             try:
                 writer.write(request)

@@ -192,7 +192,7 @@ async def test_a_program_gives_the_answers_of_its_module(executor, program):
 COMPILED = b'{"parameters": {"torch_compile": 1}}'
 
 
-@pytest.mark.parametrize(("eager_s", "compiled_s", "kept"), [(0.004, 0.0, True), (0.0, 0.004, False)])
+@pytest.mark.parametrize(("eager_s", "compiled_s", "kept"), [(0.03, 0.0, True), (0.0, 0.03, False)])
 async def test_what_was_compiled_serves_only_where_it_is_faster(
     executor, program, monkeypatch, eager_s, compiled_s, kept
 ):

@@ -170,12 +170,12 @@ async def test_what_takes_too_long_fails_and_keeps_its_thread_until_it_is_done(m
     rig.shelf.slow = going_on.wait
     with pytest.raises(RunTimeout, match=r"preprocessing took longer than 0\.05 s"):
         await rig.step.apply(job(BRIGHT))
-    rig.shelf.slow = None
+    rig.shelf.slow, rig.step._timeout_s = None, 60
     behind = asyncio.create_task(rig.step.apply(job(BRIGHT)))
     await asyncio.sleep(0.1)
     assert not behind.done()
     going_on.set()
-    await asyncio.wait_for(behind, 5)
+    await asyncio.wait_for(behind, 30)
     rig.step.close()
 
 
@@ -208,7 +208,7 @@ async def test_a_job_that_is_dropped_counts_nothing(rig):
     going_on.set()
     assert (rig.held.used, made.original) == (0, None)
     assert await rig.replies.running("m") == set()
-    await asyncio.wait_for(rig.step.apply(made), 5)  # the thread is free again
+    await asyncio.wait_for(rig.step.apply(made), 30)  # the thread is free again
 
 
 def test_the_settings_of_a_variant_are_its_key():

@@ -181,7 +181,7 @@ async def test_others_get_their_turn_between_the_members_of_a_batch():
         loop.call_soon(turn)
 
     count = 20
-    settings = SimpleNamespace(max_fetched_bytes=1 << 20, store_wait_s=1, max_preprocessing_s=1)
+    settings = SimpleNamespace(max_fetched_bytes=1 << 20, store_wait_s=1, max_preprocessing_s=60)
     asked_for = replace(asked(*(member(number) for number in range(count))), members_sha256=None)
     turn()
     await batch.prepare(asked_for, pinned(), None, settings)
