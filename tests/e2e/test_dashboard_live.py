@@ -68,7 +68,7 @@ def test_an_operator_sees_the_traffic_follows_a_request_promotes_and_rolls_back(
     row.wait_for()
     services = page.get_by_role("table", name="Services")
     for service in ("gateway", "worker-1", "worker-2", "optimizer", "monitor"):
-        assert services.get_by_role("row", name=re.compile(rf"^{service} ")).get_by_text("up", exact=True).is_visible()
+        services.get_by_role("row", name=re.compile(rf"^{service} ")).get_by_text("up", exact=True).wait_for()
 
     row.get_by_role("link", name=model).click()
     page.get_by_role("heading", name=model, exact=True).wait_for()
@@ -81,14 +81,14 @@ def test_an_operator_sees_the_traffic_follows_a_request_promotes_and_rolls_back(
     page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
     page.get_by_text(f"Version 1 of {model} answers again.").wait_for()
     assert _active(gateway, model) == 1
-    assert page.get_by_role("table", name="Variants of version 1").get_by_text("serves").is_visible()
+    page.get_by_role("table", name="Variants of version 1").get_by_text("serves").wait_for()
 
     page.get_by_role("link", name="Requests").click()
     page.get_by_label("Request id").fill(request_id)
     page.get_by_role("button", name="Show").click()
     page.get_by_text("Answered in").wait_for()
     for step in ("enqueued", "taken", "answered"):
-        assert page.get_by_text(step, exact=True).is_visible()
+        page.get_by_text(step, exact=True).wait_for()
 
     page.get_by_role("link", name="Jobs").click()
     page.get_by_role("heading", name=re.compile(re.escape(f"{model} v2"))).wait_for()
@@ -97,8 +97,14 @@ def test_an_operator_sees_the_traffic_follows_a_request_promotes_and_rolls_back(
     assert not errors
     page.close()
 
-    counted = [each for each in httpx.get(f"{stack.monitor_url}/v1/stats").json()["models"] if each["model"] == model]
-    assert sum(each["outcomes"]["succeeded"] for each in counted) == REQUESTS
+    _until(lambda: _counted(stack, model) >= REQUESTS)
+    assert _counted(stack, model) == REQUESTS
+
+
+def _counted(stack, model):
+    """Requests that succeeded, as the monitor knows them."""
+    found = [each for each in httpx.get(f"{stack.monitor_url}/v1/stats").json()["models"] if each["model"] == model]
+    return sum(each["outcomes"].get("succeeded", 0) for each in found)
 
 
 def _active(gateway, model):

@@ -86,6 +86,7 @@ async def test_a_copy_of_the_reply_goes_where_the_request_says(door, model, stac
     assert answered({"result": orjson.loads(copy.value())}).tobytes() == expected(inputs).tobytes()
 
 
+@pytest.mark.alone
 async def test_garbage_fails_and_is_buried_within_two_seconds_and_what_follows_flows(door, model):
     good, misshapen = body(row(3)), body(row(3, columns=9))
     await door.send(model, good, ce_id="warm", partition=0)

@@ -97,7 +97,7 @@ async def test_a_deadline_of_100_ms_behind_five_seconds_of_work(there, backbone,
 
     alone, alone_s = await over_http()
     answered = [(alone, alone_s), *await asyncio.gather(*(over_http() for _ in range(8)))]
-    sent = [await over_kafka(partition) for partition in range(4)]
+    sent = await asyncio.gather(*(over_kafka(partition) for partition in range(4)))
     told = await asyncio.gather(*(there.rig.result(name, f"late-{partition}") for partition in range(4)))
     told_ms = now_ms()
     assert [answer.status for answer, _ in answered] == [504] * 9
@@ -135,9 +135,9 @@ async def test_whole_batches_behind_a_long_run_expire_in_time_and_are_never_run(
     await eventually(runs)
     deadline_ms = now_ms() + 600  # behind all of the sending
     headers = {"deadline": str(deadline_ms)}
-    late = [
-        await there.door.send(name, body(row), partition=1 + i % 3, ce_id=f"late-{i}", **headers) for i in range(LATE)
-    ]
+    late = await asyncio.gather(
+        *(there.door.send(name, body(row), partition=1 + i % 3, ce_id=f"late-{i}", **headers) for i in range(LATE))
+    )
     assert now_ms() < deadline_ms, "this machine is too busy to tell"
     receipts = await outcomes_of(outcomes, late, within_s=20)
     assert long_at not in outcomes.accepted, "they were told when the lane was free, not when they were late"
@@ -173,7 +173,9 @@ async def test_urgent_requests_pass_a_backlog(there, backbone, trips_a_second, r
     name = backbone.model()
     await there.serve(name, LOOP)
     trips = 0.015 * trips_a_second
-    usual = [await there.door.send(name, body(counting(trips)), partition=i % 4) for i in range(BACKLOG)]
+    usual = await asyncio.gather(
+        *(there.door.send(name, body(counting(trips)), partition=i % 4) for i in range(BACKLOG))
+    )
     outcomes = there.door.outcomes()
     await outcomes_of(outcomes, usual[:1], within_s=30)
 
@@ -195,7 +197,7 @@ async def test_usual_requests_are_not_starved_by_a_flood_of_urgent_ones(there, b
     name = backbone.model()
     await there.serve(name, LOOP)
     urgent = f"{name}.high", body(counting(0.015 * trips_a_second))
-    flood = [await there.door.send(*urgent, partition=i % 4) for i in range(BACKLOG)]
+    flood = await asyncio.gather(*(there.door.send(*urgent, partition=i % 4) for i in range(BACKLOG)))
     outcomes = there.door.outcomes()
     await outcomes_of(outcomes, flood[:1], within_s=30)
     answers = await asyncio.gather(*(there.door.infer(name, counting(i)) for i in range(20)))

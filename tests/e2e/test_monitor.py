@@ -27,6 +27,15 @@ async def test_a_request_its_rows_and_its_worker_are_told(door, stack, backbone)
             watched = (await monitor.get("/v1/drift", params={"model": name})).json()["models"]
             return watched and watched[0]["rows"] >= 20
 
+        async def counted():
+            response = await monitor.get(f"/v1/models/{name}/series", params={"from": "-10m"})
+            series = response.json() if response.is_success else None
+            return series if series and series["totals"]["succeeded"] >= 20 else None
+
+        async def up():
+            services = (await monitor.get("/v1/overview")).json()["services"]
+            return {each["service"] for each in services if each["up"]} >= {"gateway", "worker", "optimizer", "monitor"}
+
         [story] = await eventually(told, within_s=90)
         assert [each["what"] for each in story["story"]] == [
             "enqueued",
@@ -38,9 +47,8 @@ async def test_a_request_its_rows_and_its_worker_are_told(door, stack, backbone)
         ]
         assert story["timings_s"]["total"] < 30
         await eventually(seen, within_s=90)
-        series = (await monitor.get(f"/v1/models/{name}/series", params={"from": "-10m"})).json()
+        series = await eventually(counted, within_s=90)
         assert series["totals"]["succeeded"] == sum(series["requests"]["succeeded"]) == 20
-        services = {each["service"] for each in (await monitor.get("/v1/overview")).json()["services"] if each["up"]}
-        assert services >= {"gateway", "worker", "optimizer", "monitor"}
+        await eventually(up, within_s=90, what="all services")
         report = await monitor.get("/v1/report", params={"from": "-10m", "model": name, "format": "md"})
         assert f"{name} version 1" in report.text

@@ -100,6 +100,7 @@ class Load:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.alone
 async def test_a_restarted_redis_is_used_again_at_once_and_no_answer_is_lost(
     there, own_redis, backbone, record_property
 ):
@@ -218,6 +219,7 @@ async def test_connections_to_a_primary_that_is_none_any_more_are_given_up(own_r
             assert await there.claim("m", "f2", mine) == mine
 
 
+@pytest.mark.alone
 async def test_a_hung_redis_is_an_error_in_time_and_no_answer_of_then_is_given_to_another(own_redis, backbone):
     """Commands that time out leave their answers on the way: their connections must not be used again."""
     name, child = backbone.model(), own_redis.child("redis")

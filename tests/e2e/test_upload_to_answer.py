@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 import numpy as np
 import onnxruntime
@@ -17,6 +18,7 @@ from support.front_door import outputs_of
 from support.gateway import example, json_input, tensor
 from support.onnx_models import ONNX_TYPES
 from support.storm import storm
+from support.waiting import eventually
 
 pytestmark = pytest.mark.stack
 
@@ -41,14 +43,30 @@ def ask_triton(url, model, inputs):
     return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
 
 
+async def workers_held_back(storm):
+    """Until fifty more requests lie in the log: what is found there at once runs together, however slow the senders."""
+
+    def written():
+        return sum(each.at is not None for each in storm.sent)
+
+    enough = written() + 50
+    for child in storm.workers():
+        child.signal(signal.SIGSTOP)
+    try:
+        await eventually(lambda: written() >= enough, within_s=60, what="requests in the log")
+    finally:
+        for child in storm.workers():
+            child.signal(signal.SIGCONT)
+
+
 async def test_a_batch_answers_as_onnx_runtime_does_with_the_same_batch(door, stack, backbone):
     name, content = backbone.model(), uploads.mlp().SerializeToString()
     await door.serve(name, content)
-    calm = await storm(stack, door, name, requests=200, rate_per_s=400, disturbances=())
+    calm = await storm(stack, door, name, requests=200, rate_per_s=400, disturbances=(workers_held_back,))
     found = await audit(calm, lambda inputs: directly(content, inputs)[0])
     assert found.violations == []
-    assert found.answers == {"200": 100}
-    assert 0 < found.batches < found.outcomes == 200, "some requests ran together"
+    assert found.answers == {"200": sum(each.at is None for each in calm.sent)}
+    assert 0 < found.batches < found.outcomes == len(calm.sent), "some requests ran together"
     off = await audit(calm, lambda inputs: directly(content, inputs)[0] * np.float32(1.000001))
     assert len(off.violations) > 100, "the audit sees a bit that is wrong"
 

@@ -14,6 +14,7 @@ from services.gateway.settings import GatewaySettings
 from shared.events import VariantRejected
 from support.gateway import Gateway, echo_signature, writer
 from support.ports import free_port
+from support.waiting import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="module")]
 LIMIT_BYTES = 3 * 1024 * 1024
@@ -198,8 +199,12 @@ async def test_ready_needs_a_live_worker_that_holds_it(gateway, log, model):
     waiting = await gateway.client.get(f"/v2/models/{model}/ready")
     assert (waiting.status_code, waiting.json()["code"]) == (503, "not_ready")
     assert "no live worker holds version 1" in waiting.json()["error"]
-    await log.heartbeat((model, 1), interval_s=0.2)
-    await gateway.until(f"/v2/models/{model}/ready", lambda response: response.status_code == 200)
+
+    async def beating():  # each beat says that it lives, and no longer than a second or two
+        await log.heartbeat((model, 1), interval_s=0.2)
+        return (await gateway.client.get(f"/v2/models/{model}/ready")).status_code == 200
+
+    await eventually(beating, within_s=30)
     await gateway.until(f"/v2/models/{model}/ready", lambda response: response.status_code == 503)
 
 

@@ -422,6 +422,7 @@ async def test_others_can_kill_a_child_and_wait_for_its_successor(tmp_path):
 
 
 @pytest.mark.stack
+@pytest.mark.alone
 @pytest.mark.skipif(shutil.which("java") is None, reason="no Java on this machine")
 async def test_a_second_start_takes_seconds(tmp_path):
     settings = LocalStackSettings(data_dir=tmp_path)

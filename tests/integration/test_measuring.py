@@ -19,7 +19,7 @@ from shared import heartbeat_events, heartbeats, kafka, measurement_events, meas
 from shared.codec import decode_event
 from shared.machine import isa
 from support import onnx_models, uploads, worker_rig
-from support.optimizer_rig import Starter, optimizer_rig, records_of, type_of
+from support.optimizer_rig import Starter, heard, optimizer_rig, records_of, type_of
 from support.waiting import eventually
 
 pytestmark = pytest.mark.stack
@@ -47,17 +47,6 @@ def start(rig, tmp_path):
         return starter(name, kind, rig.worker if kind == "worker" else None, **changed)
 
     return start
-
-
-async def heard(rig, *names):
-    """Wait until these workers' heartbeats are in the log."""
-
-    async def look():
-        records = await records_of(rig, topics.WORKERS)
-        beats = [decode_event(heartbeat_events.Heartbeat, record.value) for record in records]
-        return all(any(beat.instance.endswith(name) for beat in beats) for name in names)
-
-    await eventually(look, within_s=60, what="heartbeats of workers")
 
 
 async def told(rig, event_type):
@@ -165,7 +154,7 @@ async def test_an_optimizer_killed_while_it_waits_asks_again_and_does_nothing_el
             await eventually(lambda: _first(rig), within_s=60, what="a question")
             optimizer.kill()
         die()
-        before = rig.log.registry.version("m", 1).steps
+        before = (await rig.log.caught_up()).version("m", 1).steps
         assert {*before} == {"fp32", "inputs", *CANDIDATES}
         with start("w1", "worker", threads=2), start("o2"):
             version = await rig.ended("m")

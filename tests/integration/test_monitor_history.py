@@ -142,6 +142,8 @@ def rows_of_digits(telemetry: Telemetry):
 
 
 async def test_deploys_overload_drift_and_alerts_are_told(settings, monitor, producer):
+    monitor.start()
+    await monitor.ready()  # the rules look at the last minute, so it has to be there when things happen
     async with registry_log.follow(settings, producer) as log:
         await log.publish(uploaded("m"))
     for _ in range(100):
@@ -151,7 +153,6 @@ async def test_deploys_overload_drift_and_alerts_are_told(settings, monitor, pro
     await gateway.publish([gateway.event(HttpAnswered, statuses={200: 60, 503: 40}, in_flight=3)])
     worker = Telemetry(settings.model_copy(update={"instance": "worker-1"}), "worker", producer)
     await worker.publish(rows_of_digits(worker))
-    monitor.start()
     await append(settings, [outcome(settings, n, time.time()) for n in range(100)])
 
     async def raised() -> set[str]:
@@ -159,13 +160,27 @@ async def test_deploys_overload_drift_and_alerts_are_told(settings, monitor, pro
         names = {alert["rule"] for alert in response.json()["active"]} if response and response.is_success else set()
         return names if {"errors", "rejections", "drift"} <= names else set()
 
+    async def all_counted() -> dict:
+        overview = (await monitor.get("/v1/overview")).json()
+        assert overview["totals"]["requests"] >= 100
+        return overview
+
+    async def all_told() -> list:
+        events = (await monitor.get("/v1/timeline")).json()["events"]
+        assert {event["kind"] for event in events} >= {"deploy", "start", "overload", "alert"}
+        return events
+
+    async def all_compared() -> list:
+        models = (await monitor.get("/v1/drift")).json()["models"]
+        assert models[0]["windows_compared"] >= 4
+        return models
+
     await eventually(raised, within_s=90)
-    overview = (await monitor.get("/v1/overview")).json()
+    overview = await eventually(all_counted, within_s=90)
     assert overview["totals"]["requests"] == 100
     assert overview["totals"]["rejected"] == 40
     assert {alert["rule"] for alert in overview["alerts"]} >= {"errors", "rejections"}
-    events = (await monitor.get("/v1/timeline")).json()["events"]
-    assert {event["kind"] for event in events} >= {"deploy", "start", "overload", "alert"}
+    events = await eventually(all_told, within_s=90)
     assert any("uploaded" in event["text"] and event["version"] == 1 for event in events)
     [model] = (await monitor.get("/v1/models")).json()["models"]
     assert (model["model"], model["versions"][0]["state"]) == ("m", "uploaded")
@@ -174,7 +189,7 @@ async def test_deploys_overload_drift_and_alerts_are_told(settings, monitor, pro
     async with kafka.started(lambda: kafka.consumer(settings, topic), "test") as consumer:
         record = await consumer.getone()
     assert decode_event(AlertRaised, record.value).rule in {"errors", "rejections", "drift"}
-    [drifted] = (await monitor.get("/v1/drift")).json()["models"]
+    [drifted] = await eventually(all_compared, within_s=90)
     assert (drifted["model"], drifted["alarm"], drifted["windows_compared"]) == ("digits", True, 4)
     report = await monitor.get("/v1/report?from=-10m")
     assert "was uploaded" in report.text

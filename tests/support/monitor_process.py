@@ -37,7 +37,7 @@ class Monitor:
 
     def terminate(self) -> int:
         self._process.terminate()
-        code = self._process.wait(timeout=20)
+        code = self._process.wait(timeout=60)
         self._process = None
         return code
 
@@ -52,6 +52,15 @@ class Monitor:
         response = await self.get("/v1/stats")
         return response.json() if response else None
 
+    async def ready(self) -> None:
+        """Wait until it says that it is."""
+
+        async def look() -> bool:
+            response = await self.get("/ready")
+            return response is not None and response.is_success
+
+        await eventually(look, within_s=90, what="a monitor that is ready")
+
     async def folded(self, offsets: dict[str, int]) -> dict:
         """The stats at exactly these offsets of the outcome log."""
 
@@ -59,4 +68,4 @@ class Monitor:
             stats = await self.stats()
             return stats if stats and stats["offsets"] == offsets else None
 
-        return await eventually(there, within_s=40, what=f"folding up to {offsets}")
+        return await eventually(there, within_s=90, what=f"folding up to {offsets}")

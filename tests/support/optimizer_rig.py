@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import asynccontextmanager, contextmanager
 
 import psutil
@@ -12,6 +13,7 @@ from shared import events as ev
 from shared import kafka, registry_log, topics
 from shared.artifacts import ArtifactStore
 from shared.codec import decode_event
+from shared.heartbeat_events import Heartbeat
 from shared.optimization import Optimization
 from support.processes import service
 from support.waiting import eventually
@@ -58,13 +60,11 @@ class Rig:
 
         return await self.store.put_stream(chunks(), limit_bytes=10**8)
 
-    async def finished(self, model, step, number=1):
-        """The version, once a step of it is finished."""
-        return await eventually(
-            lambda: version if step in (version := self.log.registry.version(model, number)).steps else None,
-            within_s=WITHIN_S,
-            what=f"step {step} of {model}",
-        )
+    async def died(self, process):
+        """Wait until an optimizer has killed itself; returns the registry with all that it wrote."""
+        await eventually(lambda: process.poll() is not None, within_s=WITHIN_S, what="the death of an optimizer")
+        assert process.returncode == -signal.SIGKILL
+        return await self.log.caught_up()
 
     async def facts(self, event_type):
         """All events of a type in the log."""
@@ -90,11 +90,12 @@ class Starter:
         self.directory = directory
 
     @contextmanager
-    def __call__(self, name="o1", kind="optimizer", base=None, **changed):
-        """An optimizer, or another service with the settings `base`."""
+    def __call__(self, name="o1", kind="optimizer", base=None, *, dies=None, **changed):
+        """An optimizer, or another service with the settings `base`. `dies` is of `dying_optimizer`."""
         base = base or self.rig.settings
         settings = base.model_copy(update={"instance": f"{self.rig.settings.instance}-{name}", **changed})
-        with (self.directory / f"{name}.log").open("ab") as log, service(kind, settings, log) as process:
+        special = {} if dies is None else {"module": "tests.support.dying_optimizer", **dies}
+        with (self.directory / f"{name}.log").open("ab") as log, service(kind, settings, log, **special) as process:
             yield process
 
 
@@ -105,7 +106,20 @@ def children(process):
 
 def runs(process):
     """Whether a process of `psutil` is there and no zombie."""
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it was there a moment ago
+        return False
+
+
+async def heard(rig, *names):
+    """Wait until heartbeats of the instances whose names end so are in the log."""
+
+    async def look():
+        beats = [decode_event(Heartbeat, record.value) for record in await records_of(rig, topics.WORKERS)]
+        return all(any(beat.instance.endswith(name) for beat in beats) for name in names)
+
+    await eventually(look, within_s=WITHIN_S, what=f"heartbeats of {', '.join(names)}")
 
 
 def type_of(record):

@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def service(name: str, settings: PlatformSettings, log: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m services.{name}` with these settings; killed at the end, whatever state it is in."""
+def service(
+    name: str, settings: PlatformSettings, log: Any, *, module: str | None = None, **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m services.{name}`, or another module, with these settings, and variables that are none.
+
+    Killed at the end, whatever state it is in.
+    """
     fields = settings.model_dump(exclude={"incarnation"}, exclude_none=True, exclude_defaults=True)
     environment = {f"AIAAS_{field.upper()}": str(value) for field, value in fields.items()}
-    process = subprocess.Popen([sys.executable, "-m", f"services.{name}"], env=os.environ | environment, stderr=log)
+    command = [sys.executable, "-m", module or f"services.{name}"]
+    process = subprocess.Popen(command, env=os.environ | environment | variables, stderr=log)
     try:
         yield process
     finally:

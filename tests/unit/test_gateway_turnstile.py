@@ -17,6 +17,9 @@ from shared.errors import Overloaded
 from support.http_port import served
 from support.ports import free_port
 
+WITHIN_S = 30
+APART_S = 0.01
+"""Between what is sent, so that it arrives one by one."""
 REFUSAL = answers.raw(answers.of_error(Overloaded("full", 2.5)))
 
 
@@ -46,18 +49,50 @@ async def talking():
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    async def talk(*said, wait_s=0.05):
-        """What comes back within a moment of the last piece."""
+    async def talk(*said, answers=1, pause_s=None):
+        """All that comes back to these pieces, each of which arrives by itself, once there are so many answers.
+
+        With a pause each piece is said so long after the answer to the one before.
+        """
         reader, writer = await asyncio.open_connection("127.0.0.1", settings.gateway_port)
-        for piece in said:
-            writer.write(piece)
-            await asyncio.sleep(wait_s)
-        heard = await reader.read(100_000) if said else b""
+        heard = b""
+        async with asyncio.timeout(WITHIN_S):
+            for piece in said:
+                writer.write(piece)
+                await asyncio.sleep(APART_S)
+                if pause_s is not None:
+                    heard += await hear(reader)
+                    await asyncio.sleep(pause_s)
+            heard += await hear(reader, answers - whole(heard))
+            if not reader.at_eof():
+                writer.write_eof()
+            heard += await reader.read()
         writer.close()
         return heard
 
     async with served(app, settings, Full()):
         yield talk, seen
+
+
+async def hear(reader, answers=1):
+    """What comes, up to so many whole answers, or the end."""
+    heard = b""
+    while whole(heard) < answers and (more := await reader.read(100_000)):
+        heard += more
+    return heard
+
+
+def whole(heard):
+    """How many answers are there to their end. `100 Continue` is none."""
+    count = 0
+    while match := re.match(rb"HTTP/1.1 (\d)(?s:.*?)\r\n\r\n", heard):
+        length = re.search(rb"content-length: (\d+)", match[0])
+        end = match.end() + (int(length[1]) if length else 0)
+        if len(heard) < end:
+            break
+        count += match[1] != b"1"
+        heard = heard[end:]
+    return count
 
 
 def post(model, body=b"{}", *, length=None, path="infer", headers=b""):
@@ -73,7 +108,7 @@ def statuses(heard):
 
 async def test_a_full_model_is_refused_and_the_connection_goes_on():
     async with talking() as (talk, seen):
-        heard = await talk(post(b"full"), post(b"full", b""), post(b"free"), post(b"full"))
+        heard = await talk(post(b"full"), post(b"full", b""), post(b"free"), post(b"full"), answers=4, pause_s=0)
     assert statuses(heard) == [503, 503, 200, 503]
     assert heard.count(b"retry-after: 3\r\n") == 3
     assert heard.endswith(b'{"error":"full","code":"overloaded"}')
@@ -104,22 +139,22 @@ async def test_a_body_that_names_a_priority_is_let_in_whole():
 )
 async def test_what_is_not_plain_goes_the_usual_way(said):
     async with talking() as (talk, seen):
-        assert b" 200 " in await talk(said, wait_s=0.2)
+        assert b" 200 " in await talk(said)
     assert len(seen) == 1
 
 
 async def test_pipelined_requests_are_answered_in_order():
     async with talking() as (talk, seen):
-        heard = await talk(post(b"free") + post(b"full") + post(b"full") + post(b"free"), wait_s=0.2)
+        heard = await talk(post(b"free") + post(b"full") + post(b"full") + post(b"free"), answers=4)
     assert statuses(heard) == [200, 200, 200, 200]  # behind another they go the usual way
     assert len(seen) == 4
 
 
 async def test_who_asks_again_and_again_is_answered_a_little_later_and_in_order():
     async with talking() as (talk, seen):
-        heard = await talk(post(b"full") * 8 + post(b"free"), wait_s=0.02)  # the next request sends what is due
+        heard = await talk(post(b"full") * 8 + post(b"free"), answers=9)  # the next request sends what is due
         assert statuses(heard) == [503] * 8 + [200]
-        assert statuses(await talk(*[post(b"full")] * 8, wait_s=0.05)) == [503] * 8
+        assert statuses(await talk(*[post(b"full")] * 8, answers=8)) == [503] * 8
     assert seen == [b"{}"]
 
 
@@ -127,8 +162,10 @@ async def test_only_who_asks_at_once_is_answered_later(monkeypatch):
     monkeypatch.setattr(turnstile, "_STEP_S", 30.0)
     monkeypatch.setattr(turnstile, "_LONGEST_S", 30.0)
     async with talking() as (talk, _):
-        assert statuses(await talk(*[post(b"full")] * 4, wait_s=0.15)) == [503] * 4
-        assert statuses(await talk(*[post(b"full")] * 4, wait_s=0.01)) == [503] * 3  # the fourth is still due
+        patient = await talk(*[post(b"full")] * 4, answers=4, pause_s=turnstile._PATIENT_S)
+        assert statuses(patient) == [503] * 4
+        monkeypatch.setattr(turnstile, "_PATIENT_S", 30.0)
+        assert statuses(await talk(*[post(b"full")] * 4, answers=3)) == [503] * 3  # the fourth is still due
 
 
 async def test_a_held_body_may_be_as_long_as_it_says_and_come_in_pieces():
@@ -142,8 +179,7 @@ async def test_a_held_body_may_be_as_long_as_it_says_and_come_in_pieces():
 async def test_a_held_body_that_does_not_come_closes_the_connection(monkeypatch):
     monkeypatch.setattr(http_server, "_HEAD_TIMEOUT_S", 0.2)
     async with talking() as (talk, seen):
-        async with asyncio.timeout(5):
-            assert await talk(post(b"full", b"{", length=100)) == b""
+        assert await talk(post(b"full", b"{", length=100)) == b""
     assert not seen
 
 
