@@ -21,7 +21,7 @@ from pathlib import Path
 from aiokafka.admin import AIOKafkaAdminClient
 
 from services.monitor import outcome_log
-from services.monitor.fold import OutcomeFold
+from services.monitor.fold import OutcomeFold, Record
 from services.monitor.history import History
 from services.monitor.recorder import Recorder
 from services.monitor.snapshot import Stored, encode
@@ -33,6 +33,9 @@ from shared.outcomes import OutcomeWriter, read_outcome
 from shared.request_ends import RequestEnds
 from shared.settings import PlatformSettings
 from shared.topics import REQUESTS, outcome_key
+
+PORTION = 500
+"""Outcomes that are folded together, as in the service."""
 
 
 def receipt(topic: str, offset: int) -> Receipt:
@@ -67,15 +70,16 @@ def in_memory(count: int) -> None:
     for value in values:
         read_outcome(key, value)
     report("decode and validate", count, began_s)
-    receipts = [read_outcome(key, value) for value in values]
+    records: list[Record] = [(0, offset, read_outcome(key, value), 0) for offset, value in enumerate(values)]
+    portions = [records[start : start + PORTION] for start in range(0, count, PORTION)]
     fold, began_s = OutcomeFold(), time.process_time()
-    for offset, outcome in enumerate(receipts):
-        fold.add(0, offset, outcome)
+    for portion in portions:
+        fold.add(portion)
     report("add to the fold", count, began_s)
     recorder = Recorder()
     fold, began_s = OutcomeFold(sink=recorder), time.process_time()
-    for offset, outcome in enumerate(receipts):
-        fold.add(0, offset, outcome)
+    for portion in portions:
+        fold.add(portion)
     report("add to the fold, and record", count, began_s)
     began_s = time.process_time()
     tables = recorder.take()

@@ -183,12 +183,14 @@ class WholePartitionRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka
     The position then stands at what could not be read; it is fetched again, and the error comes first.
     """
 
+    def __iter__(self) -> Iterator[Any]:
+        iterator: Iterator[Any] = self._records_iterator  # itself: a call a record less
+        return iterator
+
     def _unpack_records(self) -> Iterator[Any]:
-        some = False
+        first = self.next_fetch_offset
         try:
-            for record in super()._unpack_records():
-                some = True
-                yield record
+            yield from super()._unpack_records()
         except Exception:
-            if not some:
+            if self.next_fetch_offset == first:
                 raise

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from services.monitor.fold import Series
+    from services.monitor.fold import Counted
     from shared.outcome_events import Receipt
 
 PHASES: Final = ("queue", "compute_input", "compute_infer", "compute_output", "total")
@@ -29,11 +29,9 @@ _NONE: Final = -1
 Of = tuple[int, str, int | None]
 """Window, model and version."""
 Counts = Counter[tuple[int, str, int | None, str, int]]
-Outcome = tuple["Series", "Receipt", int, int, int, int]
-"""Series, receipt, nanoseconds in all, partition and offset in the log of outcomes, and when it was appended, in ms."""
 
 
-def add(counts: Counts, windows: Sequence[int], outcomes: Sequence[Outcome]) -> None:
+def add(counts: Counts, windows: Sequence[int], outcomes: Sequence[Counted]) -> None:
     """Add outcomes, each completed in its window, to `counts`."""
     series, receipts, *_ = zip(*outcomes, strict=True)
     of = [(at_s, each.model, each.version) for at_s, each in zip(windows, series, strict=True)]
@@ -72,7 +70,7 @@ def _add_batches(counts: Counts, of: Sequence[Of], receipts: Sequence[Receipt]) 
         counts[(*key, "rows", 0)] += n
 
 
-def _add_durations(counts: Counts, of: Sequence[Of], outcomes: Sequence[Outcome]) -> None:
+def _add_durations(counts: Counts, of: Sequence[Of], outcomes: Sequence[Counted]) -> None:
     """Every phase into the buckets of its sketch, and its sum."""
     places: dict[Of, int] = {}
     where = np.array([places.setdefault(key, len(places)) for key in of])

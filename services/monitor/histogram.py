@@ -9,8 +9,13 @@ so is off by at most the bucket's width (a factor of 2 to 2.5).
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BOUNDS_NS: tuple[int, ...] = (
     50_000,
@@ -28,11 +33,11 @@ class Histogram:
     counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_NS) + 1))
     sum_ns: int = 0
 
-    def observe(self, duration_ns: int) -> None:
-        """Count one duration. A negative one, from a clock that went backwards, counts as zero."""
-        self.counts[bisect_left(BOUNDS_NS, duration_ns)] += 1
-        if duration_ns > 0:
-            self.sum_ns += duration_ns
+    def observe(self, durations_ns: Sequence[int]) -> None:
+        """Count durations. A negative one, from a clock that went backwards, counts as zero."""
+        for bucket, n in Counter([bisect_left(BOUNDS_NS, each) for each in durations_ns]).items():
+            self.counts[bucket] += n
+        self.sum_ns += sum([each for each in durations_ns if each > 0])
 
     @property
     def count(self) -> int:

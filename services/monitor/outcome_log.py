@@ -116,8 +116,12 @@ class OutcomeLog:
         while True:
             records = await self._fetch()
             outcomes = await self._judge(records)
-            for record, outcome in zip(records, outcomes, strict=True):
-                fold.add(record.partition, record.offset, outcome, record.timestamp)
+            fold.add(
+                [
+                    (record.partition, record.offset, outcome, record.timestamp)
+                    for record, outcome in zip(records, outcomes, strict=True)
+                ]
+            )
             if not self.caught_up:
                 await self._note_position()
             if "forged" in outcomes:
@@ -142,11 +146,13 @@ class OutcomeLog:
         read = [self._read(record) for record in records]
         while True:
             try:
-                await self._ends.cover(outcome for outcome in read if isinstance(outcome, Receipt))
                 known = self._ends.known
+                doubtful = [each for each in read if isinstance(each, Receipt) and is_forged(each, known)]
+                if doubtful:
+                    await self._ends.cover(doubtful)
                 return [
                     outcome
-                    if isinstance(outcome, Receipt) and not is_forged(outcome, known)
+                    if isinstance(outcome, Receipt) and not (doubtful and is_forged(outcome, known))
                     else await self._refused(record, outcome)
                     for record, outcome in zip(records, read, strict=True)
                 ]

@@ -21,8 +21,10 @@ from services.monitor.span import WINDOW_S
 from services.monitor.tables import SCHEMAS
 
 if TYPE_CHECKING:
-    from services.monitor.counting import Counts, Outcome
-    from services.monitor.fold import Series
+    from collections.abc import Sequence
+
+    from services.monitor.counting import Counts
+    from services.monitor.fold import Counted
     from shared.outcome_events import Receipt
 
 MOST_ROWS: Final = 200_000
@@ -59,7 +61,7 @@ class Recorder:
     """Rows to be stored. `take` hands them over; what could not be stored is given `back`."""
 
     _counts: Counts = field(default_factory=Counter)
-    _outcomes: list[Outcome] = field(default_factory=list)
+    _outcomes: list[Counted] = field(default_factory=list)
     _samples: dict[SampleKey, list[float]] = field(default_factory=dict)
     _events: list[tuple[Any, ...]] = field(default_factory=list)
     _waiting: dict[str, list[pa.Table]] = field(default_factory=dict)
@@ -76,11 +78,9 @@ class Recorder:
         """Whether what is there has to be stored before more is taken in."""
         return self.rows >= MOST_ROWS
 
-    def outcome(
-        self, series: Series, receipt: Receipt, *, total_ns: int, partition: int, offset: int, at_ms: int
-    ) -> None:
-        """An outcome that counts, at its place in the log and appended at `at_ms`."""
-        self._outcomes.append((series, receipt, total_ns, partition, offset, at_ms))
+    def outcomes(self, counted: Sequence[Counted]) -> None:
+        """Outcomes that count."""
+        self._outcomes += counted
         if len(self._outcomes) >= _TOGETHER:
             self._tabulate()
 

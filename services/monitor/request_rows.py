@@ -15,13 +15,13 @@ from services.monitor.tables import SCHEMAS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.monitor.counting import Outcome
+    from services.monitor.fold import Counted
     from shared.outcome_events import Coordinates
 
 LONGEST_ID: Final = 200
 
 
-def table(windows: Sequence[int], done_ms: Sequence[int], outcomes: Sequence[Outcome]) -> pa.Table:
+def table(windows: Sequence[int], done_ms: Sequence[int], outcomes: Sequence[Counted]) -> pa.Table:
     """The rows of outcomes that completed in these windows, at these moments."""
     series, receipts, _, partitions, offsets, appended_ms = zip(*outcomes, strict=True)
     timings = [each.timings_ns for each in receipts]

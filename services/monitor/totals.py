@@ -19,6 +19,8 @@ from shared.events import MAX_VERSION
 from shared.outcome_events import Duration, ModelStatistics, RunStatistics
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shared.outcome_events import Receipt, Timings
 
 MAX_BATCH_SIZE: Final = 4096
@@ -34,11 +36,10 @@ class Spent:
     count: int = 0
     ns: int = 0
 
-    def add(self, duration_ns: int | None) -> None:
-        """Once more; a duration that the receipt does not tell is none."""
-        self.count += 1
-        if duration_ns is not None and duration_ns > 0:
-            self.ns += duration_ns
+    def add(self, durations_ns: Sequence[int | None]) -> None:
+        """So many times more; a duration that the receipt does not tell is none."""
+        self.count += len(durations_ns)
+        self.ns += sum([each for each in durations_ns if each is not None and each > 0])
 
 
 @dataclass(slots=True)
@@ -49,11 +50,11 @@ class Phases:
     compute_infer: Spent = field(default_factory=Spent)
     compute_output: Spent = field(default_factory=Spent)
 
-    def add(self, timings: Timings) -> None:
-        """One more run, or one more request that was in one."""
-        self.compute_input.add(timings.compute_input)
-        self.compute_infer.add(timings.compute_infer)
-        self.compute_output.add(timings.compute_output)
+    def add(self, timings: Sequence[Timings]) -> None:
+        """More runs, or more requests that were in one."""
+        self.compute_input.add([each.compute_input for each in timings])
+        self.compute_infer.add([each.compute_infer for each in timings])
+        self.compute_output.add([each.compute_output for each in timings])
 
 
 @dataclass(slots=True)
@@ -76,26 +77,26 @@ class Totals:
         """Runs of the model that succeeded."""
         return sum(runs.compute_infer.count for runs in self.runs.values())
 
-    def add(self, receipt: Receipt, total_ns: int, at_ms: int) -> None:
-        """Take in an outcome that counts, appended at `at_ms`, of a request that took `total_ns`."""
-        self.last_ms = max(self.last_ms, at_ms)
-        if receipt.status != "succeeded":
-            self.fail.add(total_ns)
+    def add(self, outcomes: Sequence[tuple[Receipt, int]], totals_ns: Sequence[int]) -> None:
+        """Take in outcomes that count, each with when it was appended, in ms, of requests that took `totals_ns`."""
+        if not outcomes:
             return
-        self.last_success_ms = max(self.last_success_ms, at_ms)
-        self.success.add(total_ns)
-        self.queue.add(receipt.timings_ns.queue)
-        batch = receipt.batch
-        if batch is None:
+        self.last_ms = max(self.last_ms, *[at_ms for _, at_ms in outcomes])
+        both = list(zip(outcomes, totals_ns, strict=True))
+        succeeded = [each for each in both if each[0][0].status == "succeeded"]
+        self.fail.add([total_ns for (receipt, _), total_ns in both if receipt.status != "succeeded"])
+        if not succeeded:
             return
-        self.inferences += max(batch.rows or 1, 1)
-        self.phases.add(receipt.timings_ns)
-        if batch.index == 0:
-            size = bounded_size(batch.size if batch.total_rows is None else batch.total_rows)
-            runs = self.runs.get(size)
-            if runs is None:
-                runs = self.runs[size] = Phases()
-            runs.add(receipt.timings_ns)
+        self.last_success_ms = max(self.last_success_ms, *[at_ms for (_, at_ms), _ in succeeded])
+        self.success.add([total_ns for _, total_ns in succeeded])
+        self.queue.add([receipt.timings_ns.queue for (receipt, _), _ in succeeded])
+        ran = [(receipt.batch, receipt.timings_ns) for (receipt, _), _ in succeeded if receipt.batch is not None]
+        self.inferences += sum([max(batch.rows or 1, 1) for batch, _ in ran])
+        self.phases.add([timings for _, timings in ran])
+        for batch, timings in ran:
+            if batch.index == 0:
+                size = bounded_size(batch.size if batch.total_rows is None else batch.total_rows)
+                self.runs.setdefault(size, Phases()).add([timings])
 
     def event(self, model: str, version: int, offsets: dict[int, int]) -> ModelStatistics | None:
         """The numbers as they are now, with the offsets that they hold at; None for a version that can't exist."""

@@ -25,10 +25,10 @@ def state_of_everything(now_ns: int | None = None) -> State:
     for offset in range(4):
         about = {"id": f"b{offset // 2}", "index": offset % 2, "size": 2, "padding": 0, "members_sha256": "0" * 64}
         batch = BatchMembership(**about, rows=1, total_rows=2)
-        state.outcomes.add(0, offset, receipt(offset, model_version=2, timings_ns=timings, batch=batch), 1_000)
+        state.outcomes.add([(0, offset, receipt(offset, model_version=2, timings_ns=timings, batch=batch), 1_000)])
     failed = receipt(4, model_version=2, status="failed", error_code="execution_failed")
-    state.outcomes.add(0, 4, failed, 1_000)
-    state.outcomes.add(0, 5, failed, 1_000)
+    state.outcomes.add([(0, 4, failed, 1_000)])
+    state.outcomes.add([(0, 5, failed, 1_000)])
     for event in _measured(now_ns):
         state.measurements.add(event, now_ns)
     loaded = LoadedModel(model="m", version=2, variant="fp32", artifact_sha256="0" * 64, byte_size=10)

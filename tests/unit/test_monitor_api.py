@@ -48,7 +48,7 @@ def state(tmp_path):
             "timings_ns": Timings(queue=offset * 10**6, compute_input=10**4, compute_infer=10**6, compute_output=10**3),
             "completed_at": rfc3339(now_ns),
         }
-        state.outcomes.add(0, offset, receipt(offset, **about), now_ns // 10**6)
+        state.outcomes.add([(0, offset, receipt(offset, **about), now_ns // 10**6)])
     gpu = GpuSample(index=0, name="g", utilisation_percent=50, memory_used_bytes=2, memory_total_bytes=3)
     about = {"instance": "worker-1", "incarnation": "i", "service": "worker", "at_ns": now_ns}
     events = [

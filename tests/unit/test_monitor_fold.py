@@ -93,8 +93,7 @@ def numbers(fold: OutcomeFold) -> tuple:
 def test_counts_the_first_outcome_of_each_request_in_any_sittings(logs, random):
     once = OutcomeFold()
     for partition, log in logs.items():
-        for offset, outcome in enumerate(log):
-            once.add(partition, offset, outcome)
+        once.add([(partition, offset, outcome, 0) for offset, outcome in enumerate(log)])
 
     first = naive(logs)
     series = once.series.get("m/", folding.Series("m", None))
@@ -111,7 +110,7 @@ def test_counts_the_first_outcome_of_each_request_in_any_sittings(logs, random):
             break
         partition = random.choice(left)
         offset = fold.offsets.get(partition, 0)
-        fold.add(partition, offset, logs[partition][offset])
+        fold.add([(partition, offset, logs[partition][offset], 0)])
         match random.randrange(4):
             case 0:
                 stored = encode(LOG, Stored(fold))
@@ -122,8 +121,10 @@ def test_counts_the_first_outcome_of_each_request_in_any_sittings(logs, random):
 
 def test_every_phase_a_request_went_through_is_observed():
     fold = OutcomeFold()
-    fold.add(0, 0, receipt(0, timings_ns=Timings(queue=10, compute_input=1, compute_infer=100, compute_output=2)))
-    fold.add(0, 1, receipt(1, timings_ns=Timings(queue=7)))
+    fold.add(
+        [(0, 0, receipt(0, timings_ns=Timings(queue=10, compute_input=1, compute_infer=100, compute_output=2)), 0)]
+    )
+    fold.add([(0, 1, receipt(1, timings_ns=Timings(queue=7)), 0)])
     phases = fold.series["m/"].phases
     assert {phase: (h.count, h.sum_ns) for phase, h in phases.items()} == {
         "queue": (2, 17),
@@ -138,17 +139,19 @@ def test_labels_are_bounded(monkeypatch):
     monkeypatch.setattr(folding, "MAX_SERIES", 5)
     fold = OutcomeFold()
     for offset in range(50):
-        fold.add(0, offset, receipt(offset, model_version=offset + 1, status="failed", error_code=f"made up {offset}"))
+        fold.add(
+            [(0, offset, receipt(offset, model_version=offset + 1, status="failed", error_code=f"made up {offset}"), 0)]
+        )
     assert len(fold.series) == 6
     assert fold.series["_other"].error_codes == {"other": 45}
-    fold.add(0, 50, receipt(50, model_version=99, status="failed", error_code="unknown_version"))
+    fold.add([(0, 50, receipt(50, model_version=99, status="failed", error_code="unknown_version"), 0)])
     assert "m/99" not in fold.series
 
 
 def test_huge_and_negative_numbers_of_a_receipt_do_no_harm():
     fold = OutcomeFold()
-    fold.add(0, 0, receipt(0, timings_ns=Timings(queue=2**63), batch=batch(0)))
-    fold.add(0, 1, receipt(1, timings_ns=Timings(queue=-5, compute_infer=2**63), batch=batch(10**9)))
+    fold.add([(0, 0, receipt(0, timings_ns=Timings(queue=2**63), batch=batch(0)), 0)])
+    fold.add([(0, 1, receipt(1, timings_ns=Timings(queue=-5, compute_infer=2**63), batch=batch(10**9)), 0)])
     fold = decode(encode(LOG, Stored(fold)), LOG).outcomes
     series = fold.series["m/"]
     assert series.phases["total"].sum_ns == 2**64
@@ -157,9 +160,9 @@ def test_huge_and_negative_numbers_of_a_receipt_do_no_harm():
 
 def test_duplicates_and_reexecutions_are_counted():
     fold = OutcomeFold()
-    fold.add(0, 0, receipt(0, duplicate_of=Coordinates(topic="t", partition=0, offset=0), reexecuted=True))
-    fold.add(0, 1, receipt(1))
-    fold.add(0, 2, "malformed")
+    fold.add([(0, 0, receipt(0, duplicate_of=Coordinates(topic="t", partition=0, offset=0), reexecuted=True), 0)])
+    fold.add([(0, 1, receipt(1), 0)])
+    fold.add([(0, 2, "malformed", 0)])
     assert (fold.series["m/"].duplicates, fold.series["m/"].reexecuted) == (1, 1)
     assert fold.ignored == {"malformed": 1}
     assert fold.offsets == {0: 3}
@@ -169,7 +172,7 @@ def test_duplicates_and_reexecutions_are_counted():
 def test_a_quantile_lies_in_the_bucket_of_the_true_one(durations, q):
     histogram = Histogram()
     for duration in durations:
-        histogram.observe(duration)
+        histogram.observe([duration])
     rank = max(1, -(-int(q * 100) * len(durations) // 100))
     true_s = sorted(durations)[rank - 1] / 1e9
     upper = next(bound for bound in BOUNDS_S if true_s <= bound)
@@ -181,7 +184,7 @@ def test_a_quantile_lies_in_the_bucket_of_the_true_one(durations, q):
 def test_histograms_without_or_beyond_bounds():
     histogram = Histogram()
     assert histogram.quantile_s(0.5) is None
-    histogram.observe(BOUNDS_NS[-1] + 1)
+    histogram.observe([BOUNDS_NS[-1] + 1])
     assert histogram.quantile_s(0.5) == BOUNDS_S[-1]
 
 

@@ -39,8 +39,7 @@ def _rfc3339(at_s: int) -> str:
 
 def fold_of(recorder: Recorder, outcomes) -> OutcomeFold:
     fold = OutcomeFold(sink=recorder)
-    for offset, (each, at_s) in enumerate(outcomes):
-        fold.add(0, offset, each, at_s * 1000 + 700)
+    fold.add([(0, offset, each, at_s * 1000 + 700) for offset, (each, at_s) in enumerate(outcomes)])
     return fold
 
 
@@ -97,7 +96,7 @@ def test_a_crash_at_any_moment_loses_and_repeats_nothing(tmp_path):
         while at < len(log):
             until = min(at + dice.randint(1, 20), len(log))
             for offset in range(at, until):
-                fold.add(0, offset, log[offset][0], log[offset][1] * 1000)
+                fold.add([(0, offset, log[offset][0], log[offset][1] * 1000)])
             at = until
             crash = dice.randrange(5)
             if crash == 0:
@@ -119,7 +118,7 @@ def test_a_crash_at_any_moment_loses_and_repeats_nothing(tmp_path):
     fold = OutcomeFold(sink=recorder)
     fold.watermarks.highest = dict(watermarks)
     for offset in range(position, len(log)):
-        fold.add(0, offset, log[offset][0], log[offset][1] * 1000)
+        fold.add([(0, offset, log[offset][0], log[offset][1] * 1000)])
     save(history, recorder)
     straight, undisturbed = Recorder(), History(tmp_path / "undisturbed")
     fold_of(straight, log)

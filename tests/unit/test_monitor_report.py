@@ -37,20 +37,16 @@ def state(tmp_path):
     for offset in range(300):
         at_ns = now_ns - offset * 10**9
         failed = offset % 3 == 0
-        state.outcomes.add(
-            0,
+        outcome = receipt(
             offset,
-            receipt(
-                offset,
-                model_version=1,
-                status="failed" if failed else "succeeded",
-                error_code="run_timeout" if failed else None,
-                batch=BatchMembership(id="b", index=0, size=1 + offset % 8, padding=0, members_sha256="0", rows=1),
-                timings_ns=Timings(queue=10**6 * (1 + offset % 9), compute_infer=10**6, compute_output=10),
-                completed_at=rfc3339(at_ns),
-            ),
-            at_ns // 10**6,
+            model_version=1,
+            status="failed" if failed else "succeeded",
+            error_code="run_timeout" if failed else None,
+            batch=BatchMembership(id="b", index=0, size=1 + offset % 8, padding=0, members_sha256="0", rows=1),
+            timings_ns=Timings(queue=10**6 * (1 + offset % 9), compute_infer=10**6, compute_output=10),
+            completed_at=rfc3339(at_ns),
         )
+        state.outcomes.add([(0, offset, outcome, at_ns // 10**6)])
     at_s = now_ns / 1e9 - 100
     state.recorder.event(at_s, "restart", f"{EVIL} started again", instance=EVIL)
     for gauge in ("cpu_percent", "rss_bytes", "disk_used_bytes"):

@@ -22,8 +22,8 @@ ABOUT = {"instance": "w", "incarnation": "i", "service": "worker", "at_ns": 10**
 
 def some_state() -> Stored:
     outcomes, measurements = OutcomeFold(), Measurements()
-    outcomes.add(2, 41, receipt(5, model_version=1, status="failed", error_code="run_timeout"))
-    outcomes.add(2, 42, "forged")
+    outcomes.add([(2, 41, receipt(5, model_version=1, status="failed", error_code="run_timeout"), 0)])
+    outcomes.add([(2, 42, "forged", 0)])
     gpu = GpuSample(index=0, name="g", utilisation_percent=1, memory_used_bytes=2, memory_total_bytes=3)
     sample = dict.fromkeys(required(HostSampled), 1)
     measurements.add(HostSampled(**{**sample, **ABOUT, "seq": 1, "gpus": (gpu,)}), 10**18)

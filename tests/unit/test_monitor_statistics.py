@@ -59,7 +59,7 @@ def test_every_run_counts_once_in_any_order_and_any_sittings(given_runs, random)
     fold, position = OutcomeFold(), [0, 0, 0]
     while left := [p for p in range(3) if position[p] < len(logs[p])]:
         partition = random.choice(left)
-        fold.add(partition, position[partition], logs[partition][position[partition]], 1000 + position[partition])
+        fold.add([(partition, position[partition], logs[partition][position[partition]], 1000 + position[partition])])
         position[partition] += 1
         if random.randrange(5) == 0:
             fold = decode(encode(LOG, Stored(fold)), LOG).outcomes
@@ -89,10 +89,12 @@ def test_every_run_counts_once_in_any_order_and_any_sittings(given_runs, random)
 def test_what_did_not_run_is_no_inference():
     fold = OutcomeFold()
     first = Coordinates(topic="t", partition=0, offset=0)
-    fold.add(0, 0, receipt(0, **ran(1, 0)), 50)
-    fold.add(0, 1, receipt(1, duplicate_of=first, model_version=1, timings_ns=Timings(queue=5)), 40)
+    fold.add([(0, 0, receipt(0, **ran(1, 0)), 50)])
+    fold.add([(0, 1, receipt(1, duplicate_of=first, model_version=1, timings_ns=Timings(queue=5)), 40)])
     for offset, status in enumerate(["failed", "expired", "cancelled"], start=2):
-        fold.add(0, offset, receipt(offset, status=status, model_version=1, timings_ns=Timings(queue=10)), 60 + offset)
+        fold.add(
+            [(0, offset, receipt(offset, status=status, model_version=1, timings_ns=Timings(queue=10)), 60 + offset)]
+        )
     counted = event(fold)
     assert (counted.inferences, counted.executions) == (1, 1)
     assert counted.success == Duration(count=2, ns=115)
@@ -105,20 +107,20 @@ def test_what_did_not_run_is_no_inference():
 def test_a_batch_of_which_a_member_was_cancelled_while_it_ran():
     """Its receipt is then the gateway's. The run still counts once; if it was the first member, not at all."""
     fold = OutcomeFold()
-    fold.add(0, 0, receipt(0, **ran(3, 0)))
-    fold.add(0, 1, receipt(1, status="cancelled", model_version=1))
-    fold.add(0, 2, receipt(2, **ran(3, 2)))
-    fold.add(0, 3, receipt(3, status="cancelled", model_version=1))
-    fold.add(0, 4, receipt(4, **ran(2, 1)))
+    fold.add([(0, 0, receipt(0, **ran(3, 0)), 0)])
+    fold.add([(0, 1, receipt(1, status="cancelled", model_version=1), 0)])
+    fold.add([(0, 2, receipt(2, **ran(3, 2)), 0)])
+    fold.add([(0, 3, receipt(3, status="cancelled", model_version=1), 0)])
+    fold.add([(0, 4, receipt(4, **ran(2, 1)), 0)])
     assert (event(fold).executions, event(fold).inferences) == (1, 3)
 
 
 def test_one_member_speaks_for_the_rows_of_the_run():
     fold = OutcomeFold()
-    fold.add(0, 0, receipt(0, **ran(2, 0, rows=3, total_rows=8)))
-    fold.add(0, 1, receipt(1, **ran(2, 1, rows=5, total_rows=8)))
-    fold.add(0, 2, receipt(2, **ran(1, 0)))  # alone, of a model without independent rows
-    fold.add(0, 3, receipt(3, **ran(1, 0, rows=0, total_rows=0)))
+    fold.add([(0, 0, receipt(0, **ran(2, 0, rows=3, total_rows=8)), 0)])
+    fold.add([(0, 1, receipt(1, **ran(2, 1, rows=5, total_rows=8)), 0)])
+    fold.add([(0, 2, receipt(2, **ran(1, 0)), 0)])  # alone, of a model without independent rows
+    fold.add([(0, 3, receipt(3, **ran(1, 0, rows=0, total_rows=0)), 0)])
     counted = event(fold)
     assert (counted.inferences, counted.executions, counted.success.count) == (10, 3, 4)
     assert [(run.batch_size, run.compute_infer.count) for run in counted.runs] == [(1, 2), (8, 1)]
@@ -126,8 +128,8 @@ def test_one_member_speaks_for_the_rows_of_the_run():
 
 def test_rows_that_no_run_can_have_do_no_harm():
     fold = OutcomeFold()
-    fold.add(0, 0, receipt(0, **ran(1, 0, rows=2**64 - 1, total_rows=2**64 - 1)))
-    fold.add(0, 1, receipt(1, **ran(1, 0, rows=-(2**63), total_rows=-(2**63))))
+    fold.add([(0, 0, receipt(0, **ran(1, 0, rows=2**64 - 1, total_rows=2**64 - 1)), 0)])
+    fold.add([(0, 1, receipt(1, **ran(1, 0, rows=-(2**63), total_rows=-(2**63))), 0)])
     fold = decode(encode(LOG, Stored(fold)), LOG).outcomes
     counted = event(fold)
     assert decode_event(ModelStatistics, encode_event(counted)).inferences == 2**63 - 1
@@ -136,10 +138,10 @@ def test_rows_that_no_run_can_have_do_no_harm():
 
 def test_numbers_that_no_run_can_have_do_no_harm():
     fold = OutcomeFold()
-    fold.add(0, 0, receipt(0, **ran(1, 0, 2**63)))
-    fold.add(0, 1, receipt(1, **ran(1, 0, 2**63)))
-    fold.add(0, 2, receipt(2, **ran(1, 0, -5)))
-    fold.add(0, 3, receipt(3, model_version=2**40))
+    fold.add([(0, 0, receipt(0, **ran(1, 0, 2**63)), 0)])
+    fold.add([(0, 1, receipt(1, **ran(1, 0, 2**63)), 0)])
+    fold.add([(0, 2, receipt(2, **ran(1, 0, -5)), 0)])
+    fold.add([(0, 3, receipt(3, model_version=2**40), 0)])
     fold = decode(encode(LOG, Stored(fold)), LOG).outcomes
     counted = event(fold)
     assert decode_event(ModelStatistics, encode_event(counted)).compute_infer == Duration(count=3, ns=2**63 - 1)
@@ -175,13 +177,13 @@ async def test_what_changed_is_published_and_nothing_else():
     fold, sent = OutcomeFold(), Sent()
     publisher = Publisher(SETTINGS, sent, fold)
     await publisher.publish()
-    fold.add(0, 0, receipt(0, **ran(1, 0)))
-    fold.add(0, 1, receipt(1, model_version=2))
-    fold.add(0, 2, receipt(2, status="failed", error_code="unknown_version"))  # of no version
+    fold.add([(0, 0, receipt(0, **ran(1, 0)), 0)])
+    fold.add([(0, 1, receipt(1, model_version=2), 0)])
+    fold.add([(0, 2, receipt(2, status="failed", error_code="unknown_version"), 0)])  # of no version
     await publisher.publish()
     await publisher.publish()
     assert sent.keys == [b"m/1", b"m/2"]
-    fold.add(0, 3, receipt(3, model_version=2))
+    fold.add([(0, 3, receipt(3, model_version=2), 0)])
     await publisher.publish()
     assert sent.keys == [b"m/1", b"m/2", b"m/2"]
     assert (sent.events[-1].success.count, sent.events[-1].offsets) == (2, {0: 4})
@@ -190,7 +192,7 @@ async def test_what_changed_is_published_and_nothing_else():
 async def test_what_kafka_did_not_take_is_sent_again():
     fold, sent = OutcomeFold(), Sent()
     publisher = Publisher(SETTINGS, sent, fold)
-    fold.add(0, 0, receipt(0, model_version=1))
+    fold.add([(0, 0, receipt(0, model_version=1), 0)])
     sent.away = True
     await publisher.publish()
     sent.away = False
@@ -201,7 +203,7 @@ async def test_what_kafka_did_not_take_is_sent_again():
 async def test_a_restarted_monitor_tells_the_same_numbers():
     fold, first, second = OutcomeFold(), Sent(), Sent()
     for offset in range(5):
-        fold.add(0, offset, receipt(offset, **ran(1, 0)), 10 * offset)
+        fold.add([(0, offset, receipt(offset, **ran(1, 0)), 10 * offset)])
     await Publisher(SETTINGS, first, fold).publish()
     again = decode(encode(LOG, Stored(fold)), LOG).outcomes
     await Publisher(SETTINGS, second, again).publish()

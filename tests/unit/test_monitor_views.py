@@ -24,9 +24,9 @@ def state_of(now_ns: int) -> State:
     state = State(metrics_interval_s=5)
     for offset in range(4):
         timings = Timings(queue=3_000_000, compute_infer=1_000_000)
-        state.outcomes.add(0, offset, receipt(offset, model_version=2, timings_ns=timings))
-    state.outcomes.add(0, 4, receipt(4, status="failed", error_code="invalid_input"))
-    state.outcomes.add(0, 5, receipt(4, status="failed", error_code="invalid_input"))
+        state.outcomes.add([(0, offset, receipt(offset, model_version=2, timings_ns=timings), 0)])
+    state.outcomes.add([(0, 4, receipt(4, status="failed", error_code="invalid_input"), 0)])
+    state.outcomes.add([(0, 5, receipt(4, status="failed", error_code="invalid_input"), 0)])
     gpu = GpuSample(index=0, name="H", utilisation_percent=40, memory_used_bytes=2, memory_total_bytes=3, power_w=70)
     about = {"instance": "w", "incarnation": "i", "service": "worker", "at_ns": now_ns}
     state.measurements.add(HostSampled(**{**SAMPLE, **about, "seq": 1, "gpus": (gpu,)}), now_ns)
