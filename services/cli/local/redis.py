@@ -24,9 +24,9 @@ _USUAL_PORT = 6379
 _MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=1000"}
 """A batch's words are allocated and freed by the hundred, and glibc keeps seven of a size at hand. With a thousand, 32
 MiB in all, a batch costs Redis a quarter less. Built with jemalloc, as in its images, it does not look at this."""
-_REWRITE_SHARE = 4
-"""The append-only file is rewritten once it has grown by all it was, but not while it is below this part of the memory:
-on the way there it would be written over and over, by a process that takes its turn from those that serve."""
+_REWRITE = {"auto-aof-rewrite-percentage": "200", "rdbcompression": "no"}
+"""The append-only file is rewritten by a process that takes its turn from those that serve. So that is done when two
+thirds of it are old, not half, and without compression; and not before it is half as large as the memory."""
 _GIVEN_TIMEOUT_S = 15.0
 
 
@@ -50,8 +50,8 @@ async def choose(settings: LocalStackSettings, ports: Ports) -> Server:
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",
-        "auto-aof-rewrite-min-size": f"{max(64, settings.local_redis_memory_mib // _REWRITE_SHARE)}mb",
-        "rdbcompression": "no",  # a rewrite takes half the time
+        "auto-aof-rewrite-min-size": f"{max(64, settings.local_redis_memory_mib // 2)}mb",
+        **_REWRITE,
         "maxmemory": f"{settings.local_redis_memory_mib}mb",
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
