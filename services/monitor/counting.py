@@ -50,24 +50,17 @@ def add(counts: Counts, windows: Sequence[int], outcomes: Sequence[Counted]) -> 
 
 def _add_batches(counts: Counts, of: Sequence[Of], receipts: Sequence[Receipt]) -> None:
     """Batches, rows and runs; a run is counted by its first member, as in `services.monitor.totals`."""
-    sizes: Counter[tuple[Of, int]] = Counter()
-    rows: Counter[Of] = Counter()
-    for key, receipt in zip(of, receipts, strict=True):
-        batch = receipt.batch
-        if batch is None:
-            continue
-        sizes[key, bounded_size(batch.size)] += 1
-        if receipt.status != "succeeded":
-            continue
-        rows[key] += min(max(batch.rows or 1, 1), sketch.MOST_NS)
+    ran = [(key, each.batch, each) for key, each in zip(of, receipts, strict=True) if each.batch is not None]
+    for (key, size), n in Counter([(key, batch.size) for key, batch, _ in ran]).items():
+        counts[(*key, "batch", bounded_size(size))] += n
+    succeeded = [each for each in ran if each[2].status == "succeeded"]
+    for (key, rows), n in Counter([(key, batch.rows) for key, batch, _ in succeeded]).items():
+        counts[(*key, "rows", 0)] += n * min(max(rows or 1, 1), sketch.MOST_NS)
+    for key, batch, receipt in succeeded:
         if batch.index == 0:
             size = bounded_size(batch.size if batch.total_rows is None else batch.total_rows)
             counts[(*key, "run", size)] += 1
             counts[(*key, "run_ns", size)] += bounded(receipt.timings_ns.compute_infer or 0)
-    for (key, size), n in sizes.items():
-        counts[(*key, "batch", size)] += n
-    for key, n in rows.items():
-        counts[(*key, "rows", 0)] += n
 
 
 def _add_durations(counts: Counts, of: Sequence[Of], outcomes: Sequence[Counted]) -> None:
