@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from services.gateway.limits import LEAST
+from services.gateway.limits import LEAST, PLACES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -99,7 +99,10 @@ def _together(told: list[tuple[float, int, _Speed]]) -> _Waiting:
 
 
 def places(registry: Registry, beats: Iterable[tuple[float, Heartbeat]]) -> Mapping[str, int]:
-    """By model: how many requests the live workers that hold it can have in a batch that runs and one in waiting."""
+    """By model: how many requests keep the live workers that hold it busy: a batch that runs and one in waiting.
+
+    Two batches of a hundred and more rows are more than that takes, and a long wait.
+    """
     held: dict[str, int] = {}
     for _, beat in beats:
         caps: dict[str, int] = {}
@@ -109,5 +112,5 @@ def places(registry: Registry, beats: Iterable[tuple[float, Heartbeat]]) -> Mapp
             variant = version.variants.get(loaded.variant) if version else None
             caps[loaded.model] = max(caps.get(loaded.model, 0), variant.row_cap if variant else 1)
         for name, cap in caps.items():
-            held[name] = held.get(name, 0) + 2 * cap
+            held[name] = held.get(name, 0) + min(2 * cap, PLACES)
     return held
