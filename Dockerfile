@@ -3,7 +3,9 @@
 # Each image holds Python, the packages of its own extra at the pinned versions, `shared`, and its own service.
 
 FROM python:3.11-slim AS base
-ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+# Not PYTHONUNBUFFERED: lines of the log are flushed without it, and with it Python drops what a pipe does not take at
+# once, which on uvloop may be the rest of a long write.
+ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 \
     AIAAS_DATA_DIR=/var/lib/aiaas/data AIAAS_ARTIFACT_STORE_URL=file:///var/lib/aiaas/artifacts AIAAS_HEALTH_PORT=8101
 RUN useradd --uid 10001 --create-home aiaas && install -d -o aiaas -g aiaas /var/lib/aiaas/data /var/lib/aiaas/artifacts
 WORKDIR /app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,8 @@ def run(
             stdout=subprocess.PIPE,
             stderr=complaints,
             text=True,
+            # Unbuffered, Python drops what a pipe does not take at once, and on uvloop a pipe may take a part.
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
         )
         try:
             return _watch(process, load, trees, began)
