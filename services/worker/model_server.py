@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from services.worker.preparation import Step
     from services.worker.processing.processor import Processor
     from services.worker.shelf import Shelf
-    from shared.registry import Registry, Variant, Version
+    from shared.registry import Registry, Variant
 
 _MAX_PLANS: Final = 1024
 _GOOD_PART: Final = 4
@@ -205,7 +205,7 @@ class ModelServer:
                     unserved.append(job)
                 elif plan is not None and plan.unprepared:
                     self._preparation.start(job)
-                elif plan is None or not (used.of(plan) or self._shelf.has(plan.variant)) or not used.admits(job, plan):
+                elif plan is None or not self._shelf.has(plan.variant) or not used.admits(job, plan):
                     later.append(job)
                 else:
                     used.add(job, plan)
@@ -258,7 +258,7 @@ class ModelServer:
             raise AssertionError("a job without a request has an error and is never queued")
         version = registry.route(self.name, job.request_id, job.headers.model_version)
         variant = version.serving
-        bare = job.plan = self._bare(registry, version)  # what does not fit still names its version
+        bare = job.plan = Plan(registry.offset, version, variant, (), None)  # what does not fit still names its version
         if self._preparation.wanted(job):
             return replace(bare, unprepared=True)
         form = (
@@ -272,22 +272,10 @@ class ModelServer:
             validate(request, variant.signature, variant.processing)
             plan = replace(bare, key=shape_key(request, variant.signature), rows=rows_alone(request, variant))
             if all(spec.batch_axis is not None for spec in variant.signature.inputs):  # else the key holds data
-                self._remember(form, plan)
+                if len(self._plans) >= _MAX_PLANS:
+                    self._plans.clear()
+                self._plans[form] = plan
         return replace(plan, rows=None) if job.deaths else plan
-
-    def _bare(self, registry: Registry, version: Version) -> Plan:
-        """The plan of a request of which nothing is known but its version."""
-        form = registry.offset, version.number
-        plan = self._plans.get(form)
-        if plan is None:
-            plan = Plan(registry.offset, version, version.serving, (), None)
-            self._remember(form, plan)
-        return plan
-
-    def _remember(self, form: Hashable, plan: Plan) -> None:
-        if len(self._plans) >= _MAX_PLANS:
-            self._plans.clear()
-        self._plans[form] = plan
 
 
 def _late() -> DeadlineExceeded:
@@ -304,10 +292,6 @@ class _Used:
         self._bytes = 0
         self._max_bytes = max_bytes
         self._ids: set[str] = set()
-
-    def of(self, plan: Plan) -> bool:
-        """Whether its first job has this plan, and so what it needs."""
-        return self.plan is plan
 
     def admits(self, job: Job, plan: Plan) -> bool:
         first = self.plan
