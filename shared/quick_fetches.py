@@ -6,7 +6,9 @@ fetches once a batch, or every two seconds if nothing comes.
 
 What it does. `install` replaces `encode` of the request and `decode` of the response in version 11, the newest that
 aiokafka speaks and what any broker since Kafka 2.3 agrees to. Bytes and values are the same, which the tests hold
-against aiokafka's own. Other versions, and all other messages, are left to aiokafka.
+against aiokafka's own; other versions, and all other messages, are left to aiokafka. One field alone is changed: a
+wait of a second or more ends at the next multiple of itself on this machine's clock. So the waits of all consumers
+that have nothing to do end together, in one wake-up instead of one each, which is half of what they cost.
 
 When it can go: when aiokafka packs fields together itself.
 
@@ -15,6 +17,7 @@ https://kafka.apache.org/protocol.html#The_Messages_Fetch
 
 from __future__ import annotations
 
+import time
 from struct import Struct, error
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +26,7 @@ from aiokafka.protocol.fetch import FetchRequest_v11, FetchResponse_v11
 if TYPE_CHECKING:
     from io import BytesIO
 
+_LONG_WAIT_MS: Final = 1000
 _LENGTH: Final = Struct(">h")
 _COUNT: Final = Struct(">i")
 _ASKED: Final = Struct(">iiiibiii")
@@ -49,7 +53,7 @@ def _encode(self: Any) -> bytes:
     parts = [
         _ASKED.pack(
             self.replica_id,
-            self.max_wait_time,
+            _until_others_wake_ms(self.max_wait_time),
             self.min_bytes,
             self.max_bytes,
             self.isolation_level,
@@ -65,6 +69,11 @@ def _encode(self: Any) -> bytes:
     for topic, partitions in self.forgotten_topics_data:
         parts += (_string(topic), _COUNT.pack(len(partitions)), *map(_COUNT.pack, partitions))
     return b"".join((*parts, _string(self.rack_id)))
+
+
+def _until_others_wake_ms(wait_ms: int) -> int:
+    """How long to wait at most: a short wait is as it was, a long one ends where all others of that length do."""
+    return wait_ms if wait_ms < _LONG_WAIT_MS else wait_ms - time.monotonic_ns() // 1_000_000 % wait_ms
 
 
 def _string(text: str) -> bytes:

@@ -33,6 +33,7 @@ from benchmarks.serving.redis_probes import Probes
 _PROBED = 64
 _POLL_S = 0.02
 _AT_ONCE = 2000
+_PRODUCED_AT_ONCE = 500
 _LAST_ANSWERS_S = 20.0
 _DRAIN_TIMEOUT_S = 60.0
 _METADATA_TIMEOUT_S = 20.0
@@ -41,7 +42,12 @@ _DTYPES = {"FP32": "<f4", "INT32": "<i4", "INT64": "<i8"}
 
 @dataclass(frozen=True, slots=True)
 class KafkaLoad:
-    """What to produce and where to look for answers. `id_header` empty: the record's key is the id, there and back."""
+    """What to produce and where to look for answers.
+
+    With `id_header` that header is the id and records have no key, so that librdkafka fills one partition's batch after
+    the other. Without, the key is the id, there and back; then all that is produced at once goes to one partition, in
+    turn, to the same effect.
+    """
 
     bootstrap_servers: str
     requests: str
@@ -109,6 +115,9 @@ class KafkaLoop:
         self._probes = Probes(self._redis, load.result_key) if self._redis else None
         self._run = uuid.uuid4().hex[:12]
         self._next = 0
+        self._partitions = 0
+        self._turn = 0
+        """Of the partitions, where the generator chooses them."""
         self._pending: dict[str, float] = {}
         self._latencies_s = array("d")
         self._answered: list[str] = []
@@ -141,7 +150,8 @@ class KafkaLoop:
 
     def _assign(self) -> None:
         """Read all partitions of the answers' topic from their ends on; returns when that is so."""
-        topic = self._load.answers
+        topic, requests = self._load.answers, self._load.requests
+        self._partitions = len(self._consumer.list_topics(requests, _METADATA_TIMEOUT_S).topics[requests].partitions)
         partitions = self._consumer.list_topics(topic, _METADATA_TIMEOUT_S).topics[topic].partitions
         ends = [
             TopicPartition(
@@ -165,16 +175,13 @@ class KafkaLoop:
 
     def _exchange(self, until_s: float) -> None:
         while time.perf_counter() < until_s:
-            for _ in range(self._load.outstanding - len(self._pending)):
-                self._produce()
-            self._producer.poll(0)
+            self._produce(self._load.outstanding - len(self._pending))
             self._consume()
 
     def _drain(self) -> tuple[float, float]:
         """All produced beforehand; seconds until all were answered, and of CPU time in them."""
-        for _ in range(self._load.beforehand):
-            self._produce()
-            self._producer.poll(0)
+        for start in range(0, self._load.beforehand, _PRODUCED_AT_ONCE):
+            self._produce(min(_PRODUCED_AT_ONCE, self._load.beforehand - start))
         if self._producer.flush(_DRAIN_TIMEOUT_S):
             raise KafkaException("Kafka did not take all requests in time")
         print("measuring", flush=True)
@@ -184,16 +191,23 @@ class KafkaLoop:
             self._consume()
         return time.perf_counter() - began_s, time.process_time() - cpu_s
 
-    def _produce(self) -> None:
+    def _produce(self, count: int) -> None:
+        self._turn = (self._turn + 1) % self._partitions
+        for _ in range(count):
+            self._produce_one()
+        self._producer.poll(0)
+
+    def _produce_one(self) -> None:
         number = self._next
         self._next += 1
         request_id = f"{self._run}-{number}"
-        headers = (
-            [*self._headers, (self._load.id_header, request_id.encode())] if self._load.id_header else self._headers
-        )
+        encoded_id = request_id.encode()
         now_s = time.perf_counter()
-        body = self._bodies[number % len(self._bodies)]
-        self._producer.produce(self._load.requests, body, request_id.encode(), headers=headers)
+        topic, body = self._load.requests, self._bodies[number % len(self._bodies)]
+        if self._load.id_header:
+            self._producer.produce(topic, body, headers=[*self._headers, (self._load.id_header, encoded_id)])
+        else:
+            self._producer.produce(topic, body, encoded_id, partition=self._turn, headers=self._headers)
         self._pending[request_id] = now_s
         if self._probes and number % _PROBED == 0:
             self._probes.expect(request_id, now_s)

@@ -24,7 +24,7 @@ ASKED_OF = st.tuples(INT, INT, LONG, LONG, INT)
 REQUESTS = st.builds(
     FetchRequest_v11,
     replica_id=INT,
-    max_wait_time=INT,
+    max_wait_time=st.integers(-(2**31), 999),
     min_bytes=INT,
     max_bytes=INT,
     isolation_level=BYTE,
@@ -54,6 +54,17 @@ def installed():
 @given(REQUESTS)
 def test_a_request_has_the_same_bytes(request):
     assert request.encode() == Struct.encode(request)
+
+
+@pytest.mark.parametrize(("now_ms", "until_ms"), [(4000, 2000), (4001, 1999), (5999, 1)])
+def test_long_waits_end_together(monkeypatch, now_ms, until_ms):
+    monkeypatch.setattr(quick_fetches.time, "monotonic_ns", lambda: now_ms * 1_000_000)
+    about = {"min_bytes": 1, "max_bytes": 1, "isolation_level": 1, "session_id": 0, "session_epoch": -1}
+    sent, expected = (
+        FetchRequest_v11(replica_id=-1, max_wait_time=ms, **about, topics=[], forgotten_topics_data=[], rack_id="")
+        for ms in (2000, until_ms)
+    )
+    assert sent.encode() == Struct.encode(expected)
 
 
 @given(RESPONSES, st.binary(max_size=10))
