@@ -32,7 +32,7 @@ SERVICES_FIRST = ("gateway", "worker-1", "worker-2", "optimizer", "monitor", "ar
 _GATE_TIMEOUT_S = 600.0
 _ANSWER_TIMEOUT_S = 90.0
 _SETTLE_TIMEOUT_S = 60.0
-_SETTLE_S = 0.5
+_SETTLE_S = 1.5
 _QUIET = 0.1
 """Of a core: what monitor and archiver may use when they have caught up."""
 _GIVE_WAY = ("monitor", "archiver")
