@@ -6,21 +6,23 @@ Keys are `(window_s, model, version, what, bucket)`; see `services.monitor.table
 from __future__ import annotations
 
 from collections import Counter
+from itertools import compress
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from services.monitor import sketch
-from services.monitor.columns import bounded, numbers
+from services.monitor.columns import bounded
+from services.monitor.fold import Series
 from services.monitor.totals import bounded_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
+    import pyarrow as pa
 
-    from services.monitor.fold import Counted
-    from shared.outcome_events import Receipt
+    from services.monitor.portion import Portion
 
 PHASES: Final = ("queue", "compute_input", "compute_infer", "compute_output", "total")
 _NONE: Final = -1
@@ -31,52 +33,50 @@ Of = tuple[int, str, int | None]
 Counts = Counter[tuple[int, str, int | None, str, int]]
 
 
-def add(counts: Counts, windows: Sequence[int], outcomes: Sequence[Counted]) -> None:
-    """Add outcomes, each completed in its window, to `counts`."""
-    series, receipts, *_ = zip(*outcomes, strict=True)
-    of = [(at_s, each.model, each.version) for at_s, each in zip(windows, series, strict=True)]
-    for (key, status), n in Counter(zip(of, [each.status for each in receipts], strict=True)).items():
-        counts[(*key, "outcome/" + status, 0)] += n
-    for key, each, receipt in zip(of, series, receipts, strict=True):
-        if receipt.error_code is not None:
-            counts[(*key, "error/" + each.known_code(receipt.error_code), 0)] += 1
-        if receipt.duplicate_of is not None:
-            counts[(*key, "duplicates", 0)] += 1
-        if receipt.reexecuted:
-            counts[(*key, "reexecuted", 0)] += 1
-    _add_batches(counts, of, receipts)
-    _add_durations(counts, of, outcomes)
+def add(counts: Counts, of: Sequence[Of], outcomes: Portion, spent: Mapping[str, pa.Int64Array]) -> None:
+    """Add outcomes, each of its window and version, to `counts`. `spent` is how long they took, by phase."""
+    keys = list(dict.fromkeys(of))
+    places = {key: place for place, key in enumerate(keys)}
+    where = [places[key] for key in of]
+    for (place, status), n in Counter(zip(where, outcomes.statuses, strict=True)).items():
+        counts[(*keys[place], "outcome/" + status, 0)] += n
+    for place, code in zip(where, outcomes.error_codes, strict=True):
+        if code is not None:
+            counts[(*keys[place], "error/" + Series.known_code(code), 0)] += 1
+    for place, first in zip(where, outcomes.duplicates_of, strict=True):
+        if first is not None:
+            counts[(*keys[place], "duplicates", 0)] += 1
+    for place in compress(where, outcomes.reexecuted):
+        counts[(*keys[place], "reexecuted", 0)] += 1
+    _add_batches(counts, keys, where, outcomes)
+    _add_durations(counts, keys, np.array(where), spent)
 
 
-def _add_batches(counts: Counts, of: Sequence[Of], receipts: Sequence[Receipt]) -> None:
+def _add_batches(counts: Counts, keys: Sequence[Of], where: Sequence[int], outcomes: Portion) -> None:
     """Batches, rows and runs; a run is counted by its first member, as in `services.monitor.totals`."""
-    ran = [(key, each.batch, each) for key, each in zip(of, receipts, strict=True) if each.batch is not None]
-    for (key, size), n in Counter([(key, batch.size) for key, batch, _ in ran]).items():
-        counts[(*key, "batch", bounded_size(size))] += n
-    succeeded = [each for each in ran if each[2].status == "succeeded"]
-    for (key, rows), n in Counter([(key, batch.rows) for key, batch, _ in succeeded]).items():
-        counts[(*key, "rows", 0)] += n * min(max(rows or 1, 1), sketch.MOST_NS)
-    for key, batch, receipt in succeeded:
-        if batch.index == 0:
+    for (place, size), n in Counter(zip(where, outcomes.batch_sizes, strict=True)).items():
+        if size is not None:
+            counts[(*keys[place], "batch", bounded_size(size))] += n
+    ran = [
+        batch is not None and status == "succeeded"
+        for batch, status in zip(outcomes.batches, outcomes.statuses, strict=True)
+    ]
+    for (place, rows), n in Counter(compress(zip(where, outcomes.rows, strict=True), ran)).items():
+        counts[(*keys[place], "rows", 0)] += n * min(max(rows or 1, 1), sketch.MOST_NS)
+    for place, receipt in compress(zip(where, outcomes.receipts, strict=True), ran):
+        batch = receipt.batch
+        if batch is not None and batch.index == 0:
             size = bounded_size(batch.size if batch.total_rows is None else batch.total_rows)
-            counts[(*key, "run", size)] += 1
-            counts[(*key, "run_ns", size)] += bounded(receipt.timings_ns.compute_infer or 0)
+            counts[(*keys[place], "run", size)] += 1
+            counts[(*keys[place], "run_ns", size)] += bounded(receipt.timings_ns.compute_infer or 0)
 
 
-def _add_durations(counts: Counts, of: Sequence[Of], outcomes: Sequence[Counted]) -> None:
+def _add_durations(
+    counts: Counts, keys: Sequence[Of], where: npt.NDArray[np.int64], spent: Mapping[str, pa.Int64Array]
+) -> None:
     """Every phase into the buckets of its sketch, and its sum."""
-    places: dict[Of, int] = {}
-    where = np.array([places.setdefault(key, len(places)) for key in of])
-    keys, timings = list(places), [receipt.timings_ns for _, receipt, *_ in outcomes]
-    columns: Mapping[str, Sequence[int | None]] = {
-        "queue": [each.queue for each in timings],
-        "compute_input": [each.compute_input for each in timings],
-        "compute_infer": [each.compute_infer for each in timings],
-        "compute_output": [each.compute_output for each in timings],
-        "total": [total_ns for _, _, total_ns, *_ in outcomes],
-    }
-    for phase, column in columns.items():
-        spent_ns = numbers(column).fill_null(_NONE).to_numpy()
+    for phase, column in spent.items():
+        spent_ns = column.fill_null(_NONE).to_numpy()
         there = spent_ns != _NONE
         for place, bucket, n in _counted(where[there], sketch.buckets(spent_ns[there])):
             counts[(*keys[place], phase, bucket)] += n

@@ -14,18 +14,20 @@ a version that does not exist is no version, and series beyond `MAX_SERIES` go i
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from services.monitor.histogram import Histogram
+from services.monitor.portion import portion
 from services.monitor.totals import Totals, bounded_size
 from shared.errors import AiaasError, UnknownVersion
 from shared.outcomes import Watermarks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
+    from services.monitor.portion import Portion
     from shared.outcome_events import Receipt
 
 PHASES = ("queue", "compute_input", "compute_infer", "compute_output", "total")
@@ -67,44 +69,29 @@ class Series:
         """The error code that one from a receipt counts as."""
         return code if code in CODES else OTHER
 
-    def add(self, outcomes: Sequence[tuple[Receipt, int]]) -> list[int]:
-        """Take in outcomes that count, each with when it was appended, in ms; returns the nanoseconds each took in all.
-
-        Column by column, which takes half the time of one outcome after the other.
-        """
-        receipts = [receipt for receipt, _ in outcomes]
-        self.statuses.update([each.status for each in receipts])
-        self.error_codes.update([self.known_code(each.error_code) for each in receipts if each.error_code is not None])
-        self.duplicates += sum([each.duplicate_of is not None for each in receipts])
-        self.reexecuted += sum([each.reexecuted for each in receipts])
-        self.batch_sizes.update([bounded_size(each.batch.size) for each in receipts if each.batch is not None])
-        timings = [each.timings_ns for each in receipts]
-        spent: list[list[int | None]] = [
-            [each.queue for each in timings],
-            [each.compute_input for each in timings],
-            [each.compute_infer for each in timings],
-            [each.compute_output for each in timings],
-        ]
-        for phase, durations_ns in zip(PHASES, spent, strict=False):
+    def add(self, outcomes: Portion) -> None:
+        """Take in outcomes that count: column by column, which takes half the time of one outcome after the other."""
+        self.statuses.update(outcomes.statuses)
+        self.error_codes.update([self.known_code(code) for code in outcomes.error_codes if code is not None])
+        self.duplicates += len(outcomes.duplicates_of) - outcomes.duplicates_of.count(None)
+        self.reexecuted += sum(outcomes.reexecuted)
+        for size, n in Counter(outcomes.batch_sizes).items():
+            if size is not None:
+                self.batch_sizes[bounded_size(size)] += n
+        for phase, durations_ns in zip(PHASES, outcomes.spent_ns, strict=True):
             self.phases[phase].observe([each for each in durations_ns if each is not None])
-        taken = [[each if each is not None and each > 0 else 0 for each in durations_ns] for durations_ns in spent]
-        totals_ns = list(map(sum, zip(*taken, strict=True)))
-        self.phases["total"].observe(totals_ns)
-        self.totals.add(outcomes, totals_ns)
-        return totals_ns
+        self.totals.add(outcomes)
 
 
 Record = tuple[int, int, "Receipt | Ignored", int]
 """A record of the log: partition and offset, a receipt or why it is none, and when it was appended, in ms."""
-Counted = tuple[Series, "Receipt", int, int, int, int]
-"""An outcome that counts: its series, nanoseconds in all, partition and offset in the log, when appended, in ms."""
 
 
 class Sink(Protocol):
     """Who hears of every outcome that counts."""
 
-    def outcomes(self, counted: Sequence[Counted]) -> None:
-        """Take them in."""
+    def outcomes(self, series: Series, outcomes: Portion) -> None:
+        """Take in some of one series."""
 
 
 @dataclass(slots=True)
@@ -121,26 +108,22 @@ class OutcomeFold:
 
     def add(self, records: Iterable[Record]) -> None:
         """Take in records of the log, those of a partition in their order."""
-        counted: dict[tuple[str, int | None, bool], list[tuple[int, int, Receipt, int]]] = {}
+        counted: defaultdict[tuple[str, int | None, bool], list[tuple[int, int, Receipt, int]]] = defaultdict(list)
         for partition, offset, outcome, at_ms in records:
             self.offsets[partition] = offset + 1
             if isinstance(outcome, str):
                 self.ignored[outcome] += 1
             elif self.watermarks.accept(outcome):
                 of = (outcome.model_name, outcome.model_version, outcome.error_code == UnknownVersion.code)
-                counted.setdefault(of, []).append((partition, offset, outcome, at_ms))
+                counted[of].append((partition, offset, outcome, at_ms))
             else:
                 self.ignored["repeat"] += 1
         for (model, version, unknown), some in counted.items():
             series = self._of(model, None if unknown else version)
-            totals_ns = series.add([(receipt, at_ms) for _, _, receipt, at_ms in some])
+            outcomes = portion(some)
+            series.add(outcomes)
             if self.sink is not None:
-                self.sink.outcomes(
-                    [
-                        (series, receipt, total_ns, partition, offset, at_ms)
-                        for (partition, offset, receipt, at_ms), total_ns in zip(some, totals_ns, strict=True)
-                    ]
-                )
+                self.sink.outcomes(series, outcomes)
 
     def knows(self, model: str) -> bool:
         """Whether a request to the model has an outcome."""

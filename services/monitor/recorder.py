@@ -17,20 +17,21 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from services.monitor import counting, request_rows
+from services.monitor.columns import numbers
+from services.monitor.portion import nothing
 from services.monitor.span import WINDOW_S
 from services.monitor.tables import SCHEMAS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from services.monitor.counting import Counts
-    from services.monitor.fold import Counted
+    from services.monitor.counting import Counts, Of
+    from services.monitor.fold import Series
+    from services.monitor.portion import Portion
     from shared.outcome_events import Receipt
 
 MOST_ROWS: Final = 200_000
 """Rows of all tables that wait to be stored. What outcomes add beyond it has to wait, what samples add is dropped."""
-_TOGETHER: Final = 4096
-"""Outcomes that are made rows of together."""
+_TOGETHER: Final = 1024
+"""Outcomes that are made rows of together: more would no longer be in the CPU's caches, fewer cost more calls."""
 _EARLIEST_MS: Final = 86_400_000
 _LATEST_MS: Final = 60_000
 SampleKey = tuple[int, str, str, str, str, int]
@@ -46,11 +47,20 @@ def _second(text: str) -> int:
     return int(datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp())
 
 
+@lru_cache(maxsize=4096)
+def _millisecond(text: str) -> int:
+    """The Unix millisecond of `YYYY-MM-DDTHH:MM:SS`, and up to three digits of a fraction or none.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return _second(text[:19]) * 1000 + int(text[20:].rstrip("Z").ljust(3, "0"))
+
+
 def completed_ms(receipt: Receipt, appended_ms: int) -> int:
     """When the request completed, in ms: by its receipt, or, if that can't be believed, when the record was written."""
-    told = receipt.completed_at
     try:
-        at_ms = _second(told[:19]) * 1000 + int(told[20:23].rstrip("Z").ljust(3, "0"))
+        at_ms = _millisecond(receipt.completed_at[:23])
     except ValueError:
         return appended_ms
     return at_ms if appended_ms - _EARLIEST_MS <= at_ms <= appended_ms + _LATEST_MS else appended_ms
@@ -61,7 +71,11 @@ class Recorder:
     """Rows to be stored. `take` hands them over; what could not be stored is given `back`."""
 
     _counts: Counts = field(default_factory=Counter)
-    _outcomes: list[Counted] = field(default_factory=list)
+    _outcomes: Portion = field(default_factory=nothing)
+    _done_ms: list[int] = field(default_factory=list)
+    """When each of them completed."""
+    _of: list[Of] = field(default_factory=list)
+    """What each of them counts for."""
     _samples: dict[SampleKey, list[float]] = field(default_factory=dict)
     _events: list[tuple[Any, ...]] = field(default_factory=list)
     _waiting: dict[str, list[pa.Table]] = field(default_factory=dict)
@@ -71,27 +85,34 @@ class Recorder:
     def rows(self) -> int:
         """Rows that wait, about."""
         waiting: int = sum(table.num_rows for tables in self._waiting.values() for table in tables)
-        return len(self._counts) + len(self._outcomes) + len(self._samples) + len(self._events) + waiting
+        return len(self._counts) + len(self._done_ms) + len(self._samples) + len(self._events) + waiting
 
     @property
     def is_full(self) -> bool:
         """Whether what is there has to be stored before more is taken in."""
         return self.rows >= MOST_ROWS
 
-    def outcomes(self, counted: Sequence[Counted]) -> None:
+    def outcomes(self, series: Series, outcomes: Portion) -> None:
         """Outcomes that count."""
-        self._outcomes += counted
-        if len(self._outcomes) >= _TOGETHER:
+        done_ms = [
+            completed_ms(receipt, at_ms) for receipt, at_ms in zip(outcomes.receipts, outcomes.appended_ms, strict=True)
+        ]
+        windows = [at_ms // 1000 // WINDOW_S * WINDOW_S for at_ms in done_ms]
+        of = {at_s: (at_s, series.model, series.version) for at_s in set(windows)}
+        self._of += [of[at_s] for at_s in windows]
+        self._done_ms += done_ms
+        self._outcomes.extend(outcomes)
+        if len(self._done_ms) >= _TOGETHER:
             self._tabulate()
 
     def _tabulate(self) -> None:
         """Make rows of the outcomes that wait: column by column, which takes a third of row by row."""
-        outcomes, self._outcomes = self._outcomes, []
-        if outcomes:
-            done_ms = [completed_ms(receipt, at_ms) for _, receipt, _, _, _, at_ms in outcomes]
-            windows = [at_ms // 1000 // WINDOW_S * WINDOW_S for at_ms in done_ms]
-            counting.add(self._counts, windows, outcomes)
-            self._waiting.setdefault("requests", []).append(request_rows.table(windows, done_ms, outcomes))
+        outcomes, done_ms, of = self._outcomes, self._done_ms, self._of
+        self._outcomes, self._done_ms, self._of = nothing(), [], []
+        if done_ms:
+            spent = dict(zip(counting.PHASES, map(numbers, outcomes.spent_ns), strict=True))
+            counting.add(self._counts, of, outcomes, spent)
+            self._waiting.setdefault("requests", []).append(request_rows.table(of, done_ms, outcomes, spent))
 
     def count(self, at_s: float, what: str, n: int) -> None:
         """Something of no model happened `n` times."""

@@ -21,7 +21,7 @@ from shared.outcome_events import Duration, ModelStatistics, RunStatistics
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shared.outcome_events import Receipt, Timings
+    from services.monitor.portion import Portion
 
 MAX_BATCH_SIZE: Final = 4096
 """Larger batches count as this size."""
@@ -50,11 +50,13 @@ class Phases:
     compute_infer: Spent = field(default_factory=Spent)
     compute_output: Spent = field(default_factory=Spent)
 
-    def add(self, timings: Sequence[Timings]) -> None:
+    def add(
+        self, inputs_ns: Sequence[int | None], infers_ns: Sequence[int | None], outputs_ns: Sequence[int | None]
+    ) -> None:
         """More runs, or more requests that were in one."""
-        self.compute_input.add([each.compute_input for each in timings])
-        self.compute_infer.add([each.compute_infer for each in timings])
-        self.compute_output.add([each.compute_output for each in timings])
+        self.compute_input.add(inputs_ns)
+        self.compute_infer.add(infers_ns)
+        self.compute_output.add(outputs_ns)
 
 
 @dataclass(slots=True)
@@ -77,26 +79,25 @@ class Totals:
         """Runs of the model that succeeded."""
         return sum(runs.compute_infer.count for runs in self.runs.values())
 
-    def add(self, outcomes: Sequence[tuple[Receipt, int]], totals_ns: Sequence[int]) -> None:
-        """Take in outcomes that count, each with when it was appended, in ms, of requests that took `totals_ns`."""
-        if not outcomes:
-            return
-        self.last_ms = max(self.last_ms, *[at_ms for _, at_ms in outcomes])
-        both = list(zip(outcomes, totals_ns, strict=True))
-        succeeded = [each for each in both if each[0][0].status == "succeeded"]
-        self.fail.add([total_ns for (receipt, _), total_ns in both if receipt.status != "succeeded"])
-        if not succeeded:
-            return
-        self.last_success_ms = max(self.last_success_ms, *[at_ms for (_, at_ms), _ in succeeded])
-        self.success.add([total_ns for _, total_ns in succeeded])
-        self.queue.add([receipt.timings_ns.queue for (receipt, _), _ in succeeded])
-        ran = [(receipt.batch, receipt.timings_ns) for (receipt, _), _ in succeeded if receipt.batch is not None]
-        self.inferences += sum([max(batch.rows or 1, 1) for batch, _ in ran])
-        self.phases.add([timings for _, timings in ran])
-        for batch, timings in ran:
-            if batch.index == 0:
+    def add(self, outcomes: Portion) -> None:
+        """Take in outcomes that count."""
+        self.last_ms = max([self.last_ms, *outcomes.appended_ms])
+        success = [status == "succeeded" for status in outcomes.statuses]
+        self.fail.add([total_ns for total_ns, well in zip(outcomes.total_ns, success, strict=True) if not well])
+        succeeded = outcomes.only(success)
+        self.last_success_ms = max([self.last_success_ms, *succeeded.appended_ms])
+        self.success.add(succeeded.total_ns)
+        self.queue.add(succeeded.queue_ns)
+        ran = succeeded.only([batch is not None for batch in succeeded.batches])
+        self.inferences += sum([rows if rows is not None and rows > 1 else 1 for rows in ran.rows])
+        self.phases.add(ran.compute_input_ns, ran.compute_infer_ns, ran.compute_output_ns)
+        for receipt, index in zip(ran.receipts, ran.batch_indexes, strict=True):
+            if index == 0 and receipt.batch is not None:
+                batch, timings = receipt.batch, receipt.timings_ns
                 size = bounded_size(batch.size if batch.total_rows is None else batch.total_rows)
-                self.runs.setdefault(size, Phases()).add([timings])
+                self.runs.setdefault(size, Phases()).add(
+                    [timings.compute_input], [timings.compute_infer], [timings.compute_output]
+                )
 
     def event(self, model: str, version: int, offsets: dict[int, int]) -> ModelStatistics | None:
         """The numbers as they are now, with the offsets that they hold at; None for a version that can't exist."""

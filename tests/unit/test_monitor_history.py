@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from services.monitor.fold import OutcomeFold
@@ -73,6 +74,45 @@ def test_windows_are_by_event_time_and_sum_up_to_the_fold(tmp_path):
     assert counted["rows"] == series.totals.inferences
     windows = sums(history, sql="SELECT window_s, sum(n)::BIGINT FROM rows WHERE what LIKE 'outcome/%' GROUP BY 1")
     assert dict(windows) == Counter((NOON_S + n * 7) // 10 * 10 for n in range(100))
+
+
+def any_outcome(offset: int, at_s: int):
+    """One of two versions that may have failed, or run alone, or say anything."""
+    dice = random.Random(offset)
+    batch = BatchMembership(id="b", index=offset % 2, size=offset % 5, padding=0, members_sha256="0")
+    rows = dice.choice([{}, {"rows": dice.choice([-1, 0, 3, 2**60]), "total_rows": dice.randint(0, 9)}])
+    status = dice.choice(["succeeded", "succeeded", "failed", "expired", "cancelled"])
+    spent_ns = [dice.choice([None, -5, 2**62, dice.randint(0, 10**9)]) for _ in range(2)]
+    return outcome(
+        offset,
+        at_s,
+        model_version=dice.randint(1, 2),
+        status=status,
+        error_code=None if status == "succeeded" else dice.choice(["id_conflict", "made up"]),
+        duplicate_of=dice.choice([None, Coordinates(topic="t", partition=0, offset=0)]),
+        reexecuted=dice.random() < 0.5,
+        batch=dice.choice([None, msgspec.structs.replace(batch, **rows)]),
+        timings_ns=Timings(queue=dice.randint(-5, 10**9), compute_input=spent_ns[0], compute_infer=spent_ns[1]),
+    )
+
+
+def test_outcomes_together_count_as_one_after_the_other(tmp_path):
+    log = [(any_outcome(n, NOON_S + n // 50), NOON_S + n // 50) for n in range(2000)]
+    found = []
+    for together in (2000, 7, 1):
+        history, recorder = History(tmp_path / str(together)), Recorder()
+        fold = OutcomeFold(sink=recorder)
+        for begin in range(0, len(log), together):
+            some = enumerate(log[begin : begin + together], begin)
+            fold.add([(0, offset, each, at_s * 1000) for offset, (each, at_s) in some])
+            if together == 1:
+                recorder._tabulate()  # rows of one outcome alone
+        save(history, recorder)
+        counts = "SELECT window_s, model, version, what, bucket, sum(n)::HUGEINT FROM rows GROUP BY ALL ORDER BY ALL"
+        rows = sums(history, table="requests", sql="SELECT * FROM rows ORDER BY log_offset")
+        found.append((fold.series, sums(history, sql=counts), rows))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][2]) == len(log)
 
 
 def test_an_event_time_that_cannot_be_is_not_believed():
