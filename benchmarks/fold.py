@@ -25,7 +25,7 @@ from services.monitor.fold import OutcomeFold, Record
 from services.monitor.history import History
 from services.monitor.recorder import Recorder
 from services.monitor.snapshot import Stored, encode
-from shared import kafka
+from shared import kafka, process
 from shared.codec import encode_event
 from shared.dead_letters import DeadLetters
 from shared.outcome_events import BatchMembership, Coordinates, Receipt, Runtime, Timings
@@ -135,6 +135,7 @@ async def _nothing() -> bool:
 
 if __name__ == "__main__":
     outcomes_count = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
+    process.spare_the_collector()  # as the service does
     in_memory(outcomes_count)
     if os.environ.get("AIAAS_KAFKA_BOOTSTRAP_SERVERS"):
         asyncio.run(from_kafka(outcomes_count))

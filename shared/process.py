@@ -32,7 +32,7 @@ def run(service: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, _told, signum, stop)
-        _spare_the_collector()
+        spare_the_collector()
         await service(stop)
 
     with ending.of_the_process():
@@ -53,7 +53,7 @@ def give_way(niceness: int) -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def _spare_the_collector() -> None:
+def spare_the_collector() -> None:
     """Let the cyclic garbage collector look less often, and never at what the imports made.
 
     A service that answers requests makes thousands of objects a second, nearly all of which reference counts free;
