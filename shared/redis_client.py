@@ -1,10 +1,10 @@
 """How Redis is reached: one pool of redis-py's connections for the life of a service, and its failures as ours.
 
-Commands go through redis-py's client. Scripts, of which each batch of a worker awaits two, go straight to its
-connections: the client's way to them (pool, retries, metrics) costs three times the round trip itself. A connection is
-kept for the next script; if that finds it closed, or to a server that is no primary any more, a fresh one is tried,
-once. One timeout bounds a script from the first byte out to the last one in; redis-py's own, which makes a task for
-what goes out, is switched off meanwhile.
+Commands go through redis-py's client. Scripts, of which each batch of a worker awaits two, and reads of many answers go
+straight to its connections: the client's way to them (pool, retries, metrics) costs three times the round trip itself.
+A connection is kept for the next one; if that finds it closed, or to a server that is no primary any more, a fresh one
+is tried, once. One timeout bounds each from the first byte out to the last one in; redis-py's own, which makes a task
+for what goes out, is switched off meanwhile.
 """
 
 from __future__ import annotations
@@ -68,6 +68,15 @@ class Scripts:
                 return await self._call("EVALSHA", script.sha1, *words)
             except NoScriptError:  # it has restarted, or never saw it
                 return await self._call("EVAL", script.source, *words)
+
+    async def command(self, *words: str) -> Any:
+        """The reply to a command, by the same short way.
+
+        Raises:
+            RepliesUnavailable: as `run`.
+        """
+        with edge():
+            return await self._call(*words)
 
     async def _call(self, *command: str | bytes) -> Any:
         if self._idle:

@@ -168,9 +168,8 @@ class Replies:
         """The answers of requests `(model, id)`, None where there is none."""
         if not keys:
             return []
-        with edge():
-            stored = await self._redis.mget([_result_key(model, id_) for model, id_ in keys])
-        return [None if data is None else Result.decode(_raw(data)) for data in stored]
+        stored = await self._scripts.command("MGET", *[_result_key(model, id_) for model, id_ in keys])
+        return [None if data is None else Result.decode(data) for data in stored]
 
     async def claimed(self, model: str, request_id: str) -> Claim | None:
         """The record that owns an id, once a worker or gateway has seen it."""

@@ -31,11 +31,9 @@ if TYPE_CHECKING:
 
     from services.audit.judge import Judge, Judged, Verdict
     from services.audit.kafka_source import Clients
-    from services.audit.records import Gone, RecordedRequest
     from services.audit.settings import AuditSettings
     from services.audit.writer import Lane, Writer
     from shared.outcome_events import Receipt
-    from shared.results import Result
 
 T = TypeVar("T")
 _PORTION: Final = 500
@@ -139,16 +137,11 @@ class Archiver:
         requests = await gather_by(self._clients.requests, places, limit)
         results = await results_of(self._clients.replies, receipts, limit)
         gaps = [gap for _, receipt, above in counted if (gap := await self._gap(receipt, above)) is not None]
-        about: dict[int, tuple[ConsumerRecord, Receipt, RecordedRequest | Gone, Result | Gone]] = {
-            record.offset: (record, receipt, requests.get(place, "expired"), result)
-            for (record, receipt, _), place, result in zip(counted, places, results, strict=True)
-        }
         for record, verdict in judged:
             self._add(lane, record, verdict.verdict)
-            if record.offset in about:
-                lane.segment.add_exchange(*about[record.offset])
-                at = about[record.offset][1].request
-                lane.marks[at.topic, at.partition] = at.offset
+        for (record, receipt, _), place, result in zip(counted, places, results, strict=True):
+            lane.segment.add_exchange(record, receipt, requests.get(place, "expired"), result)
+            lane.marks[place[:2]] = receipt.request.offset
         lane.segment.gaps += gaps
         if self._full(lane):
             await self._write(lane)

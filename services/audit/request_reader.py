@@ -1,8 +1,9 @@
 """Reading requests back by where they lie, range by range.
 
 One consumer without a group, which holds at most `_HELD` partitions and fetches only while somebody waits for it: the
-others are paused. So it costs nothing between two reads, and holds a fetch a partition at most. Offsets that Kafka does
-not give (expired, or never a record: transactions have markers) are absent from what is returned.
+others are paused. So it costs nothing between two reads, and holds a fetch a partition at most, which also bounds what
+a poll gives. Offsets that Kafka does not give (expired, or never a record: transactions have markers) are absent from
+what is returned.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ _HELD: Final = 16
 _STALLED_S: Final = 20.0
 _POLL_MS: Final = 500
 _MOST_BYTES: Final = 64 * 1024 * 1024
-_A_FETCH: Final = 100
 
 
 class RequestReader:
@@ -73,14 +73,14 @@ class RequestReader:
             self._consumer.seek(at, first)
         self._consumer.resume(at)
         records: list[ConsumerRecord] = []
-        stalled_s, position = time.monotonic() + _STALLED_S, first
+        stalled_s, position, size_bytes = time.monotonic() + _STALLED_S, first, 0
         try:
             while position < end:
-                fetched = await self._consumer.getmany(
-                    at, timeout_ms=_POLL_MS, max_records=min(end - position, _A_FETCH)
-                )
-                records += [record for record in fetched.get(at, ()) if first <= record.offset < end]
-                if len(records) > 1 and sum(len(record.value or b"") for record in records) > limit_bytes:
+                fetched = await self._consumer.getmany(at, timeout_ms=_POLL_MS, max_records=end - position)
+                some = [record for record in fetched.get(at, ()) if first <= record.offset < end]
+                records += some
+                size_bytes += sum([len(record.value or b"") for record in some])
+                if size_bytes > limit_bytes and len(records) > 1:
                     raise TooLarge(f"requests of {at.topic}/{at.partition} are more than {limit_bytes} bytes")
                 before, position = position, await self._consumer.position(at)
                 if position > before:
