@@ -121,24 +121,26 @@ def main() -> int:
         asked.kafka_outstanding,
         asked.kafka_beforehand,
     )
-    with ExitStack() as undo:
-        directory = asked.data_dir or Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="aiaas-bench-")))
-        systems = build(asked.systems.split(","), asked, directory, undo)
-        for name in asked.models.split(","):
-            model = models.load(name, BENCH_DIR)
-            chosen = [each for each in systems if model.slow or not isinstance(each, Direct)]
-            rows += measure(model, chosen, plan.of(model), say, missing)
-    found = summaries(rows, reference="bare", ceiling=Direct.name)
-    notes = {
-        "intra-op threads": asked.threads,
-        "warm-up s": asked.warmup_s,
-        "window s": asked.window_s,
-        "peers": environments.versions(BENCH_DIR / "peers"),
-        "arguments": " ".join(sys.argv[1:]),
-    }
-    report.print_all(found, about, missing, notes)
-    report.write(asked.json, rows, found, about, missing, notes)
-    print(f"{asked.json} has every slice")
+    try:
+        with ExitStack() as undo:
+            directory = asked.data_dir or Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="aiaas-bench-")))
+            systems = build(asked.systems.split(","), asked, directory, undo)
+            for name in asked.models.split(","):
+                model = models.load(name, BENCH_DIR)
+                chosen = [each for each in systems if model.slow or not isinstance(each, Direct)]
+                rows += measure(model, chosen, plan.of(model), say, missing)
+    finally:  # what was measured is not lost with what failed
+        found = summaries(rows, reference="bare", ceiling=Direct.name)
+        notes = {
+            "intra-op threads": asked.threads,
+            "warm-up s": asked.warmup_s,
+            "window s": asked.window_s,
+            "peers": environments.versions(BENCH_DIR / "peers"),
+            "arguments": " ".join(sys.argv[1:]),
+        }
+        report.print_all(found, about, missing, notes)
+        report.write(asked.json, rows, found, about, missing, notes)
+        print(f"{asked.json} has every slice")
     return 1 if any(row.wrong for row in rows) else 0
 
 
