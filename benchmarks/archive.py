@@ -31,7 +31,7 @@ from services.audit.verify.run import verify
 from services.cli.local import LocalStack, LocalStackSettings
 from shared import kafka, replies, topics
 from shared.codec import encode_event
-from shared.outcomes import OutcomeWriter, Run
+from shared.outcomes import OutcomeWriter
 from shared.results import Result
 from shared.tensors import Tensor, output_digest
 
@@ -73,7 +73,7 @@ async def prepare(settings: AuditSettings, count: int) -> None:
                 await producer.send(topic, body, partition=0)
             await producer.flush()
             await redis.put(results)
-            await writer.append(Run(topic, 0, [(each.request_id, encode_event(each)) for each in receipts]))
+            await writer.append(topic, 0, [(each.request_id, encode_event(each)) for each in receipts])
 
 
 async def archive(settings: AuditSettings, count: int) -> None:

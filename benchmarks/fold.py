@@ -29,7 +29,7 @@ from shared import kafka, process
 from shared.codec import encode_event
 from shared.dead_letters import DeadLetters
 from shared.outcome_events import BatchMembership, Coordinates, Receipt, Runtime, Timings
-from shared.outcomes import OutcomeWriter, Run, read_outcome
+from shared.outcomes import OutcomeWriter, read_outcome
 from shared.request_ends import RequestEnds
 from shared.settings import PlatformSettings
 from shared.topics import REQUESTS, outcome_key
@@ -109,7 +109,7 @@ async def from_kafka(count: int) -> None:
         await producer.flush()
         writer = await stack.enter_async_context(OutcomeWriter(settings))
         receipts = [receipt(topic, offset) for offset in range(count)]
-        await writer.append(Run(topic, 0, [(each.request_id, encode_event(each)) for each in receipts]))
+        await writer.append(topic, 0, [(each.request_id, encode_event(each)) for each in receipts])
 
         recorder = Recorder()
         fold, log = OutcomeFold(sink=recorder), await outcome_log.describe(settings, admin)

@@ -2,8 +2,8 @@
 
 Outcomes are keyed by request `topic/partition`, so all outcomes of a request partition lie in one partition of
 `outcomes`. Every writer starts at a committed offset below which all outcomes are acknowledged, and appends a
-contiguous run in request-offset order, one append in flight, the next only after the acknowledgement. So crashes and
-zombies append repeats, never a gap, and
+contiguous run in request-offset order, one append in flight, each a single batch, the next only after the
+acknowledgement. So crashes and zombies append repeats, never a gap, and
 
     a reader accepts an outcome iff its request offset is above the highest it has accepted for that request partition.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
@@ -41,14 +41,6 @@ _BATCH_BYTES = 256 * 1024
 """One append: at most this many bytes of receipts in one record batch."""
 
 
-class Run(NamedTuple):
-    """A contiguous run of outcomes of one request partition: request ids, and receipts as `encode_event` gives them."""
-
-    topic: str
-    partition: int
-    receipts: Sequence[tuple[str, bytes]]
-
-
 class OutcomeWriter:
     """Appends outcomes, through a producer of its own. Calls for one request partition must not overlap."""
 
@@ -67,41 +59,36 @@ class OutcomeWriter:
     async def __aexit__(self, *exc: object) -> None:
         await self._steady.__aexit__(*exc)
 
-    async def append(self, *runs: Run) -> None:
-        """Append runs of different request partitions, and return when all of it is acknowledged.
+    async def append(self, request_topic: str, request_partition: int, receipts: Sequence[tuple[str, bytes]]) -> None:
+        """Append a contiguous run of outcomes and return when all of it is acknowledged.
 
-        Those that go to one partition of `outcomes` go as one batch: a producer has one on its way to a partition, so
-        each batch more would be one more round trip.
+        `receipts` are request ids, and the receipts as `encode_event` gives them.
 
         Raises:
             LogUnavailable: not acknowledged; some of it may be in the log.
         """
+        key = outcome_key(request_topic, request_partition)
         producer = self._steady.producer
         try:
             async with asyncio.timeout(_APPEND_S):
-                by_partition: dict[int, list[Run]] = {}
-                for run in runs:
-                    by_partition.setdefault(await self._partition_of(producer, _key(run)), []).append(run)
-                await asyncio.gather(*(self._append(producer, *each) for each in by_partition.items()))
+                await self._append(producer, key, receipts)
         except (KafkaError, TimeoutError) as err:
             await self._steady.replace(producer)
-            where = ", ".join(_key(run).decode() for run in runs)
-            raise LogUnavailable(f"Kafka did not acknowledge outcomes of {where}: {err!r}") from err
+            raise LogUnavailable(f"Kafka did not acknowledge outcomes of {key.decode()}: {err!r}") from err
 
-    async def _append(self, producer: AIOKafkaProducer, partition: int, runs: Sequence[Run]) -> None:
+    async def _append(self, producer: AIOKafkaProducer, key: bytes, receipts: Sequence[tuple[str, bytes]]) -> None:
+        partition = await self._partition_of(producer, key)
         builder = producer.create_batch()
         stamped = ("ce_time", rfc3339(time.time_ns()).encode())
         about = [stamped if name == "ce_time" else (name, value) for name, value in self._about if name != "ce_id"]
-        for run in runs:
-            key = _key(run)
-            for request_id, receipt in run.receipts:
-                headers = [("ce_id", request_id.encode()), *about]
-                if builder.size() > _BATCH_BYTES or not builder.append(
-                    timestamp=None, key=key, value=receipt, headers=headers
-                ):
-                    await self._send(producer, builder, partition)
-                    builder = producer.create_batch()
-                    builder.append(timestamp=None, key=key, value=receipt, headers=headers)
+        for request_id, receipt in receipts:
+            headers = [("ce_id", request_id.encode()), *about]
+            if builder.size() > _BATCH_BYTES or not builder.append(
+                timestamp=None, key=key, value=receipt, headers=headers
+            ):
+                await self._send(producer, builder, partition)
+                builder = producer.create_batch()
+                builder.append(timestamp=None, key=key, value=receipt, headers=headers)
         await self._send(producer, builder, partition)
 
     async def _send(self, producer: AIOKafkaProducer, builder: object, partition: int) -> None:
@@ -113,10 +100,6 @@ class OutcomeWriter:
             partitions = sorted(await producer.partitions_for(self._topic))
             partition = self._partitions[key] = self._partitioner(key, partitions, partitions)
         return partition
-
-
-def _key(run: Run) -> bytes:
-    return outcome_key(run.topic, run.partition)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.serving import machine, models, report
 from benchmarks.serving.measure import Plan, measure
@@ -102,6 +102,20 @@ def build(names: list[str], asked: argparse.Namespace, directory: Path, undo: Ex
     return built
 
 
+def _report(rows: list[Row], asked: argparse.Namespace, about: dict[str, Any], missing: dict[str, str]) -> None:
+    found = summaries(rows, reference="bare", ceiling=Direct.name)
+    notes = {
+        "intra-op threads": asked.threads,
+        "warm-up s": asked.warmup_s,
+        "window s": asked.window_s,
+        "peers": environments.versions(BENCH_DIR / "peers"),
+        "arguments": " ".join(sys.argv[1:]),
+    }
+    report.print_all(found, about, missing, notes)
+    report.write(asked.json, rows, found, about, missing, notes)
+    print(f"{asked.json} has every slice")
+
+
 def main() -> int:
     asked = arguments()
     for given in ("AIAAS_KAFKA_BOOTSTRAP_SERVERS", "AIAAS_REDIS_URL"):  # servers of its own: they are stopped
@@ -130,17 +144,8 @@ def main() -> int:
                 chosen = [each for each in systems if model.slow or not isinstance(each, Direct)]
                 rows += measure(model, chosen, plan.of(model), say, missing)
     finally:  # what was measured is not lost with what failed
-        found = summaries(rows, reference="bare", ceiling=Direct.name)
-        notes = {
-            "intra-op threads": asked.threads,
-            "warm-up s": asked.warmup_s,
-            "window s": asked.window_s,
-            "peers": environments.versions(BENCH_DIR / "peers"),
-            "arguments": " ".join(sys.argv[1:]),
-        }
-        report.print_all(found, about, missing, notes)
-        report.write(asked.json, rows, found, about, missing, notes)
-        print(f"{asked.json} has every slice")
+        if rows:
+            _report(rows, asked, about, missing)
     return 1 if any(row.wrong for row in rows) else 0
 
 

@@ -29,7 +29,6 @@ from services.worker.settle import persistently
 from shared import kafka, logs
 from shared.background import set_within
 from shared.errors import AiaasError, InvalidInput, LogUnavailable
-from shared.outcomes import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
 
     from services.worker.job import Job
-    from services.worker.ledger import Outcome
     from services.worker.model_server import ModelServer
     from services.worker.reply_copies import ReplyCopies
     from services.worker.settings import WorkerSettings
@@ -326,28 +324,24 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
     async def _flush(self, ledgers: Sequence[Ledger], *, commit: bool = True) -> None:
         """Append what is ready, and commit what is appended."""
         async with self._flushing:
-            if ready := [(ledger, ledger.ready()) for ledger in ledgers if ledger.is_ready]:
-                await self._append(ready)
+            if ready := [ledger for ledger in ledgers if ledger.is_ready]:
+                await asyncio.gather(*(self._append(ledger) for ledger in ready))
             if commit:
                 await self._commit(ledgers)
 
-    async def _append(self, ready: Sequence[tuple[Ledger, list[tuple[int, Outcome]]]]) -> None:
-        try:
-            await self._writer.append(
-                *[
-                    Run(ledger.topic, ledger.partition, [(each.request_id, each.receipt) for _, each in rows])
-                    for ledger, rows in ready
-                ]
-            )
-        except LogUnavailable as err:
-            await asyncio.gather(*(self._start_again(ledger, err) for ledger, _ in ready))
+    async def _append(self, ledger: Ledger) -> None:
+        ready = ledger.ready()
+        if not ready:
             return
-        copies = [[each.copy for _, each in rows if each.copy is not None] for _, rows in ready]
-        if any(copies):
-            await asyncio.gather(*(self._copies.send(each) for each in copies))
-        for ledger, rows in ready:
-            if not ledger.closed:
-                ledger.advance(rows[-1][0])
+        try:
+            receipts = [(outcome.request_id, outcome.receipt) for _, outcome in ready]
+            await self._writer.append(ledger.topic, ledger.partition, receipts)
+        except LogUnavailable as err:
+            await self._start_again(ledger, err)
+            return
+        await self._copies.send([outcome.copy for _, outcome in ready if outcome.copy is not None])
+        if not ledger.closed:
+            ledger.advance(ready[-1][0])
 
     async def _commit(self, ledgers: Sequence[Ledger]) -> None:
         offsets = {

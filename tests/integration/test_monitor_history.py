@@ -19,7 +19,7 @@ from shared.alert_events import AlertRaised
 from shared.codec import decode_event, rfc3339
 from shared.metric_events import HttpAnswered, RowsObserved
 from shared.outcome_events import BatchMembership, Timings
-from shared.outcomes import OutcomeWriter, Run
+from shared.outcomes import OutcomeWriter
 from shared.signature import Signature, TensorSpec
 from shared.telemetry import Telemetry
 from support.facts import encoded, receipt, uploaded
@@ -60,7 +60,7 @@ def outcome(settings, offset: int, at_s: float):
 
 async def append(settings, outcomes) -> None:
     async with OutcomeWriter(settings) as writer:
-        await writer.append(Run(settings.topics.requests("m"), 0, encoded(outcomes)))
+        await writer.append(settings.topics.requests("m"), 0, encoded(outcomes))
 
 
 def sampled(text: str, name: str) -> Counter:

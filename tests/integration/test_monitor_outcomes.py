@@ -16,7 +16,7 @@ from services.monitor.settings import MonitorSettings
 from shared import kafka, topics
 from shared.codec import cloud_event_headers, encode_event, pack
 from shared.outcome_events import BatchMembership, Timings
-from shared.outcomes import OutcomeWriter, Run
+from shared.outcomes import OutcomeWriter
 from support.facts import encoded, receipt
 from support.ports import free_port
 from support.raw_batches import malformed, produce
@@ -67,7 +67,7 @@ async def write(settings, partition: int, first: int, last: int, *, seed: int) -
             stop = min(start + dice.randint(1, 20), last)
             run = [outcome(settings, partition, offset, f"w{who}") for offset in range(start, stop)]
             if run:
-                await writers[who].append(Run(settings.topics.requests("m"), partition, encoded(run)))
+                await writers[who].append(settings.topics.requests("m"), partition, encoded(run))
             positions[who], reached = stop, max(reached, stop)
             committed = min(reached, max(committed, dice.randint(committed, reached)))
 

@@ -9,7 +9,7 @@ from services.monitor.settings import MonitorSettings
 from shared import kafka, statistics, topics
 from shared.codec import decode_event
 from shared.outcome_events import BatchMembership, ModelStatistics, Timings
-from shared.outcomes import OutcomeWriter, Run
+from shared.outcomes import OutcomeWriter
 from support.facts import encoded, receipt
 from support.monitor_process import Monitor
 from support.ports import free_port
@@ -64,7 +64,7 @@ async def append(settings, receipts):
     async with OutcomeWriter(settings) as writer:
         for partition in (0, 1):
             of = [each for at, each in receipts if at == partition]
-            await writer.append(Run(settings.topics.requests("m"), partition, encoded(of)))
+            await writer.append(settings.topics.requests("m"), partition, encoded(of))
 
 
 async def published(settings):

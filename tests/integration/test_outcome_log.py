@@ -9,7 +9,7 @@ from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from shared import kafka, topics
 from shared.errors import LogUnavailable
 from shared.outcome_events import Runtime
-from shared.outcomes import OutcomeWriter, Run, Watermarks, read_outcome
+from shared.outcomes import OutcomeWriter, Watermarks, read_outcome
 from support.facts import encoded, receipt
 
 pytestmark = pytest.mark.stack
@@ -67,7 +67,7 @@ def accepted(records):
 
 async def test_outcomes_lie_in_request_order_under_their_key(settings, writer, log):
     for start in range(0, 100, 10):
-        await writer.append(Run(REQUESTS, 0, encoded([receipt(offset) for offset in range(start, start + 10)])))
+        await writer.append(REQUESTS, 0, encoded([receipt(offset) for offset in range(start, start + 10)]))
     records = await log()
     assert offsets(records) == list(range(100))
     assert {record.key for record in records} == {b"t.requests.m/0"}
@@ -78,8 +78,8 @@ async def test_outcomes_lie_in_request_order_under_their_key(settings, writer, l
 
 async def test_all_outcomes_of_a_request_partition_lie_in_one_partition(writer, log, producer, settings):
     for partition in range(12):
-        await writer.append(Run(REQUESTS, partition, encoded([receipt(0, partition=partition)])))
-        await writer.append(Run(REQUESTS, partition, encoded([receipt(1, partition=partition)])))
+        await writer.append(REQUESTS, partition, encoded([receipt(0, partition=partition)]))
+        await writer.append(REQUESTS, partition, encoded([receipt(1, partition=partition)]))
     records = await log()
     places = {}
     for record in records:
@@ -95,42 +95,19 @@ async def test_all_outcomes_of_a_request_partition_lie_in_one_partition(writer, 
 async def test_a_run_larger_than_a_batch_arrives_whole_and_in_order(writer, log):
     options = {f"option-{number}": "x" * 900 for number in range(10)}
     large = Runtime(engine="e", version="1", provider="p", options=options, threads=1, isa="i")
-    await writer.append(Run(REQUESTS, 0, encoded([receipt(offset, runtime=large) for offset in range(200)])))
+    await writer.append(REQUESTS, 0, encoded([receipt(offset, runtime=large) for offset in range(200)]))
     assert offsets(await log()) == list(range(200))
 
 
-async def test_runs_appended_together_go_as_one_batch_to_each_partition(writer, log, monkeypatch):
-    sent, send = [], OutcomeWriter._send
-
-    async def send_and_note(self, producer, builder, partition):
-        sent.append(partition)
-        await send(self, producer, builder, partition)
-
-    monkeypatch.setattr(OutcomeWriter, "_send", send_and_note)
-    await writer.append(
-        *[
-            Run(REQUESTS, partition, encoded([receipt(offset, partition=partition) for offset in range(2)]))
-            for partition in range(12)
-        ]
-    )
-    records = await log()
-    assert sorted(sent) == sorted({record.partition for record in records})
-    assert len(sent) < 12
-    offsets_by_key = {}
-    for outcome in accepted(records):
-        offsets_by_key.setdefault(outcome.request.partition, []).append(outcome.request.offset)
-    assert offsets_by_key == {partition: [0, 1] for partition in range(12)}
-
-
 async def test_no_outcomes_no_records(writer, log):
-    await writer.append(Run(REQUESTS, 0, []))
+    await writer.append(REQUESTS, 0, [])
     assert await log() == []
 
 
 async def test_after_a_failed_append_the_run_from_the_committed_offset_is_exact(writer, log, monkeypatch):
     """The acknowledgement is lost, the records are not: they come twice in the log and count once."""
     committed = 3
-    await writer.append(Run(REQUESTS, 0, encoded([receipt(offset) for offset in range(committed)])))
+    await writer.append(REQUESTS, 0, encoded([receipt(offset) for offset in range(committed)]))
     send = OutcomeWriter._send
 
     async def send_and_lose_the_answer(self, producer, builder, partition):
@@ -140,8 +117,8 @@ async def test_after_a_failed_append_the_run_from_the_committed_offset_is_exact(
     with monkeypatch.context() as patch:
         patch.setattr(OutcomeWriter, "_send", send_and_lose_the_answer)
         with pytest.raises(LogUnavailable, match=r"t\.requests\.m/0"):
-            await writer.append(Run(REQUESTS, 0, encoded([receipt(offset, status="failed") for offset in range(3, 6)])))
-    await writer.append(Run(REQUESTS, 0, encoded([receipt(offset) for offset in range(committed, 8)])))
+            await writer.append(REQUESTS, 0, encoded([receipt(offset, status="failed") for offset in range(3, 6)]))
+    await writer.append(REQUESTS, 0, encoded([receipt(offset) for offset in range(committed, 8)]))
     records = await log()
     assert offsets(records) == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7]
     assert [outcome.request.offset for outcome in accepted(records)] == list(range(8))
@@ -156,8 +133,8 @@ async def test_a_failed_append_gets_a_fresh_producer(writer, log, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(OutcomeWriter, "_send", refuse)
         with pytest.raises(LogUnavailable) as caught:
-            await writer.append(Run(REQUESTS, 0, encoded([receipt(0)])))
+            await writer.append(REQUESTS, 0, encoded([receipt(0)]))
     assert caught.value.retriable
     assert writer._steady.producer is not before
-    await writer.append(Run(REQUESTS, 0, encoded([receipt(0)])))
+    await writer.append(REQUESTS, 0, encoded([receipt(0)]))
     assert offsets(await log()) == [0]

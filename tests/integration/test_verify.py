@@ -17,7 +17,7 @@ from services.audit.store import ArchiveStore
 from services.audit.verify.run import verify
 from services.worker.settings import WorkerSettings
 from shared import topics
-from shared.outcomes import OutcomeWriter, Run
+from shared.outcomes import OutcomeWriter
 from support.archive import archived_up_to
 from support.facts import encoded, receipt
 from support.processes import service
@@ -157,7 +157,7 @@ async def test_kafka_is_held_against_the_archive_and_a_request_without_outcome_i
         empty = hashlib.sha256(b"{}").hexdigest()
         for offset in (0, 2):
             outcome = receipt(offset, topic=topic, partition=1, model_name=model, input_sha256=empty, status="failed")
-            await writer.append(Run(topic, 1, encoded([outcome])))
+            await writer.append(topic, 1, encoded([outcome]))
     found = await broken(settings, archive=False)
     assert ("completeness", f"{topic}/1 offsets [1]", "1 request(s) have no outcome") in found
     with service("audit", settings, None):

@@ -55,12 +55,10 @@ class FakeWriter:
     def __init__(self):
         self.appended, self.failing = [], False
 
-    async def append(self, *runs):
+    async def append(self, _topic, partition, receipts):
         if self.failing:
             raise LogUnavailable("Kafka is away")
-        self.appended += [
-            (run.partition, decode_event(Receipt, value).request.offset) for run in runs for _, value in run.receipts
-        ]
+        self.appended += [(partition, decode_event(Receipt, value).request.offset) for _, value in receipts]
 
 
 class SlowReplies:
@@ -159,21 +157,6 @@ async def test_a_failed_append_starts_its_partition_again_where_it_committed(int
     await intake._flush(list(intake._ledgers.values()))
     assert intake._writer.appended == [(0, 5), (0, 6), (0, 7)]
     assert intake._consumer.committed == {FIRST: 8}
-
-
-async def test_all_partitions_of_a_failed_append_start_again(intake, settled):
-    intake._replies.answer.set()
-    await intake._consumer.fetched.put({FIRST: records(FIRST, 5), SECOND: records(SECOND, 7)})
-    await intake._take()
-    for job in settled:
-        complete(intake, job)
-    intake._writer.failing = True
-    flushing = asyncio.create_task(intake._flush(list(intake._ledgers.values())))
-    await eventually(lambda: len(intake._consumer.seeks) == 2)
-    await flushing
-    assert intake._consumer.seeks == [(FIRST, 5), (SECOND, 7)]
-    assert intake._ledgers == {}
-    assert intake._consumer.committed == {}
 
 
 async def test_records_in_hand_when_their_partition_starts_again_are_not_taken(intake, settled):
