@@ -25,6 +25,9 @@ hypothesis.settings.load_profile("aiaas")
 
 SERVERS = ("AIAAS_KAFKA_BOOTSTRAP_SERVERS", "AIAAS_REDIS_URL")
 
+# Brokers of tests do little: what they would compile thoroughly would never pay.
+os.environ.setdefault("AIAAS_LOCAL_KAFKA_JVM_OPTIONS", "-XX:TieredStopAtLevel=1")
+
 
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import psutil
@@ -22,12 +23,13 @@ from services.cli.local import leash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from benchmarks.serving.systems import HttpTarget
 
 _POLL_S = 0.1
 _LAST_LINES = 15
+_COMPILERS = ("C1 Compiler", "C2 Compiler")
+"""Threads of OpenJDK's, by the beginning of their names."""
 
 
 class Tree:
@@ -48,6 +50,18 @@ class Tree:
             with suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 total += times.user + times.system
+        return total
+
+    def compiling_s(self) -> float:
+        """CPU time so far of the compilers of Java virtual machines that live; 0 if there is none among them."""
+        total = 0.0
+        for process in self._all():
+            with suppress(psutil.NoSuchProcess):
+                total += sum(
+                    thread.user_time + thread.system_time
+                    for thread in process.threads()
+                    if _thread_name(process.pid, thread.id).startswith(_COMPILERS)
+                )
         return total
 
     def rss_bytes(self) -> int:
@@ -145,3 +159,10 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
+
+
+def _thread_name(pid: int, thread_id: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/task/{thread_id}/comm").read_text()
+    except OSError:  # it has ended
+        return ""

@@ -37,7 +37,6 @@ _OLDEST_JDK = 17
 _FETCH_TIMEOUT_S = 900.0
 _SMALL_AND_QUICK = (
     "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",  # C1 alone: a third of the start's CPU time, and enough for one machine's traffic
     "-XX:-UsePerfData",  # no file in /tmp that a killed JVM would leave behind
     "-XX:+ExitOnOutOfMemoryError",  # supervision restarts a dead broker, not a half-dead one
     "-Djava.awt.headless=true",
