@@ -102,10 +102,11 @@ def _started(
 def _warm(model: Model, system: System, plan: Plan, say: Callable[[str], None]) -> None:
     """Load a system until the compilers of its Java virtual machine, if it has one, find little more to do.
 
-    Until then a broker takes up to three times the CPU time for the same request. What serves runs for longer.
+    Until then a broker takes up to three times the CPU time for the same request. With a slow model it has little to
+    do either way.
     """
     trees = system.trees()
-    if not _compiling_s(trees):
+    if model.slow or not _compiling_s(trees):
         return
     try:
         system.resume()
@@ -115,7 +116,8 @@ def _warm(model: Model, system: System, plan: Plan, say: Callable[[str], None]) 
             for case in _cases(system, replace(plan, kafka_beforehand=0)):
                 _load(system.target(), case, plan, trees)
             share = (_compiling_s(trees) - before_s) / (time.monotonic() - turn_s)
-        say(f"{model.name} {system.name}: warm after {time.monotonic() - began_s:.0f} s, compiling {share:.1%} of a core")
+        took_s = time.monotonic() - began_s
+        say(f"{model.name} {system.name}: warm after {took_s:.0f} s, compilers at {share:.1%} of a core")
     except (NotHere, slices.SliceFailed) as err:
         say(f"{system.name} could not be warmed: {err}")
     finally:

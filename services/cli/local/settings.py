@@ -32,8 +32,8 @@ class LocalStackSettings(PlatformSettings):
     """`apache` fails where Apache Kafka can't be had; `auto` falls back to the embedded in-memory broker."""
     local_kafka_heap_mib: int = Field(default=512, ge=192)
     local_kafka_jvm_options: str = ""
-    """Appended to the broker's command line, so that they win; `-XX:TieredStopAtLevel=1` for one that lives for seconds:
-    it starts half a second sooner, but never gets as quick as one that has run for a minute."""
+    """Appended to the broker's command line, so that they win; `-XX:TieredStopAtLevel=1` if it lives for seconds: it
+    starts half a second sooner, but never gets as quick as one that has run for a minute."""
     local_redis_memory_mib: int = Field(default_factory=_default_redis_memory_mib, ge=16)
     """By default an eighth of the machine's memory, 1 GiB at least; it is taken only as answers come."""
     cache_dir: Path = Field(default_factory=_default_cache_dir)
