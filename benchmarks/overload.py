@@ -25,6 +25,7 @@ from benchmarks.serving import models, slices
 from benchmarks.serving.closed_loop import Load
 from benchmarks.serving.open_loop import OpenLoad
 from benchmarks.serving.systems.platform import OverHttp, Platform
+from benchmarks.serving.warming import warm
 
 BENCH_DIR = Path(__file__).parents[1] / ".bench"
 CALLERS = (16, 64, 256)
@@ -110,7 +111,9 @@ def judge(
 
 
 def storm(way: OverHttp, platform: Platform, times: float, seconds: float, connections: int) -> list[str]:
-    """Capacity, overload, capacity again."""
+    """Capacity, overload, capacity again, of a stack whose broker is warm."""
+    if how := warm(platform.trees.values(), lambda: [measured(way, callers) for callers in CALLERS]):
+        print(how)
     capacity = max((measured(way, callers) for callers in CALLERS), key=lambda each: each.per_s)
     print(f"capacity: {capacity.per_s:.0f}/s with {capacity.callers} callers, p99 {capacity.p99_ms:.1f} ms")
     print(f"offering {times:g} times that over {connections} connections, for {FIRST_S:g} s to get used to it")

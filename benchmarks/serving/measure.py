@@ -6,7 +6,6 @@ The order of the systems turns by one with every repeat, so that none always com
 from __future__ import annotations
 
 import signal
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from benchmarks.serving.kafka_load import KafkaLoad
 from benchmarks.serving.models import oip_output
 from benchmarks.serving.rows import Row
 from benchmarks.serving.systems import DirectTarget, HttpTarget, NotHere
+from benchmarks.serving.warming import warm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,9 +31,6 @@ _SLOW_CONCURRENCIES = frozenset({1, 64})
 _SLOW_WINDOWS = 2.5
 """A window should hold many batches, or the one at its edge decides."""
 _BATCHES = (1, 2, 4, 8, 16, 32)
-_COMPILED = 0.05
-"""Of a core, over a turn of all cases."""
-_WARM_TIMEOUT_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,32 +97,22 @@ def _started(
 
 
 def _warm(model: Model, system: System, plan: Plan, say: Callable[[str], None]) -> None:
-    """Load a system until the compilers of its Java virtual machine, if it has one, find little more to do.
-
-    Until then a broker takes up to three times the CPU time for the same request. With a slow model it has little to
-    do either way.
-    """
-    trees = system.trees()
-    if model.slow or not _compiling_s(trees):
+    """See `warming`; with a slow model a broker has little to do, warm or not."""
+    if model.slow:
         return
+
+    def turn() -> None:
+        for case in _cases(system, replace(plan, kafka_beforehand=0)):
+            _load(system.target(), case, plan, system.trees())
+
     try:
         system.resume()
-        began_s, share = time.monotonic(), 1.0
-        while share > _COMPILED and time.monotonic() - began_s < _WARM_TIMEOUT_S:
-            turn_s, before_s = time.monotonic(), _compiling_s(trees)
-            for case in _cases(system, replace(plan, kafka_beforehand=0)):
-                _load(system.target(), case, plan, trees)
-            share = (_compiling_s(trees) - before_s) / (time.monotonic() - turn_s)
-        took_s = time.monotonic() - began_s
-        say(f"{model.name} {system.name}: warm after {took_s:.0f} s, compilers at {share:.1%} of a core")
+        if found := warm(system.trees().values(), turn):
+            say(f"{model.name} {system.name}: {found}")
     except (NotHere, slices.SliceFailed) as err:
         say(f"{system.name} could not be warmed: {err}")
     finally:
         system.pause()
-
-
-def _compiling_s(trees: dict[str, Tree]) -> float:
-    return sum(tree.compiling_s() for tree in trees.values())
 
 
 def _turn(model: Model, system: System, plan: Plan, repeat: int, say: Callable[[str], None]) -> Iterator[Row]:

@@ -107,10 +107,12 @@ def _verdict(found: dict[str, Any]) -> str:
     """What the gate made of a comparison: a loss may be within what the policy allows."""
     if found["worse"]:
         return "worse than its parent, by more than the policy allows"
-    lost = found["parents"]["value"] - found["own"]["value"]
-    if (-lost if found["metric"] in _ERRORS else lost) > 0:
+    gained = found["own"]["value"] - found["parents"]["value"]
+    if not gained:
+        return "the same as its parent"
+    if (gained < 0) is (found["metric"] not in _ERRORS):
         return "worse than its parent, within what the policy allows"
-    return "no worse than its parent"
+    return "better than its parent"
 
 
 def conversion(version: dict[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.serving import warming
 from benchmarks.serving.closed_loop import quantile
 from benchmarks.serving.rows import Row, summaries
 from benchmarks.serving.systems import HttpTarget
@@ -82,3 +83,37 @@ def test_the_ceiling_is_its_own_best_batch_size():
     assert http.of_ceiling.median == pytest.approx(0.9)
     assert http.of_ceiling_per_cpu.median == pytest.approx(0.5)
     assert http.ratio is None
+
+
+class Compiling:
+    """A process whose compilers take so many seconds of each ten-second turn of load."""
+
+    def __init__(self, monkeypatch, each_turn_s):
+        self.turns, self.compiled_s, self.now_s, self._each_turn_s = 0, 1.0, 0.0, each_turn_s
+        monkeypatch.setattr(warming.time, "monotonic", lambda: self.now_s)
+
+    def compiling_s(self):
+        return self.compiled_s
+
+    def turn(self):
+        self.compiled_s += self._each_turn_s[min(self.turns, len(self._each_turn_s) - 1)]
+        self.turns, self.now_s = self.turns + 1, self.now_s + 10
+
+
+def test_a_broker_is_loaded_until_its_compilers_are_quiet(monkeypatch):
+    broker = Compiling(monkeypatch, [9.0, 3.0, 0.4, 0.0])
+    assert warming.warm([broker], broker.turn) == "warm after 30 s, its broker's compilers at 4.0% of a core"
+    assert broker.turns == 3
+
+
+def test_one_that_never_gets_quiet_is_loaded_for_three_minutes(monkeypatch):
+    broker = Compiling(monkeypatch, [5.0])
+    warming.warm([broker], broker.turn)
+    assert broker.turns == 18
+
+
+def test_what_has_no_virtual_machine_is_warm_at_once(monkeypatch):
+    server = Compiling(monkeypatch, [0.0])
+    server.compiled_s = 0.0
+    assert warming.warm([server], server.turn) is None
+    assert not server.turns

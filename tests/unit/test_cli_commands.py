@@ -547,18 +547,18 @@ def test_an_update_is_followed_with_its_curves_compared_and_promoted(aiaas, gate
     assert asked["data"] == {"kind": "log", "labels": "feedback", "max_rows": 10_000}
     assert asked["training"] == {"learning_rate": 0.001, "epochs": 3, "optimizer": "adamw"}
     assert err == "  digits version 2: optimizing, train: train (20%), about 10 s left, loss/train 0.25\n"
-    assert "accuracy 0.9900, version 1 0.9800, on the same 150 rows: no worse than its parent" in out
+    assert "accuracy 0.9900, version 1 0.9800, on the same 150 rows: better than its parent" in out
     assert any(path.endswith("/versions/2/promote") for path, _, _ in gateway.asked)
 
 
 @pytest.mark.parametrize(
     ("metric", "own", "parents", "worse", "verdict"),
     [
-        ("accuracy", 0.99, 0.98, False, "no worse than its parent"),
-        ("accuracy", 0.98, 0.98, False, "no worse than its parent"),
+        ("accuracy", 0.99, 0.98, False, "better than its parent"),
+        ("accuracy", 0.98, 0.98, False, "the same as its parent"),
         ("accuracy", 0.9733, 0.98, False, "worse than its parent, within what the policy allows"),
         ("accuracy", 0.9, 0.98, True, "worse than its parent, by more than the policy allows"),
-        ("rmse", 0.9, 0.98, False, "no worse than its parent"),
+        ("rmse", 0.9, 0.98, False, "better than its parent"),
         ("rmse", 0.985, 0.98, False, "worse than its parent, within what the policy allows"),
     ],
 )
