@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from benchmarks.serving import warming
@@ -90,7 +92,7 @@ class Compiling:
 
     def __init__(self, monkeypatch, each_turn_s):
         self.turns, self.compiled_s, self.now_s, self._each_turn_s = 0, 1.0, 0.0, each_turn_s
-        monkeypatch.setattr(warming.time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(warming, "time", SimpleNamespace(monotonic=lambda: self.now_s))
 
     def compiling_s(self):
         return self.compiled_s
