@@ -9,13 +9,14 @@ from contextlib import suppress
 import msgspec
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from services.optimizer.recipes import registry
 from services.optimizer.recipes.build import build
 from services.optimizer.recipes.configs import DynamicInt8, Fp16, Recipe, StaticQdq, WeightOnly
 from services.optimizer.recipes.errors import NotBuilt, not_built
 from services.optimizer.recipes.running import Means, answers
+from shared import machine
 from support import recipe_models, uploads
 
 STATIC = {name: recipe for name, recipe in registry.RECIPES.items() if isinstance(recipe, StaticQdq)}
@@ -59,6 +60,19 @@ def test_static_int8_is_a_third(cnn, name):
     built = build(STATIC[name], model, rows)
     assert built.ByteSize() < model.ByteSize() / 3
     assert not built.metadata_props
+
+
+@pytest.mark.parametrize(
+    "isa", ["x86_64-avx2", "x86_64-avx512f", "x86_64-avx512_vnni", "x86_64-avx_vnni", "aarch64-asimddp"]
+)
+@pytest.mark.parametrize("name", sorted(name for name, recipe in ORT_BASED.items() if not isinstance(recipe, Fp16)))
+def test_weights_have_seven_bits_where_sums_of_eight_are_cut_off(cnn, name, isa, monkeypatch):
+    monkeypatch.setattr(machine, "isa", lambda: isa)
+    model, rows, _, _ = cnn
+    built = build(ORT_BASED[name], model, rows)
+    weights = [numpy_helper.to_array(each) for each in built.graph.initializer if each.data_type == TensorProto.INT8]
+    largest = max(int(np.abs(each.astype(int)).max()) for each in weights if each.size > 1)
+    assert largest <= 64 if isa in ("x86_64-avx2", "x86_64-avx512f") else largest > 100
 
 
 @pytest.mark.parametrize("name", sorted(ORT_BASED))

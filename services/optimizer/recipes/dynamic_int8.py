@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from services.optimizer.recipes import graph as graphs
 from services.optimizer.recipes.errors import not_built
 from services.optimizer.recipes.ort_tools import excluded, finished, prepared, quiet
+from shared.machine import cuts_off_sums
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +63,7 @@ def quantized(ready: ModelProto, config: DynamicInt8, only: Sequence[str] = ()) 
         quantizer = ONNXQuantizer(
             graphs.copied(ready),
             config.per_channel,
-            False,  # reduce_range: 7 bits are for CPUs before VNNI
+            cuts_off_sums(),  # reduce_range: weights of 7 bits
             QuantizationMode.IntegerOps,
             False,  # static
             QuantType.QInt8,

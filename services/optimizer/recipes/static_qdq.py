@@ -12,6 +12,7 @@ from services.optimizer.recipes import graph as graphs
 from services.optimizer.recipes.calibration import ranges
 from services.optimizer.recipes.errors import not_built
 from services.optimizer.recipes.ort_tools import PRODUCTS, excluded, finished, prepared, quantizable, quiet
+from shared.machine import cuts_off_sums
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +62,7 @@ def quantized(ready: ModelProto, config: StaticQdq, found: Any, only: Sequence[s
         quantizer = QDQQuantizer(
             graphs.copied(ready),
             config.per_channel,
-            False,  # reduce_range: 7 bits are for CPUs before VNNI
+            cuts_off_sums(),  # reduce_range: weights of 7 bits
             QuantType.QInt8,
             QuantType.QInt8 if signed else QuantType.QUInt8,
             found,
