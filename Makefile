@@ -45,7 +45,7 @@ test-tensorflow: java ## SavedModel, Keras and TFLite, in and out, in an environ
 	@.venv-tensorflow/bin/python -m pytest -W default --no-header tests/unit/test_conversion_tensorflow.py \
 		tests/unit/test_optimizer_exports.py tests/e2e/test_formats_tensorflow.py $(ARGS)
 
-bench: environment java ## our speed beside a bare server and four peers, in one run; about half an hour
+bench: environment java ## our speed beside a bare server and four peers, in one run; 35 to 45 minutes
 	@$(BIN)/python -m benchmarks.serving $(ARGS)
 
 lint: environment ## ruff, mypy (strict) and the import contracts
